@@ -1,0 +1,1 @@
+//! Types of the Azure Resource Manager and Site Recovery REST surface.

@@ -1,0 +1,1 @@
+//! VHD, VHDX and raw disk images: read, write, replay, check.

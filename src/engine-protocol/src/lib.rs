@@ -1,0 +1,1 @@
+//! The protocol between engine and orchestrator: messages, enrolment, mutual TLS.

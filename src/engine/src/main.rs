@@ -1,0 +1,3 @@
+//! The replication engine: tracks, ships, applies, recovers.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Puts the replication engine onto a host and takes it away again.

@@ -1,0 +1,3 @@
+//! The control plane: orchestration API, jobs, engine gateway.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The Terraform provider siterecovery.
+
+fn main() {}

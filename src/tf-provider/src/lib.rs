@@ -1,0 +1,1 @@
+//! Terraform plugin protocol 6 server; knows nothing of site recovery.

@@ -1,0 +1,3 @@
+//! Developer commands: rings, lints, docs, fuzz, bench.
+
+fn main() {}

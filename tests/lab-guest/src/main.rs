@@ -1,0 +1,2 @@
+//! The program inside the lab guests.
+fn main() {}
