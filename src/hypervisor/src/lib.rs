@@ -7,78 +7,105 @@
 //!
 //! The heart is [`Hypervisor::freeze`]: one instant over all disks of a VM at once, with what
 //! changed since an earlier instant, readable while the guest goes on writing.
+//!
+//! How change tracking is meant to be used, for one VM:
+//!
+//! ```text
+//!   freeze(since: None,  next: 1)  first copy, tracking 1 records from here   release
+//!   freeze(since: 1,     next: 2)  changes since 1                            release, durable: forget(older_than: 2)
+//!   freeze(since: 2,     next: 3)  ... engine dies here, nothing durable
+//!   clean_up                       takes away what the dead engine left
+//!   freeze(since: 2,     next: 4)  changes since 2 = tracking 2 and 3 together
+//! ```
+//!
+//! A tracking interval survives the engine, not the hypervisor's process of the VM: after a restart of
+//! the VM the answer is [`Changes::Unknown`] and the caller compares.
+
+mod error;
+mod extents;
+mod model;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use uuid::Uuid;
 
-/// A VM's GUID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VmId(pub Uuid);
-
-/// A virtual disk's GUID: VHDX "virtual disk id", or a VHD footer's unique id. Never a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DiskId(pub Uuid);
-
-/// Names the start of a change-tracking interval on a host. Ordered: a later freeze has a greater id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TrackingId {
-    /// Fencing generation of the replication that made it.
-    pub generation: u64,
-    /// Counts the freezes of that generation.
-    pub number: u64,
-}
-
-/// A range of a virtual disk, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// First byte.
-    pub offset: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
-
-/// What a disk holds at a frozen instant.
-pub struct FrozenDisk {
-    /// Which disk.
-    pub disk: DiskId,
-    /// Virtual size in bytes.
-    pub size_bytes: u64,
-    /// What changed since the `since` of the request.
-    pub changes: Changes,
-    /// Ranges that may hold anything but zeroes; the rest reads as zeroes. Sorted, disjoint.
-    pub allocated: Vec<Extent>,
-    /// Reads the frozen content.
-    pub reader: Box<dyn FrozenReader>,
-}
-
-/// Answer of change tracking for one disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Changes {
-    /// Exactly these ranges may differ (granularity 64 KiB); sorted, disjoint.
-    Since(Vec<Extent>),
-    /// Tracking can't tell (first freeze, VM restarted, bitmap lost): compare.
-    Unknown,
-}
-
-/// One instant over all disks of a VM. Must be given back with [`Hypervisor::release`].
-pub struct FrozenPoint {
-    /// Which VM.
-    pub vm: VmId,
-    /// The instant, milliseconds since the Unix epoch.
-    pub taken_unix_ms: i64,
-    /// From here on the host tracks changes under this id.
-    pub tracking: TrackingId,
-    /// The disks, in the order of the request.
-    pub disks: Vec<FrozenDisk>,
-}
+pub use error::{ErrorKind, HypervisorError, Retry};
+pub use extents::{Extent, ExtentSet};
+pub use model::{
+    Changes, DiskId, DiskSource, Finding, FrozenDisk, FrozenPoint, Generation, HostFacts,
+    NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState, Stop, TrackingId,
+    VirtualDisk, VirtualMachine, VmId,
+};
 
 /// Reads a frozen disk.
 #[async_trait]
 pub trait FrozenReader: Send + Sync {
     /// Reads `length` bytes at `offset`; the range lies inside the disk.
     async fn read(&self, offset: u64, length: usize) -> Result<Bytes, HypervisorError>;
+}
+
+/// A host that runs virtual machines.
+///
+/// All calls may run side by side; a driver puts those on one VM into an order itself. Every call may be
+/// repeated after an error or a crash of the caller.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// What the host is and how much room it has.
+    async fn host(&self) -> Result<HostFacts, HypervisorError>;
+
+    /// All VMs of the host, by name. A VM that is damaged is listed with [`Finding`]s rather than left out.
+    async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError>;
+
+    /// Freezes one instant over `disks` at once and starts tracking under `next`.
+    ///
+    /// `since` names the instant to which changes are wanted; `None` asks for none ([`Changes::Unknown`]).
+    /// `next` must be greater than every id of [`Hypervisor::tracking`]. At most one point of a VM is frozen
+    /// at a time. After an error nothing is left behind: no export, no job, no tracking `next`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmNotFound`], [`ErrorKind::VmNotRunning`], [`ErrorKind::DiskNotFound`],
+    /// [`ErrorKind::Busy`] when a point is frozen already (after a crash: [`Hypervisor::clean_up`]),
+    /// [`ErrorKind::NoSpace`] when there is no room for old data, [`ErrorKind::InvalidRequest`].
+    async fn freeze(
+        &self,
+        vm: VmId,
+        disks: &[DiskId],
+        since: Option<TrackingId>,
+        next: TrackingId,
+    ) -> Result<FrozenPoint, HypervisorError>;
+
+    /// Gives a frozen point back. Tracking goes on; drop old intervals with [`Hypervisor::forget`].
+    async fn release(&self, point: FrozenPoint) -> Result<(), HypervisorError>;
+
+    /// The tracking intervals the host holds for all replicated disks of the VM, oldest first. Empty when the VM is off.
+    async fn tracking(&self, vm: VmId) -> Result<Vec<TrackingId>, HypervisorError>;
+
+    /// Drops intervals older than `older_than`; call it when the point that began `older_than` is durable.
+    async fn forget(&self, vm: VmId, older_than: TrackingId) -> Result<(), HypervisorError>;
+
+    /// Drops all intervals and stops tracking. A VM that is off or gone has none, which is no error.
+    async fn forget_all(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Takes away what a caller that died between freeze and release left: exports, jobs, nodes, files. Keeps tracking.
+    async fn clean_up(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// The disk's newest image file. Replication logs lie beside it.
+    async fn disk_path(&self, vm: VmId, disk: DiskId) -> Result<PathBuf, HypervisorError>;
+
+    /// Starts the VM; one that runs already is left alone.
+    async fn start(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Stops the VM and returns when it is off; one that is off already is left alone.
+    async fn stop(&self, vm: VmId, how: Stop) -> Result<(), HypervisorError>;
+
+    /// Makes a VM and leaves it off. Repeating it with the same id and folder is no error and makes it anew only
+    /// when the first try did not finish.
+    async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError>;
+
+    /// Turns the VM off and deletes it with its folder. One that does not exist is no error.
+    async fn remove(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// The file that gets what the guest writes to its first serial port; begins anew at each start.
+    async fn console(&self, vm: VmId) -> Result<PathBuf, HypervisorError>;
 }

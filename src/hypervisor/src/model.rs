@@ -1,0 +1,285 @@
+//! What a hypervisor knows: VMs, disks, frozen points, and what it is asked to make.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::FrozenReader;
+use crate::extents::Extent;
+
+/// A VM's GUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VmId(pub Uuid);
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A virtual disk's GUID: VHDX "virtual disk id", or a VHD footer's unique id. Never a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiskId(pub Uuid);
+
+impl fmt::Display for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Names the start of a change-tracking interval on a host. Ordered: a later freeze has a greater id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TrackingId {
+    /// Fencing generation of the replication that made it.
+    pub generation: u64,
+    /// Counts the freezes of that generation.
+    pub number: u64,
+}
+
+impl fmt::Display for TrackingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.generation, self.number)
+    }
+}
+
+/// The host as an administrator would describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Host name, fully qualified where the host knows it.
+    pub name: String,
+    /// For people, such as "Debian GNU/Linux 12 (bookworm)".
+    pub operating_system: String,
+    /// "qemu" or "hyperv".
+    pub hypervisor: String,
+    /// Such as "7.2.22"; empty when it can't be found out.
+    pub hypervisor_version: String,
+    /// Free bytes on the volume of the driver's scratch folder.
+    pub free_bytes: u64,
+    /// Whether VMs run at hardware speed (KVM, Hyper-V) rather than in software emulation.
+    pub accelerated: bool,
+}
+
+/// Firmware and controllers of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Generation {
+    /// BIOS, IDE, MBR.
+    One,
+    /// UEFI, SCSI, GPT.
+    Two,
+}
+
+impl Generation {
+    /// 1 or 2.
+    pub fn number(self) -> u32 {
+        match self {
+            Generation::One => 1,
+            Generation::Two => 2,
+        }
+    }
+
+    /// From 1 or 2.
+    pub fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Generation::One),
+            2 => Some(Generation::Two),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a VM has a running process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PowerState {
+    /// Its guest runs, or is paused.
+    Running,
+    /// Turned off.
+    Off,
+}
+
+/// A VM of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualMachine {
+    /// GUID.
+    pub id: VmId,
+    /// Name; unique on the host.
+    pub name: String,
+    /// Firmware and controllers.
+    pub generation: Generation,
+    /// Virtual processors.
+    pub processors: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// "Linux", "Windows", or empty when unknown.
+    pub os_type: String,
+    /// Running or off.
+    pub power_state: PowerState,
+    /// The operating system disk first. Only disks that could be read.
+    pub disks: Vec<VirtualDisk>,
+    /// Network adapters in order.
+    pub network_adapters: Vec<NetworkAdapter>,
+    /// Why it can't be protected; empty = it can.
+    pub findings: Vec<Finding>,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualDisk {
+    /// Out of the image.
+    pub id: DiskId,
+    /// File name without folder.
+    pub name: String,
+    /// Virtual size in bytes.
+    pub size_bytes: u64,
+    /// Whether the VM boots from it.
+    pub operating_system: bool,
+}
+
+/// A virtual network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkAdapter {
+    /// Stable name on the VM, such as "nic0".
+    pub id: String,
+    /// Virtual switch; empty when not connected.
+    pub network_name: String,
+    /// Six octets in hexadecimal with colons.
+    pub mac_address: String,
+}
+
+/// A problem with its cause and the next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable, in CamelCase, for programs.
+    pub code: &'static str,
+    /// What is wrong, one sentence.
+    pub summary: String,
+    /// Why that may be.
+    pub possible_causes: String,
+    /// What to do.
+    pub recommended_action: String,
+    /// Whether it rules protection out.
+    pub critical: bool,
+}
+
+/// What a disk holds at a frozen instant.
+pub struct FrozenDisk {
+    /// Which disk.
+    pub disk: DiskId,
+    /// Virtual size in bytes.
+    pub size_bytes: u64,
+    /// What changed since the `since` of the request.
+    pub changes: Changes,
+    /// Ranges that may hold anything but zeroes; the rest reads as zeroes. Sorted, disjoint.
+    pub allocated: Vec<Extent>,
+    /// Reads the frozen content.
+    pub reader: Box<dyn FrozenReader>,
+}
+
+impl fmt::Debug for FrozenDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrozenDisk")
+            .field("disk", &self.disk)
+            .field("size_bytes", &self.size_bytes)
+            .field("changes", &self.changes)
+            .field("allocated", &self.allocated)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answer of change tracking for one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changes {
+    /// Exactly these ranges may differ (granularity 64 KiB); sorted, disjoint.
+    Since(Vec<Extent>),
+    /// Tracking can't tell (first freeze, VM restarted, bitmap lost): compare.
+    Unknown,
+}
+
+/// One instant over all disks of a VM. Must be given back with [`crate::Hypervisor::release`].
+#[derive(Debug)]
+pub struct FrozenPoint {
+    /// Which VM.
+    pub vm: VmId,
+    /// The instant, milliseconds since the Unix epoch.
+    pub taken_unix_ms: i64,
+    /// From here on the host tracks changes under this id.
+    pub tracking: TrackingId,
+    /// The disks, in the order of the request.
+    pub disks: Vec<FrozenDisk>,
+}
+
+/// How to stop a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Ask the guest; [`crate::ErrorKind::Timeout`] when it still runs after `timeout`.
+    Shutdown {
+        /// How long the guest may take.
+        timeout: Duration,
+    },
+    /// Pull the plug. What the guest wrote is in the image.
+    TurnOff,
+}
+
+/// A VM to make.
+#[derive(Clone, Debug)]
+pub struct NewVirtualMachine {
+    /// Its GUID.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// Firmware and controllers.
+    pub generation: Generation,
+    /// Memory in bytes; rounded up to whole MiB.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub processors: u32,
+    /// "Linux", "Windows" or empty.
+    pub os_type: String,
+    /// The VM's own folder, a direct child of one of the driver's VM folders; made when missing, deleted by
+    /// [`crate::Hypervisor::remove`].
+    pub folder: PathBuf,
+    /// The operating system disk first.
+    pub disks: Vec<NewDisk>,
+    /// Network adapters.
+    pub networks: Vec<NewNetwork>,
+}
+
+/// A disk of a VM to make.
+#[derive(Clone, Debug)]
+pub struct NewDisk {
+    /// Its GUID, for sources that have none in them; an image's own id wins.
+    pub id: DiskId,
+    /// Where its data come from.
+    pub source: DiskSource,
+}
+
+/// Where the data of a new VM's disk come from.
+#[derive(Clone, Debug)]
+pub enum DiskSource {
+    /// A read-only NBD export over a Unix socket, with copy-on-write above it: the guest's writes go to `overlay`.
+    Nbd {
+        /// The server's socket. It must be served whenever the VM runs; for 10 minutes the VM waits for it.
+        socket: PathBuf,
+        /// Name of the export.
+        export: String,
+        /// Virtual size in bytes.
+        size_bytes: u64,
+        /// Made by the driver (qcow2); relative paths are relative to the VM's folder.
+        overlay: PathBuf,
+    },
+    /// An existing VHDX or VHD, used in place. Removed with the VM only when it lies in the VM's folder.
+    Image(PathBuf),
+}
+
+/// A network adapter of a VM to make.
+#[derive(Clone, Debug)]
+pub struct NewNetwork {
+    /// The network to connect to; `None` = isolated: the card is there, its cable is out.
+    pub network_name: Option<String>,
+    /// Six octets in hexadecimal with colons; `None` = made from the VM's id.
+    pub mac_address: Option<String>,
+}
