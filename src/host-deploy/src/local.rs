@@ -1,0 +1,323 @@
+//! The channel to the machine this process runs on.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DeployError, DeployErrorKind};
+use crate::service::{self, ServiceManager};
+use crate::{Deployer, Deployment, Inspection, RegistrationKey, files};
+
+/// How often a state that can only be polled is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Deploys to this machine.
+#[derive(Debug, Clone)]
+pub struct LocalDeployer {
+    manager: ServiceManager,
+}
+
+/// What the deployment has made, so that removing it leaves nothing behind and takes nothing that was there before.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Record {
+    created_folders: BTreeSet<PathBuf>,
+}
+
+impl Default for LocalDeployer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LocalDeployer {
+    /// Uses systemd when it is process 1 and this process is root, else a detached process.
+    pub fn new() -> Self {
+        LocalDeployer {
+            manager: ServiceManager::of_this_machine(),
+        }
+    }
+
+    /// Never uses systemd.
+    pub fn detached() -> Self {
+        LocalDeployer {
+            manager: ServiceManager::Detached,
+        }
+    }
+}
+
+#[async_trait]
+impl Deployer for LocalDeployer {
+    async fn inspect(&self, deployment: &Deployment) -> Result<Inspection, DeployError> {
+        deployment.settings.check()?;
+        let engine = deployment.engine_path();
+        let wanted = deployment.clone();
+        let (bundled_sha256, engine_sha256, config_current, engine_id) = blocking(move || {
+            Ok((
+                bundled_sha256(&wanted)?,
+                files::sha256(&wanted.engine_path())
+                    .map_err(|e| DeployError::io("reading", &wanted.engine_path(), e))?,
+                files::holds(&wanted.config_path(), &config_text(&wanted)?)?,
+                engine_id(&wanted)?,
+            ))
+        })
+        .await?;
+        let engine_version = match engine_sha256 {
+            Some(_) => version(&engine).await,
+            None => None,
+        };
+        let running = self.manager.running(deployment).await?;
+        Ok(Inspection {
+            engine_sha256,
+            engine_version,
+            bundled_sha256,
+            config_current,
+            running,
+            engine_id,
+        })
+    }
+
+    async fn install(
+        &self,
+        deployment: &Deployment,
+        key: Option<&RegistrationKey>,
+    ) -> Result<bool, DeployError> {
+        deployment.settings.check()?;
+        let (wanted, key) = (deployment.clone(), key.cloned());
+        blocking(move || install(&wanted, key.as_ref())).await
+    }
+
+    async fn start(&self, deployment: &Deployment) -> Result<(), DeployError> {
+        if self.manager.running(deployment).await? {
+            return Ok(());
+        }
+        self.manager.start(deployment).await
+    }
+
+    async fn restart(&self, deployment: &Deployment) -> Result<(), DeployError> {
+        self.manager.stop(deployment).await?;
+        self.manager.start(deployment).await
+    }
+
+    async fn wait_ready(
+        &self,
+        deployment: &Deployment,
+        limit: Duration,
+    ) -> Result<String, DeployError> {
+        let until = Instant::now() + limit;
+        loop {
+            let running = self.manager.running(deployment).await?;
+            if running && let Some(id) = engine_id(deployment)? {
+                return Ok(id);
+            }
+            if Instant::now() >= until {
+                let (kind, cause) = if running {
+                    (
+                        DeployErrorKind::TimedOut,
+                        "the engine runs but has made no identity",
+                    )
+                } else {
+                    (
+                        DeployErrorKind::EngineFailed,
+                        "the engine was started and has ended",
+                    )
+                };
+                return Err(DeployError::new(
+                    kind,
+                    "waiting for",
+                    deployment.engine_path().display().to_string(),
+                    cause,
+                    format!(
+                        "look at {}",
+                        deployment.settings.data_folder.join("engine.log").display()
+                    ),
+                ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn uninstall(&self, deployment: &Deployment) -> Result<(), DeployError> {
+        deployment.settings.check()?;
+        self.manager.stop(deployment).await?;
+        stop_recovered_vms(deployment).await?;
+        self.manager.forget().await?;
+        let wanted = deployment.clone();
+        blocking(move || remove(&wanted)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
+) -> Result<T, DeployError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(DeployError::new(
+                DeployErrorKind::Other,
+                "working on",
+                "this machine",
+                error.to_string(),
+                "report this as a defect",
+            ))
+        })
+}
+
+fn bundled_sha256(deployment: &Deployment) -> Result<String, DeployError> {
+    let path = &deployment.bundled_engine;
+    let found = files::sha256(path).map_err(|e| DeployError::io("reading", path, e))?;
+    found.ok_or_else(|| {
+        DeployError::new(
+            DeployErrorKind::Missing,
+            "reading",
+            path.display().to_string(),
+            "the engine to install is not there",
+            "put siterecovery-engine beside the provider, or set engine_path in the provider configuration",
+        )
+    })
+}
+
+fn config_text(deployment: &Deployment) -> Result<String, DeployError> {
+    deployment.settings.render(deployment.key_path())
+}
+
+fn install(deployment: &Deployment, key: Option<&RegistrationKey>) -> Result<bool, DeployError> {
+    let wanted = bundled_sha256(deployment)?;
+    let mut record = read_record(deployment);
+    let before = record.created_folders.len();
+    let settings = &deployment.settings;
+    record
+        .created_folders
+        .extend(files::create_folders(&settings.data_folder, 0o700)?);
+    record
+        .created_folders
+        .extend(files::create_folders(&deployment.install_folder, 0o755)?);
+    if settings.recovery_role {
+        record
+            .created_folders
+            .extend(files::create_folders(&settings.recovery_folder, 0o700)?);
+    }
+    if record.created_folders.len() != before {
+        // Before anything else is written: what was made must be known to be ours even if the next step fails.
+        write_record(deployment, &record)?;
+    }
+    let mut changed = false;
+    let engine = deployment.engine_path();
+    let installed = files::sha256(&engine).map_err(|e| DeployError::io("reading", &engine, e))?;
+    if installed.as_deref() != Some(wanted.as_str()) {
+        let mut bundled = File::open(&deployment.bundled_engine)
+            .map_err(|e| DeployError::io("reading", &deployment.bundled_engine, e))?;
+        files::replace(&engine, 0o755, &mut bundled)?;
+        changed = true;
+    }
+    let config = config_text(deployment)?;
+    if !files::holds(&deployment.config_path(), &config)? {
+        files::replace(&deployment.config_path(), 0o600, &mut config.as_bytes())?;
+        changed = true;
+    }
+    if let Some(key) = key {
+        files::replace(&deployment.key_path(), 0o600, &mut key.expose().as_bytes())?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+fn read_record(deployment: &Deployment) -> Record {
+    // A record that is missing or torn only means that empty folders stay: no reason to fail.
+    fs::read(deployment.record_path())
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}
+
+fn write_record(deployment: &Deployment, record: &Record) -> Result<(), DeployError> {
+    let bytes = serde_json::to_vec_pretty(record).map_err(|error| {
+        DeployError::io(
+            "writing",
+            &deployment.record_path(),
+            io::Error::other(error),
+        )
+    })?;
+    files::replace(&deployment.record_path(), 0o600, &mut bytes.as_slice())
+}
+
+fn engine_id(deployment: &Deployment) -> Result<Option<String>, DeployError> {
+    let path = deployment
+        .settings
+        .data_folder
+        .join("identity")
+        .join("engine_id");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|id| !id.is_empty())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DeployError::io("reading", &path, error)),
+    }
+}
+
+async fn version(engine: &Path) -> Option<String> {
+    let outcome = service::run(engine, &["--version".as_ref()]).await.ok()?;
+    if !outcome.success {
+        return None;
+    }
+    // "siterecovery-engine 0.1.0"
+    outcome
+        .text
+        .split_whitespace()
+        .nth(1)
+        .map(ToOwned::to_owned)
+}
+
+/// A recovered VM outlives the engine. When the host is taken out of service, none may stay running unseen.
+async fn stop_recovered_vms(deployment: &Deployment) -> Result<(), DeployError> {
+    let folder = &deployment.settings.recovery_folder;
+    let engine = [deployment.engine_path(), deployment.bundled_engine.clone()]
+        .into_iter()
+        .find(|path| path.exists());
+    let (Some(engine), Ok(entries)) = (engine, fs::read_dir(folder)) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if !entry.path().join("vm.toml").exists() {
+            continue;
+        }
+        let name = entry.file_name();
+        tracing::warn!(vm = %name.to_string_lossy(), "stopping a recovered VM that was left over");
+        let arguments: [&std::ffi::OsStr; 5] = [
+            "vm".as_ref(),
+            "stop".as_ref(),
+            "--vm-folder".as_ref(),
+            folder.as_os_str(),
+            &name,
+        ];
+        let outcome = service::run(&engine, &arguments).await?;
+        if !outcome.success {
+            return Err(DeployError::new(
+                DeployErrorKind::EngineFailed,
+                "stopping the recovered VM",
+                name.to_string_lossy().into_owned(),
+                outcome.text.trim().to_owned(),
+                "end its process by hand, then destroy again",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn remove(deployment: &Deployment) -> Result<(), DeployError> {
+    let record = read_record(deployment);
+    let settings = &deployment.settings;
+    files::remove_file(&deployment.engine_path())?;
+    if settings.recovery_role && record.created_folders.contains(&settings.recovery_folder) {
+        files::remove_tree(&settings.recovery_folder)?;
+    }
+    // The record lies in the data folder, so this comes last: until then a second run still knows it all.
+    files::remove_tree(&settings.data_folder)?;
+    for folder in record.created_folders.iter().rev() {
+        files::remove_if_empty(folder);
+    }
+    Ok(())
+}
