@@ -1,1 +1,41 @@
 //! VHD, VHDX and raw disk images: read, write, replay, check.
+//!
+//! ```text
+//!   DiskImage::open ─► detect ─┬─► vhdx  (fixed, dynamic; log replayed)      ┐
+//!   DiskImage::create ─────────┼─► vhd   (fixed, dynamic)                    ├─► dyn ImageFile ─► std::fs::File
+//!                              └─► raw                                       ┘                └─► MemoryFile (tests)
+//!   live_allocation ──► block allocation table of an image another process is writing
+//!   partitions::read ─► MBR or GPT of any BlockRead
+//! ```
+//!
+//! Life cycle of an image opened for writing: `open` (a pending log is replayed) → `write_at` …
+//! → `flush` (what was written before survives a power cut) → `close` (the file is marked clean).
+//! An image dropped without `close` is as after a power cut: consistent, and a VHDX keeps its log
+//! to be replayed by the next opener.
+//!
+//! Everything is synchronous and knows nothing of async run times. Bytes from a file are never
+//! trusted: checksums, offsets and sizes are verified before use, and a broken image gives an
+//! [`ImageError`] that names the object, where it lies and why it was refused.
+
+mod bytes;
+mod error;
+mod extent;
+mod file;
+mod image;
+mod info;
+mod live;
+mod memory;
+pub mod partitions;
+mod raw;
+pub mod vhd;
+pub mod vhdx;
+
+pub use error::{ErrorKind, ImageError};
+pub use extent::Extent;
+pub use file::ImageFile;
+pub use image::{Access, BlockRead, CreateOptions, DiskImage, Format};
+pub use info::{
+    Details, HeaderInfo, ImageInfo, LogInfo, MetadataItemInfo, RegionInfo, VhdInfo, VhdxInfo,
+};
+pub use live::{LiveAllocation, live_allocation, live_allocation_of};
+pub use memory::MemoryFile;

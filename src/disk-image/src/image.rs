@@ -1,0 +1,286 @@
+//! One interface over all formats: detect, open, create, read, write.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use crate::raw::RawImage;
+use crate::vhd::VhdImage;
+use crate::vhdx::VhdxImage;
+use crate::{ErrorKind, Extent, ImageError, ImageFile, ImageInfo};
+
+/// What an image is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The file is never written; a VHDX log is replayed in memory.
+    ReadOnly,
+    /// A VHDX log is replayed into the file.
+    ReadWrite,
+}
+
+/// Format and kind of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// The bytes of the disk and nothing else.
+    Raw,
+    /// The bytes of the disk and a footer of 512 bytes.
+    VhdFixed,
+    /// Blocks allocated when written.
+    VhdDynamic,
+    /// All blocks allocated.
+    VhdxFixed,
+    /// Blocks allocated when written.
+    VhdxDynamic,
+}
+
+/// How to create an image. Built with [`CreateOptions::new`], then changed field by field.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Format and kind.
+    pub format: Format,
+    /// Size of the disk in bytes; a multiple of the logical sector size.
+    pub virtual_size: u64,
+    /// Bytes of one block; `None` takes the format's usual one (VHDX 32 MiB, VHD 2 MiB).
+    /// VHDX: 1 to 256 MiB, a power of two. VHD: a power of two from 512 KiB to 2 MiB.
+    pub block_size: Option<u32>,
+    /// 512, or 4096 for VHDX and raw.
+    pub logical_sector_size: u32,
+    /// 512 or 4096; VHDX only.
+    pub physical_sector_size: u32,
+    /// The disk's identity; `None` draws a random one.
+    pub id: Option<Uuid>,
+}
+
+impl CreateOptions {
+    /// A disk of `virtual_size` bytes with the format's usual block size, 512-byte logical and
+    /// 4096-byte physical sectors and a random identity.
+    pub fn new(format: Format, virtual_size: u64) -> Self {
+        Self {
+            format,
+            virtual_size,
+            block_size: None,
+            logical_sector_size: 512,
+            physical_sector_size: 4096,
+            id: None,
+        }
+    }
+}
+
+/// Anything that can be read as a disk.
+pub trait BlockRead {
+    /// Size of the disk in bytes.
+    fn virtual_size(&self) -> u64;
+    /// Logical sector size in bytes: 512 or 4096.
+    fn logical_sector_size(&self) -> u32;
+    /// Fills `buffer` from `offset`; `OutOfRange` when that passes the end of the disk.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError>;
+}
+
+/// An open disk image of any format. Shared reads need `&self`; writes need `&mut self`.
+#[derive(Debug)]
+pub struct DiskImage {
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Raw(RawImage),
+    Vhd(VhdImage),
+    Vhdx(VhdxImage),
+}
+
+/// Runs one expression on whichever format it is.
+macro_rules! each {
+    ($self:expr, $image:ident => $body:expr) => {
+        match $self {
+            Inner::Raw($image) => $body,
+            Inner::Vhd($image) => $body,
+            Inner::Vhdx($image) => $body,
+        }
+    };
+}
+
+impl DiskImage {
+    /// Opens the image in the file at `path`. The format is found by its content; a file whose
+    /// content shows no format is `NotAnImage` unless its name ends in `.raw` or `.img`.
+    pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self, ImageError> {
+        let path = path.as_ref();
+        let file = open_path(path, access)?;
+        match Self::detect(&file)? {
+            Some(_) => Self::open_file(Box::new(file), access),
+            None if has_raw_name(path) => Self::open_raw(Box::new(file), access, 512),
+            None => Err(ImageError::new(
+                ErrorKind::NotAnImage,
+                path.display().to_string(),
+                "neither a VHDX nor a VHD signature was found",
+            )),
+        }
+    }
+
+    /// Finds the format of a file by its content; `None` when no signature is known.
+    pub fn detect(file: &dyn ImageFile) -> Result<Option<Format>, ImageError> {
+        if let Some(format) = crate::vhdx::detect(file)? {
+            return Ok(Some(format));
+        }
+        crate::vhd::detect(file)
+    }
+
+    /// Opens a VHDX or VHD in `file`; `NotAnImage` when it is neither.
+    pub fn open_file(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
+        let inner = match Self::detect(file.as_ref())? {
+            Some(Format::VhdxFixed | Format::VhdxDynamic) => {
+                Inner::Vhdx(VhdxImage::open(file, access)?)
+            }
+            Some(Format::VhdFixed | Format::VhdDynamic) => {
+                Inner::Vhd(VhdImage::open(file, access)?)
+            }
+            Some(Format::Raw) | None => {
+                return Err(ImageError::new(
+                    ErrorKind::NotAnImage,
+                    "file",
+                    "neither a VHDX nor a VHD signature was found",
+                ));
+            }
+        };
+        Ok(Self { inner })
+    }
+
+    /// Takes `file` as the plain bytes of a disk with sectors of 512 or 4096 bytes.
+    pub fn open_raw(
+        file: Box<dyn ImageFile>,
+        access: Access,
+        logical_sector_size: u32,
+    ) -> Result<Self, ImageError> {
+        Ok(Self {
+            inner: Inner::Raw(RawImage::open(file, access, logical_sector_size)?),
+        })
+    }
+
+    /// Creates the file at `path`, which must not exist, and an empty disk in it, open for writing.
+    /// The image is durable when this returns; the folder's entry is the caller's to sync.
+    pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, ImageError> {
+        let path = path.as_ref();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path);
+        let file =
+            file.map_err(|e| ImageError::io(path.display().to_string(), 0, "create the file", e))?;
+        Self::create_file(Box::new(file), options)
+    }
+
+    /// Creates an empty disk in `file`, whose old content is lost.
+    pub fn create_file(
+        file: Box<dyn ImageFile>,
+        options: &CreateOptions,
+    ) -> Result<Self, ImageError> {
+        let inner = match options.format {
+            Format::Raw => Inner::Raw(RawImage::create(file, options)?),
+            Format::VhdFixed | Format::VhdDynamic => Inner::Vhd(VhdImage::create(file, options)?),
+            Format::VhdxFixed | Format::VhdxDynamic => {
+                Inner::Vhdx(VhdxImage::create(file, options)?)
+            }
+        };
+        Ok(Self { inner })
+    }
+
+    /// Format and kind.
+    pub fn format(&self) -> Format {
+        each!(&self.inner, image => image.format())
+    }
+
+    /// Size of the disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        each!(&self.inner, image => image.virtual_size())
+    }
+
+    /// Identity of the disk: VHDX virtual disk id, VHD unique id; a raw image has none.
+    pub fn id(&self) -> Option<Uuid> {
+        each!(&self.inner, image => image.id())
+    }
+
+    /// Logical sector size in bytes.
+    pub fn logical_sector_size(&self) -> u32 {
+        each!(&self.inner, image => image.logical_sector_size())
+    }
+
+    /// Bytes of one block, where the format has blocks.
+    pub fn block_size(&self) -> Option<u32> {
+        each!(&self.inner, image => image.block_size())
+    }
+
+    /// The parts of `range` (bytes; cut to the disk) that may hold anything but zeroes: sorted,
+    /// disjoint, neighbours joined. What is left out reads as zeroes.
+    pub fn allocated(&self, range: Range<u64>) -> Vec<Extent> {
+        let range = range.start..range.end.min(self.virtual_size());
+        each!(&self.inner, image => image.allocated(range))
+    }
+
+    /// Fills `buffer` from byte `offset` of the disk; any alignment.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        check_range(self.virtual_size(), offset, buffer.len())?;
+        each!(&self.inner, image => image.read_at(buffer, offset))
+    }
+
+    /// Writes `data` at byte `offset` of the disk; any alignment. Durable after [`Self::flush`].
+    pub fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), ImageError> {
+        check_range(self.virtual_size(), offset, data.len())?;
+        each!(&mut self.inner, image => image.write_at(data, offset))
+    }
+
+    /// Returns when everything written before survives a power cut.
+    pub fn flush(&mut self) -> Result<(), ImageError> {
+        each!(&mut self.inner, image => image.flush())
+    }
+
+    /// Flushes and marks the file clean (a VHDX has nothing to replay afterwards).
+    pub fn close(self) -> Result<(), ImageError> {
+        each!(self.inner, image => image.close())
+    }
+
+    /// Everything the image says about itself.
+    pub fn info(&self) -> Result<ImageInfo, ImageError> {
+        each!(&self.inner, image => image.info())
+    }
+}
+
+impl BlockRead for DiskImage {
+    fn virtual_size(&self) -> u64 {
+        Self::virtual_size(self)
+    }
+
+    fn logical_sector_size(&self) -> u32 {
+        Self::logical_sector_size(self)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        Self::read_at(self, buffer, offset)
+    }
+}
+
+pub(crate) fn open_path(path: &Path, access: Access) -> Result<File, ImageError> {
+    OpenOptions::new()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .open(path)
+        .map_err(|e| ImageError::io(path.display().to_string(), 0, "open the file", e))
+}
+
+fn has_raw_name(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("raw") || e.eq_ignore_ascii_case("img"))
+}
+
+fn check_range(virtual_size: u64, offset: u64, length: usize) -> Result<(), ImageError> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= virtual_size => Ok(()),
+        _ => Err(ImageError::new(
+            ErrorKind::OutOfRange,
+            "disk",
+            format!("{length} bytes at {offset} pass the end at {virtual_size}"),
+        )),
+    }
+}
