@@ -1,3 +1,88 @@
-//! Developer commands: rings, lints, docs, fuzz, bench.
+//! Developer commands. `cargo xtask help` lists them; CI and `make` run the same words.
 
-fn main() {}
+#![allow(clippy::print_stdout, reason = "a command talks to its terminal")]
+
+mod bench;
+mod deps;
+mod files;
+mod metadata;
+mod rings;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Site Recovery")]
+struct Arguments {
+    #[command(subcommand)]
+    word: Word,
+}
+
+#[derive(Subcommand)]
+enum Word {
+    /// A crate may use only crates of its own ring or of rings inside it; ring 1 knows no network and no runtime
+    Rings,
+    /// No crate that we ruled out, no licence that we did not agree to, nothing from outside crates.io
+    Deps,
+    /// Source files stay short, say what they are, and hold nothing half-made
+    Files,
+    /// All static checks: rings, deps, files, rustfmt, clippy
+    Lint,
+    /// Compare ours with a peer on the same input, in one run
+    Bench {
+        /// Which comparison; all of them without a name
+        name: Option<String>,
+        /// Print JSON lines in place of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().word {
+        Word::Rings => rings::check(),
+        Word::Deps => deps::check(),
+        Word::Files => files::check(&root()?),
+        Word::Lint => {
+            rings::check()?;
+            deps::check()?;
+            files::check(&root()?)?;
+            cargo(&["fmt", "--all", "--check"])?;
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ])
+        }
+        Word::Bench { name, json } => bench::run(&root()?, name.as_deref(), json),
+    }
+}
+
+/// The workspace's folder.
+fn root() -> Result<PathBuf> {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors()
+        .nth(2)
+        .map(PathBuf::from)
+        .context("xtask lies two folders below the workspace")
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .status()
+        .context("cargo can't be started")?;
+    if !status.success() {
+        bail!(
+            "`cargo {}` failed; what it printed above says where",
+            arguments.join(" ")
+        );
+    }
+    Ok(())
+}
