@@ -1,0 +1,149 @@
+//! What may go wrong in a store, so that a caller can decide and a person can act.
+//!
+//! Rules: public functions return [`StoreError`]; its `kind` says what to do next, its `outcome`
+//! says whether the operation may have happened. The text names the path and the next step, the
+//! cause is in `source()`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use replication_log::journal::{JournalError, JournalErrorKind};
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The store has no room (ENOSPC, EDQUOT, EFBIG). Retry after room was made.
+    Full,
+    /// The store can't be written (EROFS, EACCES, EPERM). Retry after it was mended.
+    ReadOnly,
+    /// A writer with a higher generation owns the replica. Stop for good.
+    Fenced,
+    /// Stored bytes do not verify.
+    Corrupt,
+    /// No such replica, point or disk.
+    NotFound,
+    /// The point was retired: base has moved past it.
+    Expired,
+    /// Something uses the replica: pins hold it.
+    Pinned,
+    /// The request contradicts what is stored: gap, other content at a position, other disks.
+    Conflict,
+    /// The request is malformed: bad name, range outside the disk.
+    Invalid,
+    /// Any other input/output failure. Retry later.
+    Io,
+}
+
+/// Whether a failed operation may have happened all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It surely did not happen.
+    NotDone,
+    /// It may or may not have happened: look at the state, or repeat (operations are idempotent).
+    Unknown,
+}
+
+/// An operation on a store failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    kind: ErrorKind,
+    outcome: Outcome,
+    message: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StoreError {
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether it may have happened all the same.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Whether the same call may succeed later without anyone changing the request.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self.kind,
+            ErrorKind::Full | ErrorKind::ReadOnly | ErrorKind::Io
+        )
+    }
+
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        StoreError {
+            kind,
+            outcome: Outcome::NotDone,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    pub(crate) fn unknown(mut self) -> Self {
+        self.outcome = Outcome::Unknown;
+        self
+    }
+
+    /// An input/output error while `doing` something with `path`.
+    pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => ErrorKind::Full,
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                ErrorKind::ReadOnly
+            }
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => ErrorKind::Io,
+        };
+        let advice = match kind {
+            ErrorKind::Full => ": the store is full, make room or shorten the retention",
+            ErrorKind::ReadOnly => {
+                ": the store refuses access, make the folder readable and writable for the engine"
+            }
+            ErrorKind::NotFound => ": it is not there",
+            _ => "",
+        };
+        StoreError {
+            kind,
+            outcome: Outcome::NotDone,
+            message: format!("{doing} {}{advice}", path.display()),
+            source: Some(Box::new(source)),
+        }
+    }
+
+    pub(crate) fn corrupt(path: &Path, what: impl std::fmt::Display) -> Self {
+        StoreError::new(
+            ErrorKind::Corrupt,
+            format!(
+                "{} does not verify ({what}): resynchronize the VM to rebuild its replica",
+                path.display()
+            ),
+        )
+    }
+
+    pub(crate) fn journal(path: &Path, source: JournalError) -> Self {
+        match source.kind() {
+            JournalErrorKind::Io => match source.into_io() {
+                Ok(source) => StoreError::io("read journal object", path, source),
+                Err(source) => StoreError::corrupt(path, source),
+            },
+            _ => {
+                let mut error = StoreError::corrupt(path, &source);
+                error.source = Some(Box::new(source));
+                error
+            }
+        }
+    }
+}
+
+pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+/// Owned path for an error that is made later.
+pub(crate) fn at(path: &Path) -> PathBuf {
+    path.to_owned()
+}

@@ -1,0 +1,191 @@
+//! The words of a replica: key, generation, position, disks, points, state.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{ErrorKind, Result, StoreError};
+
+/// Where replicas are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreTarget {
+    /// A folder of this machine, or one that is mounted.
+    Folder(PathBuf),
+}
+
+/// Names one replica in a store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplicaKey {
+    vault_key: String,
+    item_id: String,
+}
+
+impl ReplicaKey {
+    /// Both parts become folder names: 1 to 128 of `A-Z a-z 0-9 . _ -`, no leading dot.
+    pub fn new(
+        vault_key: impl Into<String>,
+        item_id: impl Into<String>,
+    ) -> std::result::Result<Self, StoreError> {
+        let key = ReplicaKey {
+            vault_key: vault_key.into(),
+            item_id: item_id.into(),
+        };
+        for (what, name) in [("vault key", &key.vault_key), ("item id", &key.item_id)] {
+            let plain = name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+            if name.is_empty() || name.len() > 128 || name.starts_with('.') || !plain {
+                return Err(StoreError::new(
+                    ErrorKind::Invalid,
+                    format!(
+                        "{what} {name:?} can't name a folder: use 1 to 128 letters, digits, '.', '_' or '-', not starting with '.'"
+                    ),
+                ));
+            }
+        }
+        Ok(key)
+    }
+
+    /// Folder of the vault.
+    pub fn vault_key(&self) -> &str {
+        &self.vault_key
+    }
+
+    /// Folder of the protected item inside the vault's.
+    pub fn item_id(&self) -> &str {
+        &self.item_id
+    }
+}
+
+impl fmt::Display for ReplicaKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.vault_key, self.item_id)
+    }
+}
+
+/// Fencing generation: one activation of replication, handed out by the orchestrator, only ever grows.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+/// Journal position of the whole VM. The completed base is position 0; every cycle adds one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Position(pub u64);
+
+impl Position {
+    /// Position of a just completed base.
+    pub const BASE: Position = Position(0);
+
+    /// The position that the next journal object must have.
+    pub fn next(self) -> Position {
+        Position(self.0.saturating_add(1))
+    }
+}
+
+/// A disk of the replica.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The virtual disk's GUID; names its folder.
+    pub id: Uuid,
+    /// True virtual size in bytes (the stored VHD is padded to whole MiB).
+    pub size_bytes: u64,
+    /// Name for people, for example the file name on the source host.
+    pub name: String,
+}
+
+/// How consistent a recovery point is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PointKind {
+    /// All disks at one instant, as after a power loss.
+    Crash,
+    /// The guest's file systems (and applications) were quiesced.
+    Application,
+}
+
+/// A moment to which the VM can be recovered: a journal position and what else that takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryPoint {
+    /// Names the point.
+    pub id: Uuid,
+    /// The instant at which the source was frozen.
+    pub time_unix_ms: i64,
+    /// How consistent it is.
+    pub kind: PointKind,
+    /// The disks as of this position.
+    pub position: Position,
+    /// Configuration of the VM at that instant; the store does not look inside.
+    pub vm_config: serde_json::Value,
+    /// Bytes that changed on the source since the point before.
+    pub changed_bytes: u64,
+    /// Bytes that were sent to the store for it.
+    pub sent_bytes: u64,
+}
+
+/// How far a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaState {
+    /// Just created: nothing was written to base.
+    Empty,
+    /// Initial replication has begun and not finished: compare with `base_read`, or write all.
+    Partial,
+    /// Usable: points exist.
+    Complete {
+        /// Base holds the disks as of this position.
+        base_position: Position,
+        /// Newest journal position.
+        head_position: Position,
+    },
+}
+
+/// How long recovery points are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetentionPolicy {
+    /// Points younger than this are kept; 0 keeps only the newest.
+    pub hours: u32,
+}
+
+/// What one round of maintenance did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MaintenanceReport {
+    /// Points that were retired.
+    pub expired_points: Vec<Uuid>,
+    /// Base before and after.
+    pub base_position_before: Position,
+    /// Base afterwards; the same when nothing was to be done.
+    pub base_position_after: Position,
+    /// Bytes moved from the journal into base.
+    pub applied_bytes: u64,
+    /// Journal objects that are gone.
+    pub removed_journal_objects: u64,
+}
+
+/// Which point to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PointSelector {
+    /// The newest point.
+    Newest,
+    /// This one.
+    Id(Uuid),
+}
+
+/// Something that keeps a point from being retired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pin {
+    /// Who holds it, for example a recovered VM's id.
+    pub owner: String,
+    /// The point that is held.
+    pub point_id: Uuid,
+    /// Its position.
+    pub position: Position,
+}
