@@ -24,6 +24,7 @@
 mod error;
 mod extents;
 mod model;
+pub mod nbd;
 
 use std::path::PathBuf;
 
