@@ -51,6 +51,27 @@ impl Lab {
         self.keep = true;
     }
 
+    /// Tells what the programs logged, ends every process, and keeps the files for a look.
+    pub fn failed(&mut self) {
+        for log in ["orchestrator/stderr.log", "host/engine.log"] {
+            let text = fs::read_to_string(self.folder.join(log)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines
+                .get(lines.len().saturating_sub(25)..)
+                .unwrap_or_default();
+            eprintln!("── end of {log}\n{}", tail.join("\n"));
+        }
+        for (pid, line) in self.processes() {
+            eprintln!(
+                "── still running: {pid} {}",
+                line.chars().take(160).collect::<String>()
+            );
+            let _gone_already = kill_9(pid);
+        }
+        eprintln!("── files are kept in {}", self.folder.display());
+        self.keep = true;
+    }
+
     /// The lab's folder.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -87,11 +108,16 @@ impl Lab {
         command
             .arg("--work")
             .arg(self.root.join("target/lab/guest-cache"));
-        if let Some(marker) = &guest.marker {
-            command.args(["--marker", marker]);
-        }
-        if guest.fill_mib > 0 {
-            command.args(["--fill-mib", &guest.fill_mib.to_string()]);
+        let mut append = Vec::new();
+        append.extend(
+            guest
+                .marker
+                .as_ref()
+                .map(|marker| format!("lab.marker={marker}")),
+        );
+        append.extend((guest.fill_mib > 0).then(|| format!("lab.fill_mib={}", guest.fill_mib)));
+        if !append.is_empty() {
+            command.args(["--append", &append.join(" ")]);
         }
         run(&mut command).map(drop)
     }

@@ -14,6 +14,7 @@ pub mod console;
 pub mod lab;
 pub mod orchestrator;
 pub mod process;
+pub mod story;
 pub mod terraform;
 
 pub use cli::Cli;
