@@ -21,7 +21,7 @@ mod token;
 
 pub use client::{Answer, Client, ClientConfig, Method};
 pub use error::{ClientError, ClientErrorKind, ErrorDetail, Retry};
-pub use operation::{Progress, TaskProgress, Wait};
+pub use operation::{Operation, Progress, TaskProgress, Wait};
 pub use paths::{api_version_for, encode_segment, job_path, vault_path_of};
 pub use tokio_util::sync::CancellationToken;
 

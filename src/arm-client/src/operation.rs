@@ -100,6 +100,22 @@ impl Progress {
     }
 }
 
+/// An operation that has been accepted.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    method: Method,
+    path: String,
+    first: Answer,
+    job_id: Option<String>,
+}
+
+impl Operation {
+    /// Its job, when the service runs one.
+    pub fn job_id(&self) -> Option<&str> {
+        self.job_id.as_deref()
+    }
+}
+
 impl Client {
     /// Sends a request and waits until the operation it starts has ended. Gives back the resource as it is then, the
     /// body of the result for a POST, or `Null` when nothing remains.
@@ -110,12 +126,42 @@ impl Client {
         body: Option<&Value>,
         wait: &Wait<'_>,
     ) -> Result<Value, ClientError> {
-        let until = Instant::now() + wait.limit;
-        let first = tokio::select! {
-            answer = self.request(method, path, body) => answer?,
+        let operation = tokio::select! {
+            operation = self.begin(method, path, body) => operation?,
             () = wait.cancel.cancelled() => return Err(interrupted(path, None)),
         };
-        self.follow(method, path, first, until, wait).await
+        self.finish(&operation, wait).await
+    }
+
+    /// The first half of [`Client::operate`]: the request. From here on the operation exists at the service.
+    pub async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Operation, ClientError> {
+        let first = self.request(method, path, body).await?;
+        let address = first
+            .location
+            .as_deref()
+            .or(first.async_operation.as_deref());
+        let job_id = address.and_then(last_segment);
+        Ok(Operation {
+            method,
+            path: path.to_owned(),
+            first,
+            job_id,
+        })
+    }
+
+    /// The second half of [`Client::operate`]: the waiting.
+    pub async fn finish(
+        &self,
+        operation: &Operation,
+        wait: &Wait<'_>,
+    ) -> Result<Value, ClientError> {
+        let until = Instant::now() + wait.limit;
+        self.follow(operation, until, wait).await
     }
 
     /// Asks for the cancellation of a job; the operation then ends as cancelled.
@@ -129,17 +175,17 @@ impl Client {
 
     async fn follow(
         &self,
-        method: Method,
-        path: &str,
-        first: Answer,
+        operation: &Operation,
         until: Instant,
         wait: &Wait<'_>,
     ) -> Result<Value, ClientError> {
-        let job = first
-            .location
-            .as_deref()
-            .or(first.async_operation.as_deref())
-            .and_then(last_segment);
+        let Operation {
+            method,
+            path,
+            first,
+            job_id: job,
+        } = operation.clone();
+        let path = path.as_str();
         let mut location = first.location.clone();
         let mut status_at = first.async_operation.clone();
         if status_at.is_none() && location.is_none() {

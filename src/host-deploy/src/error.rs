@@ -21,6 +21,8 @@ pub enum DeployErrorKind {
     InvalidPath,
     /// The engine was started and ended, or says that it can't run.
     EngineFailed,
+    /// An engine of somebody else is there.
+    InUse,
     /// It took longer than allowed.
     TimedOut,
     /// Anything else.

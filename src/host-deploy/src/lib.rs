@@ -57,6 +57,8 @@ pub struct Deployment {
     pub install_folder: PathBuf,
     /// Configuration of the engine; its data folder holds the configuration file too.
     pub settings: EngineSettings,
+    /// Whose engine it is, such as the id of its site: kept on the host, so that nobody takes away another's engine.
+    pub owner: String,
 }
 
 impl Deployment {
@@ -108,20 +110,24 @@ pub struct Inspection {
     pub engine_sha256: Option<String>,
     /// Version the installed executable reports; `None` when it is missing or doesn't start.
     pub engine_version: Option<String>,
-    /// SHA-256 of the engine that would be installed.
-    pub bundled_sha256: String,
+    /// SHA-256 of the engine that would be installed; `None` when it is missing.
+    pub bundled_sha256: Option<String>,
     /// The configuration file is there and says what the deployment asks for.
     pub config_current: bool,
     /// The engine runs as a service or a process.
     pub running: bool,
     /// Identity of the engine, made at its first start.
     pub engine_id: Option<String>,
+    /// Owner of the deployment that lies in the data folder.
+    pub owner: Option<String>,
 }
 
 impl Inspection {
     /// Nothing is left to do but to start the engine.
     pub fn is_current(&self) -> bool {
-        self.config_current && self.engine_sha256.as_deref() == Some(self.bundled_sha256.as_str())
+        self.config_current
+            && self.engine_sha256.is_some()
+            && self.engine_sha256 == self.bundled_sha256
     }
 }
 

@@ -25,6 +25,8 @@ pub struct LocalDeployer {
 /// What the deployment has made, so that removing it leaves nothing behind and takes nothing that was there before.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Record {
+    #[serde(default)]
+    owner: String,
     created_folders: BTreeSet<PathBuf>,
 }
 
@@ -56,16 +58,19 @@ impl Deployer for LocalDeployer {
         deployment.settings.check()?;
         let engine = deployment.engine_path();
         let wanted = deployment.clone();
-        let (bundled_sha256, engine_sha256, config_current, engine_id) = blocking(move || {
-            Ok((
-                bundled_sha256(&wanted)?,
-                files::sha256(&wanted.engine_path())
-                    .map_err(|e| DeployError::io("reading", &wanted.engine_path(), e))?,
-                files::holds(&wanted.config_path(), &config_text(&wanted)?)?,
-                engine_id(&wanted)?,
-            ))
-        })
-        .await?;
+        let (bundled_sha256, engine_sha256, config_current, engine_id, owner) =
+            blocking(move || {
+                Ok((
+                    files::sha256(&wanted.bundled_engine)
+                        .map_err(|e| DeployError::io("reading", &wanted.bundled_engine, e))?,
+                    files::sha256(&wanted.engine_path())
+                        .map_err(|e| DeployError::io("reading", &wanted.engine_path(), e))?,
+                    files::holds(&wanted.config_path(), &config_text(&wanted)?)?,
+                    engine_id(&wanted)?,
+                    Some(read_record(&wanted).owner).filter(|owner| !owner.is_empty()),
+                ))
+            })
+            .await?;
         let engine_version = match engine_sha256 {
             Some(_) => version(&engine).await,
             None => None,
@@ -78,6 +83,7 @@ impl Deployer for LocalDeployer {
             config_current,
             running,
             engine_id,
+            owner,
         })
     }
 
@@ -143,6 +149,20 @@ impl Deployer for LocalDeployer {
 
     async fn uninstall(&self, deployment: &Deployment) -> Result<(), DeployError> {
         deployment.settings.check()?;
+        let wanted = deployment.clone();
+        let ours = blocking(move || {
+            let owner = read_record(&wanted).owner;
+            if !owner.is_empty() && owner != wanted.owner {
+                return Ok(false);
+            }
+            mend_config(&wanted)?;
+            Ok(true)
+        })
+        .await?;
+        if !ours {
+            // Another site's engine has taken the place: ours is gone already.
+            return Ok(());
+        }
         self.manager.stop(deployment).await?;
         stop_recovered_vms(deployment).await?;
         self.manager.forget().await?;
@@ -189,6 +209,17 @@ fn install(deployment: &Deployment, key: Option<&RegistrationKey>) -> Result<boo
     let wanted = bundled_sha256(deployment)?;
     let mut record = read_record(deployment);
     let before = record.created_folders.len();
+    if !record.owner.is_empty() && record.owner != deployment.owner {
+        return Err(DeployError::new(
+            DeployErrorKind::InUse,
+            "installing into",
+            deployment.settings.data_folder.display().to_string(),
+            format!("the engine there belongs to {}", record.owner),
+            "choose another data_folder, or destroy that host first",
+        ));
+    }
+    let owner_is_new = record.owner != deployment.owner;
+    record.owner.clone_from(&deployment.owner);
     let settings = &deployment.settings;
     record
         .created_folders
@@ -201,7 +232,7 @@ fn install(deployment: &Deployment, key: Option<&RegistrationKey>) -> Result<boo
             .created_folders
             .extend(files::create_folders(&settings.recovery_folder, 0o700)?);
     }
-    if record.created_folders.len() != before {
+    if owner_is_new || record.created_folders.len() != before {
         // Before anything else is written: what was made must be known to be ours even if the next step fails.
         write_record(deployment, &record)?;
     }
@@ -224,6 +255,16 @@ fn install(deployment: &Deployment, key: Option<&RegistrationKey>) -> Result<boo
         changed = true;
     }
     Ok(changed)
+}
+
+/// A torn configuration file would keep the engine from understanding `stop`.
+fn mend_config(deployment: &Deployment) -> Result<(), DeployError> {
+    let path = deployment.config_path();
+    let text = config_text(deployment)?;
+    if path.exists() && !files::holds(&path, &text)? {
+        files::replace(&path, 0o600, &mut text.as_bytes())?;
+    }
+    Ok(())
 }
 
 fn read_record(deployment: &Deployment) -> Record {

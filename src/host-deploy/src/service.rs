@@ -267,7 +267,9 @@ mod tests {
                 data_folder: "/var/50%".into(),
                 recovery_folder: "/var/r".into(),
                 recovery_role: true,
+                host_name: "hv1".into(),
             },
+            owner: "site".into(),
         };
         let text = unit_text(&deployment);
         assert!(text.contains(

@@ -18,6 +18,8 @@ pub struct EngineSettings {
     pub recovery_folder: PathBuf,
     /// Whether this host may run recovered VMs.
     pub recovery_role: bool,
+    /// Name that the host reports.
+    pub host_name: String,
 }
 
 /// The file itself: the settings and where the key lies.
