@@ -5,7 +5,7 @@
 //! cause is in `source()`.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use replication_log::journal::{JournalError, JournalErrorKind};
 
@@ -132,6 +132,7 @@ impl StoreError {
                 Ok(source) => StoreError::io("read journal object", path, source),
                 Err(source) => StoreError::corrupt(path, source),
             },
+            JournalErrorKind::Invalid => StoreError::new(ErrorKind::Invalid, source.to_string()),
             _ => {
                 let mut error = StoreError::corrupt(path, &source);
                 error.source = Some(Box::new(source));
@@ -142,8 +143,3 @@ impl StoreError {
 }
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
-
-/// Owned path for an error that is made later.
-pub(crate) fn at(path: &Path) -> PathBuf {
-    path.to_owned()
-}

@@ -23,9 +23,25 @@
 //! What may go wrong: [`StoreError`] with [`ErrorKind`] and [`Outcome`]. Every operation may be
 //! repeated after an unknown outcome.
 
+mod apply;
+mod base;
+mod blocking;
+mod cycle;
+mod durable;
 mod error;
+pub mod fault;
+mod frames;
+mod initial;
+mod layout;
 mod model;
+mod overlay;
+mod point;
 mod reader;
+mod replica;
+mod retention;
+mod stored;
+mod takeover;
+mod view;
 mod writer;
 
 pub use error::{ErrorKind, Outcome, StoreError};
@@ -34,4 +50,8 @@ pub use model::{
     RecoveryPoint, ReplicaKey, ReplicaState, RetentionPolicy, StoreTarget,
 };
 pub use reader::{ReplicaReader, ReplicaView};
-pub use writer::{Committed, CycleWriter, JournalObject, ReplicaWriter, delete_replica};
+pub use retention::expired_points;
+pub use writer::{
+    Committed, CycleWriter, JournalObject, ReplicaWriter, delete_replica,
+    delete_replica_with_faults,
+};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::{ErrorKind, Result, StoreError};
+use crate::error::{ErrorKind, StoreError};
 
 /// Where replicas are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +28,7 @@ impl ReplicaKey {
     pub fn new(
         vault_key: impl Into<String>,
         item_id: impl Into<String>,
-    ) -> std::result::Result<Self, StoreError> {
+    ) -> Result<Self, StoreError> {
         let key = ReplicaKey {
             vault_key: vault_key.into(),
             item_id: item_id.into(),

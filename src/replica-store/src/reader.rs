@@ -1,96 +1,151 @@
 //! The reading side of a replica, for recovery, drills, proof and failback.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::error::{ErrorKind, Result, StoreError};
+use crate::blocking::blocking;
+use crate::durable::Durable;
+use crate::error::Result;
+use crate::layout::Layout;
 use crate::model::{
-    DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, StoreTarget,
+    DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, ReplicaState, StoreTarget,
 };
+use crate::point;
+use crate::replica::Replica;
+use crate::view::View;
 
-fn stub<T>() -> Result<T> {
-    Err(StoreError::new(ErrorKind::Io, "not built yet"))
-}
-
-/// Reads one replica; needs no generation. Cheap to clone.
+/// Reads one replica; needs no generation, and write access only for pins. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ReplicaReader {}
+pub struct ReplicaReader {
+    replica: Arc<Replica>,
+}
 
 impl ReplicaReader {
     /// Opens a replica; `NotFound` when there is none.
     pub async fn open(target: &StoreTarget, key: &ReplicaKey) -> Result<ReplicaReader> {
-        let _ = (target, key);
-        stub()
+        let reader = ReplicaReader {
+            replica: Arc::new(Replica {
+                durable: Durable::default(),
+                layout: Layout::new(target, key),
+            }),
+        };
+        reader.run(|replica| replica.manifest().map(drop)).await?;
+        Ok(reader)
+    }
+
+    /// How far the replica is.
+    pub async fn state(&self) -> Result<ReplicaState> {
+        self.run(Replica::state).await
+    }
+
+    /// The replica's disks.
+    pub async fn disks(&self) -> Result<Vec<DiskSpec>> {
+        self.run(|replica| Ok(replica.manifest()?.disks)).await
     }
 
     /// All points, oldest first; none before initial replication has finished.
     pub async fn points(&self) -> Result<Vec<RecoveryPoint>> {
-        stub()
+        self.run(|replica| {
+            let points = replica.points()?;
+            Ok(points.into_iter().map(|(_, point)| point).collect())
+        })
+        .await
     }
 
     /// The disks as of a point. Not held: when the point is retired, reads say `Expired`.
     pub async fn view(&self, point: PointSelector) -> Result<ReplicaView> {
-        let _ = point;
-        stub()
+        let (view, point) = self
+            .run(move |replica| {
+                let point = point::select(replica, point)?;
+                Ok((View::open(replica, Some(point.position))?, point))
+            })
+            .await?;
+        Ok(ReplicaView::new(view, Some(point)))
     }
 
     /// Holds a point in the store under the owner's name, also over restarts, until
     /// [`ReplicaReader::unpin`]. An owner holds one point; another replaces it.
     pub async fn pin(&self, point: PointSelector, owner: &str) -> Result<Pin> {
-        let _ = (point, owner);
-        stub()
+        let owner = owner.to_owned();
+        self.run(move |replica| Ok(point::pin(replica, point, &owner)?.0))
+            .await
     }
 
     /// [`ReplicaReader::pin`], then the view of it: stays right while the applier runs.
     pub async fn pinned_view(&self, point: PointSelector, owner: &str) -> Result<ReplicaView> {
-        let _ = (point, owner);
-        stub()
+        let owner = owner.to_owned();
+        let (view, point) = self
+            .run(move |replica| {
+                let (pin, point) = point::pin(replica, point, &owner)?;
+                Ok((View::open(replica, Some(pin.position))?, point))
+            })
+            .await?;
+        Ok(ReplicaView::new(view, Some(point)))
     }
 
     /// Lets go of what the owner holds; fine when it holds nothing.
     pub async fn unpin(&self, owner: &str) -> Result<()> {
-        let _ = owner;
-        stub()
+        let owner = owner.to_owned();
+        self.run(move |replica| point::unpin(replica, &owner)).await
     }
 
-    /// All pins.
+    /// All pins, sorted by owner.
     pub async fn pins(&self) -> Result<Vec<Pin>> {
-        stub()
+        self.run(Replica::pins).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Replica) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let replica = self.replica.clone();
+        blocking(move || act(&replica)).await
     }
 }
 
 /// All disks as of one journal position. Cheap to clone, readable from several tasks at once.
 #[derive(Clone, Debug)]
 pub struct ReplicaView {
-    disks: Vec<DiskSpec>,
-    position: Position,
-    point: Option<RecoveryPoint>,
+    view: Arc<View>,
+    point: Option<Arc<RecoveryPoint>>,
 }
 
 impl ReplicaView {
+    pub(crate) fn new(view: View, point: Option<RecoveryPoint>) -> Self {
+        ReplicaView {
+            view: Arc::new(view),
+            point: point.map(Arc::new),
+        }
+    }
+
     /// The disks.
     pub fn disks(&self) -> &[DiskSpec] {
-        &self.disks
+        self.view.disks()
     }
 
     /// The position that is shown.
     pub fn position(&self) -> Position {
-        self.position
+        self.view.position()
     }
 
     /// The point that is shown; none for a head view.
     pub fn point(&self) -> Option<&RecoveryPoint> {
-        self.point.as_ref()
+        self.point.as_deref()
     }
 
     /// Configuration of the VM at the point.
     pub fn vm_config(&self) -> Option<&serde_json::Value> {
-        self.point.as_ref().map(|point| &point.vm_config)
+        self.point().map(|point| &point.vm_config)
     }
 
-    /// Reads from a disk; every journal frame is verified. `Expired` once the point is retired.
+    /// Reads from a disk, at most 64 MiB at once; every journal frame is verified. `Expired` once
+    /// the point is retired, `NotFound` once the replica is removed: never bytes of another time.
     pub async fn read(&self, disk: Uuid, offset: u64, length: usize) -> Result<Bytes> {
-        let _ = (disk, offset, length);
-        stub()
+        let view = self.view.clone();
+        blocking(move || view.read(disk, offset, length))
+            .await
+            .map(Bytes::from)
     }
 }

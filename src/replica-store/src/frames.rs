@@ -1,0 +1,74 @@
+//! Unpacked, verified frames of journal objects, the recently used ones kept in memory.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Result, StoreError};
+use crate::model::Position;
+use crate::overlay::OverlayObject;
+
+/// 64 frames of at most 256 KiB: 16 MiB for a view.
+const FRAMES: usize = 64;
+/// Open files of one view.
+const FILES: usize = 64;
+
+/// A cache that several threads may read through.
+#[derive(Debug, Default)]
+pub(crate) struct FrameCache {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    tick: u64,
+    frames: HashMap<(Position, u32), (u64, Arc<Vec<u8>>)>,
+    files: HashMap<Position, Arc<File>>,
+}
+
+impl FrameCache {
+    /// `NotFound` when the object's file is gone.
+    pub(crate) fn read(&self, object: &OverlayObject, index: u32) -> Result<Arc<Vec<u8>>> {
+        let key = (object.position, index);
+        let file = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.tick += 1;
+            let now = inner.tick;
+            if let Some((used, raw)) = inner.frames.get_mut(&key) {
+                *used = now;
+                return Ok(raw.clone());
+            }
+            inner.files.get(&object.position).cloned()
+        };
+        // Reading and unpacking happen outside the lock: readers of other frames go on.
+        let file = match file {
+            Some(file) => file,
+            None => Arc::new(
+                File::open(&object.path)
+                    .map_err(|error| StoreError::io("open", &object.path, error))?,
+            ),
+        };
+        let frame = object
+            .frames
+            .get(index as usize)
+            .ok_or_else(|| StoreError::corrupt(&object.path, "no such frame"))?;
+        let raw = frame
+            .read(&file)
+            .map_err(|error| StoreError::journal(&object.path, error))?;
+        let raw = Arc::new(raw);
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.files.len() >= FILES {
+            inner.files.clear();
+        }
+        inner.files.insert(object.position, file);
+        if inner.frames.len() >= FRAMES {
+            let oldest = inner.frames.iter().min_by_key(|(_, (used, _))| *used);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                inner.frames.remove(&oldest);
+            }
+        }
+        let now = inner.tick;
+        inner.frames.insert(key, (now, raw.clone()));
+        Ok(raw)
+    }
+}
