@@ -26,7 +26,7 @@ if [[ ! -e $work/vmlinuz ]]; then
         exit 1
     fi
     # A package list may be older than the archive, which keeps only the newest kernel.
-    if ! (cd "$work/kernel" && apt-get download -q "$package" >&2 2>fetch.log); then
+    if ! (cd "$work/kernel" && apt-get download -qq "$package" >&2 2>fetch.log); then
         cat "$work/kernel/fetch.log" >&2
         echo "can't download $package: run 'apt-get update' as root and try again" >&2
         exit 1
