@@ -103,46 +103,33 @@ macro_rules! each {
 }
 
 impl DiskImage {
-    /// Opens the image in the file at `path`. The format is found by its content; a file whose
-    /// content shows no format is `NotAnImage` unless its name ends in `.raw` or `.img`.
+    /// Opens the image in the file at `path`. The name decides where it can (`.vhdx`, `.avhdx`,
+    /// `.vhd`, `.raw`, `.img`), because what a guest writes must never change how its disk is
+    /// read; under any other name the content must be that of a VHDX or VHD.
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self, ImageError> {
         let path = path.as_ref();
-        let file = open_path(path, access)?;
-        match Self::detect(&file)? {
-            Some(_) => Self::open_file(Box::new(file), access),
-            None if has_raw_name(path) => Self::open_raw(Box::new(file), access, 512),
-            None => Err(ImageError::new(
-                ErrorKind::NotAnImage,
-                path.display().to_string(),
-                "neither a VHDX nor a VHD signature was found",
-            )),
+        let file: Box<dyn ImageFile> = Box::new(open_path(path, access)?);
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        match extension.to_str() {
+            Some("vhdx" | "avhdx") => Ok(Self { inner: Inner::Vhdx(VhdxImage::open(file, access)?) }),
+            Some("vhd" | "avhd") => Ok(Self { inner: Inner::Vhd(VhdImage::open(file, access)?) }),
+            Some("raw" | "img") => Self::open_raw(file, access, 512),
+            _ => Self::open_file(file, access),
         }
     }
 
-    /// Finds the format of a file by its content; `None` when no signature is known.
-    pub fn detect(file: &dyn ImageFile) -> Result<Option<Format>, ImageError> {
-        if let Some(format) = crate::vhdx::detect(file)? {
-            return Ok(Some(format));
-        }
-        crate::vhd::detect(file)
-    }
-
-    /// Opens a VHDX or VHD in `file`; `NotAnImage` when it is neither.
+    /// Opens a VHDX or VHD in `file`, found by its content; `NotAnImage` when it is neither.
     pub fn open_file(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
-        let inner = match Self::detect(file.as_ref())? {
-            Some(Format::VhdxFixed | Format::VhdxDynamic) => {
-                Inner::Vhdx(VhdxImage::open(file, access)?)
-            }
-            Some(Format::VhdFixed | Format::VhdDynamic) => {
-                Inner::Vhd(VhdImage::open(file, access)?)
-            }
-            Some(Format::Raw) | None => {
-                return Err(ImageError::new(
-                    ErrorKind::NotAnImage,
-                    "file",
-                    "neither a VHDX nor a VHD signature was found",
-                ));
-            }
+        let inner = if crate::vhdx::detect(file.as_ref())? {
+            Inner::Vhdx(VhdxImage::open(file, access)?)
+        } else if crate::vhd::detect(file.as_ref())? {
+            Inner::Vhd(VhdImage::open(file, access)?)
+        } else {
+            return Err(ImageError::new(
+                ErrorKind::NotAnImage,
+                "file",
+                "neither a VHDX nor a VHD signature was found",
+            ));
         };
         Ok(Self { inner })
     }
@@ -267,11 +254,6 @@ pub(crate) fn open_path(path: &Path, access: Access) -> Result<File, ImageError>
         .write(access == Access::ReadWrite)
         .open(path)
         .map_err(|e| ImageError::io(path.display().to_string(), 0, "open the file", e))
-}
-
-fn has_raw_name(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("raw") || e.eq_ignore_ascii_case("img"))
 }
 
 fn check_range(virtual_size: u64, offset: u64, length: usize) -> Result<(), ImageError> {

@@ -72,6 +72,8 @@ pub struct VhdxInfo {
     pub headers: [HeaderInfo; 2],
     /// Slot (0 or 1) in force.
     pub current_header: usize,
+    /// Identifies the state of the disk's data.
+    pub data_write_guid: Uuid,
     /// Regions, as the region table lists them.
     pub regions: Vec<RegionInfo>,
     /// Metadata items, as the metadata table lists them.
@@ -84,6 +86,8 @@ pub struct VhdxInfo {
     pub table_entries: u64,
     /// State of the log when the file was opened.
     pub log: LogInfo,
+    /// Damage that was worked around, as a broken copy of the region table.
+    pub warnings: Vec<String>,
 }
 
 /// One header slot of a VHDX.

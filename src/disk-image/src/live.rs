@@ -4,7 +4,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use crate::{Extent, Format, ImageError, ImageFile};
+use crate::{ErrorKind, Extent, Format, ImageError, ImageFile};
 
 /// What a live image's block allocation table says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct LiveAllocation {
     pub virtual_size: u64,
     /// Logical sector size in bytes.
     pub logical_sector_size: u32,
+    /// VHDX: identifies the state of the data when the owner opened the image.
+    pub data_write_guid: Option<Uuid>,
     /// Ranges that may hold anything but zeroes: sorted, disjoint, neighbours joined.
     pub allocated: Vec<Extent>,
 }
@@ -30,6 +32,25 @@ pub fn live_allocation(path: impl AsRef<Path>) -> Result<LiveAllocation, ImageEr
 }
 
 /// As [`live_allocation`], of an open file.
-pub fn live_allocation_of(_file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
-    Err(ImageError::unsupported("live image", "not built yet"))
+///
+/// The owner may be rewriting a header or growing the file at this instant, so a contradiction is
+/// believed only when it is still there after several readings.
+pub fn live_allocation_of(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
+    const READINGS: usize = 16;
+    let mut reading = read_once(file);
+    for _ in 1..READINGS {
+        match &reading {
+            Err(error) if error.kind() != ErrorKind::Unsupported => std::thread::yield_now(),
+            _ => break,
+        }
+        reading = read_once(file);
+    }
+    reading
+}
+
+fn read_once(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
+    if crate::vhdx::detect(file)? {
+        return crate::vhdx::live(file);
+    }
+    crate::vhd::live(file)
 }

@@ -32,6 +32,9 @@ struct State {
     fail_after: Option<u64>,
 }
 
+/// Longest file: made-up lengths in hostile images must fail as they do on a full disk.
+const MAX_LENGTH: u64 = 512 << 20;
+
 /// A file in memory with separate volatile and durable bytes. For tests of crashes and errors.
 #[derive(Debug, Default)]
 pub struct MemoryFile {
@@ -135,6 +138,7 @@ impl ImageFile for MemoryFile {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.lock();
         state.count()?;
+        check_length(offset.saturating_add(data.len() as u64))?;
         put(&mut state.volatile, data, offset);
         state.pending.push(Change::Write {
             offset,
@@ -162,10 +166,15 @@ impl ImageFile for MemoryFile {
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.lock();
         state.count()?;
+        check_length(length)?;
         state.volatile.resize(length as usize, 0);
         state.pending.push(Change::Length(length));
         Ok(())
     }
+}
+
+fn check_length(length: u64) -> io::Result<()> {
+    if length > MAX_LENGTH { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
 }
 
 fn put(bytes: &mut Vec<u8>, data: &[u8], offset: u64) {
