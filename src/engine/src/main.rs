@@ -1,3 +1,249 @@
-//! The replication engine: tracks, ships, applies, recovers.
+//! `siterecovery-engine`: the replication engine of one host, and the tools around it.
 
-fn main() {}
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use engine::config::Config;
+use engine::{control, daemon, inspect, logging, vm_command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Replicates the virtual machines of this host and runs recovered ones.
+#[derive(Parser)]
+#[command(name = "siterecovery-engine", version, about, long_about = None)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the engine until SIGTERM or SIGINT; logs go to standard error.
+    Run {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Leave the terminal and log to <data_folder>/engine.log. `start` uses it.
+        #[arg(long)]
+        detached: bool,
+    },
+    /// Start the engine in the background; returns when it answers, or says why it does not.
+    Start {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Stop the engine of this configuration: SIGTERM, and SIGKILL after 20 seconds. Virtual machines go on running.
+    Stop {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show what the engine is doing. Exit code 3 when it does not run.
+    Status {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List, start or stop virtual machines of a folder (driver qemu).
+    Vm {
+        #[command(subcommand)]
+        command: VmCommand,
+    },
+    /// Show and verify a file of Site Recovery: disk image (VHDX, VHD), replication log (.hrl), journal object, or the folder of a replica.
+    Inspect {
+        /// File, or folder <storage account>/<vault>/<item>.
+        path: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the recovery points of a replica.
+    Points {
+        /// Folder of the storage account.
+        #[arg(long, value_name = "FOLDER")]
+        store: PathBuf,
+        /// Folder name of the vault in it.
+        #[arg(long, value_name = "NAME")]
+        vault_key: String,
+        /// Protected item (GUID).
+        #[arg(long, value_name = "ID")]
+        item: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum VmCommand {
+    /// List the virtual machines.
+    List {
+        /// Folder with one folder a virtual machine.
+        #[arg(long, value_name = "FOLDER")]
+        vm_folder: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a virtual machine; one that runs is left alone.
+    Start {
+        /// Folder with one folder a virtual machine.
+        #[arg(long, value_name = "FOLDER")]
+        vm_folder: PathBuf,
+        /// Name or id.
+        name: String,
+    },
+    /// Shut a virtual machine down; one that does not end in 20 seconds is turned off.
+    Stop {
+        /// Folder with one folder a virtual machine.
+        #[arg(long, value_name = "FOLDER")]
+        vm_folder: PathBuf,
+        /// Turn it off at once.
+        #[arg(long)]
+        turn_off: bool,
+        /// Name or id.
+        name: String,
+    },
+    /// Print what a virtual machine has written to its console since it was started.
+    Console {
+        /// Folder with one folder a virtual machine.
+        #[arg(long, value_name = "FOLDER")]
+        vm_folder: PathBuf,
+        /// Name or id.
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            say_error(&format!("siterecovery-engine: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Run { detached: true, .. } = &command {
+        // Before the runtime has threads.
+        daemon::detach()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(dispatch(command))
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { config, detached } => {
+            let config = Config::load(&config)?;
+            run(&config, detached).await?;
+        }
+        Command::Start { config: path } => {
+            say(&daemon::start(&path, &Config::load(&path)?).await?)?
+        }
+        Command::Stop { config } => say(&daemon::stop(&Config::load(&config)?).await?)?,
+        Command::Status { config, json } => return status(&Config::load(&config)?, json).await,
+        Command::Vm { command } => vm(command).await?,
+        Command::Inspect { path, json } => show(&inspect::inspect(&path).await?, json)?,
+        Command::Points {
+            store,
+            vault_key,
+            item,
+            json,
+        } => {
+            show(&inspect::points(&store, &vault_key, &item).await?, json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(config: &Config, detached: bool) -> anyhow::Result<()> {
+    engine_protocol::tls::install_crypto();
+    std::fs::create_dir_all(&config.data_folder)
+        .with_context(|| format!("create data folder {}", config.data_folder.display()))?;
+    let log_file = config.log_file();
+    logging::set_up(config, detached.then_some(log_file.as_path()))?;
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let trigger = stop.clone();
+    engine::task::spawn_named("signals", async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        trigger.cancel();
+    });
+    engine::engine::run(config, stop).await
+}
+
+async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    match control::ask(&config.control_socket()).await {
+        Ok(status) => {
+            show(
+                &serde_json::to_value(&status).context("status as JSON")?,
+                json,
+            )?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            say_error(&format!("engine does not run: {error:#}"));
+            Ok(ExitCode::from(3))
+        }
+    }
+}
+
+async fn vm(command: VmCommand) -> anyhow::Result<()> {
+    match command {
+        VmCommand::List { vm_folder, json } => {
+            let list = vm_command::list(vm_command::driver(&vm_folder)?.as_ref()).await?;
+            show(&serde_json::json!({ "virtualMachines": list }), json)
+        }
+        VmCommand::Start { vm_folder, name } => {
+            say(&vm_command::start(vm_command::driver(&vm_folder)?.as_ref(), &name).await?)
+        }
+        VmCommand::Stop {
+            vm_folder,
+            turn_off,
+            name,
+        } => say(
+            &vm_command::stop(vm_command::driver(&vm_folder)?.as_ref(), &name, turn_off).await?,
+        ),
+        VmCommand::Console { vm_folder, name } => {
+            let bytes =
+                vm_command::console(vm_command::driver(&vm_folder)?.as_ref(), &name).await?;
+            std::io::stdout()
+                .write_all(&bytes)
+                .context("write to standard output")
+        }
+    }
+}
+
+fn show(value: &serde_json::Value, json: bool) -> anyhow::Result<()> {
+    if json {
+        say(&serde_json::to_string_pretty(value).context("as JSON")?)
+    } else {
+        say(inspect::text(value).trim_end())
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("write to standard output")
+}
+
+fn say_error(text: &str) {
+    // Nobody is left to tell when standard error is closed.
+    writeln!(std::io::stderr(), "{text}").ok();
+}

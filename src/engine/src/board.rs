@@ -1,0 +1,161 @@
+//! What the engine has observed, in one place: tasks write to it, the session and `status` read it.
+//!
+//! Promise: every change wakes the watchers, an unchanged value does not.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use engine_protocol::v1::{RecoveredVmStatus, ReplicationStatus};
+use tokio::sync::watch;
+
+/// Observed state of all items and recovered VMs.
+#[derive(Debug)]
+pub struct Board {
+    content: Mutex<Content>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    observed_generation: u64,
+    replications: BTreeMap<String, ReplicationStatus>,
+    recovered: BTreeMap<String, RecoveredVmStatus>,
+}
+
+/// A copy of the board's content.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Newest desired state that was taken in whole.
+    pub observed_generation: u64,
+    /// By item id.
+    pub replications: Vec<ReplicationStatus>,
+    /// By id.
+    pub recovered: Vec<RecoveredVmStatus>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            content: Mutex::default(),
+            version: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Board {
+    /// Wakes at each change.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// All of it.
+    pub fn snapshot(&self) -> Snapshot {
+        let content = self.lock();
+        Snapshot {
+            observed_generation: content.observed_generation,
+            replications: content.replications.values().cloned().collect(),
+            recovered: content.recovered.values().cloned().collect(),
+        }
+    }
+
+    /// The status of one item.
+    pub fn replication(&self, item_id: &str) -> Option<ReplicationStatus> {
+        self.lock().replications.get(item_id).cloned()
+    }
+
+    /// The status of one recovered VM.
+    pub fn recovered(&self, id: &str) -> Option<RecoveredVmStatus> {
+        self.lock().recovered.get(id).cloned()
+    }
+
+    /// A desired state was taken in whole.
+    pub fn observe_generation(&self, generation: u64) {
+        let mut content = self.lock();
+        if content.observed_generation != generation {
+            content.observed_generation = generation;
+            drop(content);
+            self.changed();
+        }
+    }
+
+    /// Changes the status of an item, which is made when missing.
+    pub fn update_replication(&self, item_id: &str, change: impl FnOnce(&mut ReplicationStatus)) {
+        let mut content = self.lock();
+        let status = content
+            .replications
+            .entry(item_id.to_owned())
+            .or_insert_with(|| ReplicationStatus {
+                item_id: item_id.to_owned(),
+                ..ReplicationStatus::default()
+            });
+        let before = status.clone();
+        change(status);
+        let differs = *status != before;
+        drop(content);
+        if differs {
+            self.changed();
+        }
+    }
+
+    /// Changes the status of a recovered VM, which is made when missing.
+    pub fn update_recovered(&self, id: &str, change: impl FnOnce(&mut RecoveredVmStatus)) {
+        let mut content = self.lock();
+        let status = content
+            .recovered
+            .entry(id.to_owned())
+            .or_insert_with(|| RecoveredVmStatus {
+                id: id.to_owned(),
+                ..RecoveredVmStatus::default()
+            });
+        let before = status.clone();
+        change(status);
+        let differs = *status != before;
+        drop(content);
+        if differs {
+            self.changed();
+        }
+    }
+
+    /// The item is no longer this engine's business.
+    pub fn drop_replication(&self, item_id: &str) {
+        if self.lock().replications.remove(item_id).is_some() {
+            self.changed();
+        }
+    }
+
+    /// The recovered VM is gone.
+    pub fn drop_recovered(&self, id: &str) {
+        if self.lock().recovered.remove(id).is_some() {
+            self.changed();
+        }
+    }
+
+    fn changed(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        // A writer that panicked leaves whole values: each change is one assignment.
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers_wake_for_changes_and_only_for_changes() {
+        let board = Board::default();
+        let mut watch = board.watch();
+        board.update_replication("a", |status| status.backlog_cycles = 1);
+        assert!(watch.has_changed().unwrap());
+        watch.mark_unchanged();
+        board.update_replication("a", |status| status.backlog_cycles = 1);
+        board.drop_recovered("none");
+        assert!(!watch.has_changed().unwrap());
+        board.drop_replication("a");
+        assert!(watch.has_changed().unwrap());
+        assert_eq!(board.snapshot(), Snapshot::default());
+    }
+}

@@ -1,0 +1,229 @@
+//! `engine.toml`: read once, validated at the edge, then trusted.
+//!
+//! What may go wrong: the file is missing, is not TOML, has an unknown or misspelt key, a relative path or
+//! a path too long for a unix socket. Each error names the file and the key.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+/// A unix socket's path holds 107 bytes; `<recovery_folder>/<GUID>/nbd.sock` needs 46 of them.
+const LONGEST_RECOVERY_FOLDER: usize = 107 - 46;
+/// `<data_folder>/engine.sock` needs 12.
+const LONGEST_DATA_FOLDER: usize = 107 - 12;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    vm_folder: Option<PathBuf>,
+    #[serde(default = "default_data_folder")]
+    data_folder: PathBuf,
+    recovery_folder: Option<PathBuf>,
+    source_role: Option<bool>,
+    #[serde(default)]
+    recovery_role: bool,
+    registration_key_file: Option<PathBuf>,
+    #[serde(default = "default_log_level")]
+    log_level: String,
+    #[serde(default)]
+    log_format: LogFormat,
+    host_name: Option<String>,
+}
+
+/// Validated configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Folder with one folder a VM, as the `qemu` driver reads it; a host that only recovers has none.
+    pub vm_folder: Option<PathBuf>,
+    /// The engine's own folder.
+    pub data_folder: PathBuf,
+    /// Where recovered VMs live, one folder each.
+    pub recovery_folder: PathBuf,
+    /// Offers the VMs of `vm_folder` for protection.
+    pub source_role: bool,
+    /// May run recovered VMs.
+    pub recovery_role: bool,
+    /// File with the registration key; deleted after enrolment.
+    pub registration_key_file: PathBuf,
+    /// Filter of the log, such as `info` or `engine=debug,info`.
+    pub log_level: String,
+    /// Shape of log lines.
+    pub log_format: LogFormat,
+    /// Name that the host reports; the kernel's host name when absent.
+    pub host_name: Option<String>,
+}
+
+impl Config {
+    /// Reads and validates `path`.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("read configuration file {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("configuration file {}", path.display()))
+    }
+
+    /// Validates the text of a configuration file.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let file: File = toml::from_str(text)?;
+        let config = Self {
+            recovery_folder: file
+                .recovery_folder
+                .unwrap_or_else(|| file.data_folder.join("recovered")),
+            registration_key_file: file
+                .registration_key_file
+                .unwrap_or_else(|| file.data_folder.join("registration.key")),
+            source_role: file.source_role.unwrap_or(file.vm_folder.is_some()),
+            vm_folder: file.vm_folder,
+            data_folder: file.data_folder,
+            recovery_role: file.recovery_role,
+            log_level: file.log_level,
+            log_format: file.log_format,
+            host_name: file.host_name.filter(|name| !name.is_empty()),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        if self.source_role && self.vm_folder.is_none() {
+            bail!(
+                "vm_folder: missing; source_role = true needs the folder of this host's virtual machines"
+            );
+        }
+        let vm_folder = self.vm_folder.as_ref().map(|folder| ("vm_folder", folder));
+        for (key, path) in vm_folder.into_iter().chain([
+            ("data_folder", &self.data_folder),
+            ("recovery_folder", &self.recovery_folder),
+            ("registration_key_file", &self.registration_key_file),
+        ]) {
+            if !path.is_absolute() {
+                bail!(
+                    "{key}: {:?} is not an absolute path",
+                    path.display().to_string()
+                );
+            }
+        }
+        let length = self.data_folder.as_os_str().len();
+        if length > LONGEST_DATA_FOLDER {
+            bail!(
+                "data_folder: path has {length} bytes; at most {LONGEST_DATA_FOLDER} fit a unix socket's address"
+            );
+        }
+        let length = self.recovery_folder.as_os_str().len();
+        if self.recovery_role && length > LONGEST_RECOVERY_FOLDER {
+            bail!(
+                "recovery_folder: path has {length} bytes; at most {LONGEST_RECOVERY_FOLDER} fit a unix socket's address"
+            );
+        }
+        if !self.source_role && !self.recovery_role {
+            bail!("vm_folder, recovery_role: give at least one, or the engine has nothing to do");
+        }
+        if self
+            .log_level
+            .parse::<tracing_subscriber::EnvFilter>()
+            .is_err()
+        {
+            bail!(
+                "log_level: {:?} is not a log filter such as \"info\" or \"engine=debug,info\"",
+                self.log_level
+            );
+        }
+        Ok(())
+    }
+
+    /// `<data>/identity`.
+    pub fn identity_folder(&self) -> PathBuf {
+        self.data_folder.join("identity")
+    }
+
+    /// `<data>/state`.
+    pub fn state_folder(&self) -> PathBuf {
+        self.data_folder.join("state")
+    }
+
+    /// `<data>/engine.sock`, where a running engine answers `status`.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data_folder.join("engine.sock")
+    }
+
+    /// `<data>/engine.pid`.
+    pub fn pid_file(&self) -> PathBuf {
+        self.data_folder.join("engine.pid")
+    }
+
+    /// `<data>/engine.log`.
+    pub fn log_file(&self) -> PathBuf {
+        self.data_folder.join("engine.log")
+    }
+}
+
+fn default_data_folder() -> PathBuf {
+    PathBuf::from("/var/lib/siterecovery")
+}
+
+fn default_log_level() -> String {
+    "info".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(text: &str) -> String {
+        format!("{:#}", Config::parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn the_smallest_file_gets_the_documented_defaults() {
+        let config = Config::parse("vm_folder = \"/srv/vms\"").unwrap();
+        assert_eq!(config.data_folder, Path::new("/var/lib/siterecovery"));
+        assert_eq!(
+            config.recovery_folder,
+            Path::new("/var/lib/siterecovery/recovered")
+        );
+        assert_eq!(
+            config.registration_key_file,
+            Path::new("/var/lib/siterecovery/registration.key")
+        );
+        assert!(config.source_role && !config.recovery_role);
+        assert_eq!(config.log_level, "info");
+    }
+
+    #[test]
+    fn a_host_that_only_recovers_needs_no_vm_folder() {
+        let config = Config::parse("recovery_role = true").unwrap();
+        assert!(config.recovery_role && !config.source_role);
+    }
+
+    #[test]
+    fn every_mistake_names_its_key() {
+        assert!(error_of("").contains("vm_folder"));
+        assert!(error_of("source_role = true").contains("vm_folder"));
+        assert!(error_of("vm_folder = \"vms\"").contains("vm_folder"));
+        assert!(error_of("vm_folder = \"/vms\"\nvmfolder = 1").contains("vmfolder"));
+        assert!(error_of("vm_folder = \"/vms\"\nsource_role = false").contains("recovery_role"));
+        assert!(error_of("vm_folder = \"/vms\"\nlog_level = \"a=b=c\"").contains("log_level"));
+        let long = format!(
+            "vm_folder = \"/vms\"\ndata_folder = \"/{}\"",
+            "x".repeat(120)
+        );
+        assert!(error_of(&long).contains("data_folder"));
+        let long = format!(
+            "vm_folder = \"/vms\"\nrecovery_role = true\nrecovery_folder = \"/{}\"",
+            "x".repeat(70)
+        );
+        assert!(error_of(&long).contains("recovery_folder"));
+    }
+}

@@ -1,0 +1,156 @@
+//! Problems as a person needs them: what, why, what next. Each code is documented for users and never reused.
+
+use std::path::Path;
+
+use engine_protocol::v1::Finding;
+
+/// Builds a finding.
+pub fn finding(
+    code: &str,
+    summary: impl Into<String>,
+    causes: &str,
+    action: &str,
+    critical: bool,
+) -> Finding {
+    Finding {
+        code: code.to_owned(),
+        summary: summary.into(),
+        possible_causes: causes.to_owned(),
+        recommended_action: action.to_owned(),
+        critical,
+    }
+}
+
+/// The VM is off, so there is nothing new to replicate.
+pub fn vm_not_running(name: &str) -> Finding {
+    finding(
+        "VM_NOT_RUNNING",
+        format!("virtual machine {name:?} is not running; no new recovery points are made"),
+        "The virtual machine was stopped, or its process ended.",
+        "Start the virtual machine. Replication goes on by itself.",
+        false,
+    )
+}
+
+/// The VM can't be found on this host.
+pub fn vm_not_found(name: &str, id: &str) -> Finding {
+    finding(
+        "VM_NOT_FOUND",
+        format!("virtual machine {name:?} ({id}) is not on this host"),
+        "The virtual machine was removed or moved to another host.",
+        "Put the virtual machine back on this host, or disable its replication.",
+        true,
+    )
+}
+
+/// A disk to replicate is not attached any more.
+pub fn disk_not_found(name: &str, disk: &str) -> Finding {
+    finding(
+        "DISK_NOT_FOUND",
+        format!("virtual machine {name:?} has no disk {disk}"),
+        "The disk was removed from the virtual machine or replaced by another one.",
+        "Attach the disk again, or disable and enable replication with the disks that are left.",
+        true,
+    )
+}
+
+/// The replica's folder can't be used.
+pub fn store_unavailable(folder: &Path, cause: &str) -> Finding {
+    finding(
+        "STORE_UNAVAILABLE",
+        format!(
+            "storage account folder {} can't be used: {cause}",
+            folder.display()
+        ),
+        "The folder is missing, read-only or on a volume that is not mounted, or the network to it is down.",
+        "Make the folder writable for the engine. Captured changes are kept on the host and shipped when it is back.",
+        true,
+    )
+}
+
+/// The replica's volume is full.
+pub fn store_full(folder: &Path) -> Finding {
+    finding(
+        "STORE_FULL",
+        format!("storage account folder {} is full", folder.display()),
+        "The volume has no free space left.",
+        "Free space on the volume or shorten the retention of the policy. Shipping goes on by itself.",
+        true,
+    )
+}
+
+/// What the store holds is damaged.
+pub fn store_damaged(folder: &Path, cause: &str) -> Finding {
+    finding(
+        "REPLICA_DAMAGED",
+        format!("the replica in {} is damaged: {cause}", folder.display()),
+        "Files of the replica were changed or lost outside of Site Recovery.",
+        "Check the volume, then disable and enable replication to build a new replica.",
+        true,
+    )
+}
+
+/// Another activation of replication has taken over.
+pub fn fenced(generation: u64) -> Finding {
+    finding(
+        "FENCED",
+        format!(
+            "the replica belongs to a newer activation than generation {generation}; this engine stopped writing"
+        ),
+        "Replication was enabled again elsewhere, or the virtual machine was failed over.",
+        "Nothing to do if that was intended. Otherwise disable and enable replication.",
+        true,
+    )
+}
+
+/// Capturing a point did not work; the guest was not touched.
+pub fn capture_failed(name: &str, cause: &str) -> Finding {
+    finding(
+        "CAPTURE_FAILED",
+        format!("a recovery point of virtual machine {name:?} could not be captured: {cause}"),
+        "The hypervisor refused to freeze a point, or a disk could not be read.",
+        "See the engine's log on the host. The engine tries again by itself; tracked changes are not lost.",
+        false,
+    )
+}
+
+/// Too little room on the host for a capture.
+pub fn host_space_low(folder: &Path, free_bytes: u64) -> Finding {
+    finding(
+        "HOST_SPACE_LOW",
+        format!(
+            "only {} MiB are free in {}; captures are paused",
+            free_bytes >> 20,
+            folder.display()
+        ),
+        "The volume of the virtual machine's disks is nearly full, maybe with changes that wait for the storage account.",
+        "Free space on the volume. Changes stay tracked and the next capture holds all of them.",
+        true,
+    )
+}
+
+/// Many cycles wait for the store.
+pub fn backlog(cycles: u64) -> Finding {
+    finding(
+        "REPLICATION_BACKLOG",
+        format!("{cycles} captured cycles wait to be shipped"),
+        "The storage account is slower than the changes of the virtual machine, or was away for a while.",
+        "None if it shrinks. Otherwise raise the replication interval or give the storage account more throughput.",
+        false,
+    )
+}
+
+/// A recovered VM could not be made or started.
+pub fn recovery_failed(name: &str, cause: &str, given_up: bool) -> Finding {
+    finding(
+        "RECOVERY_FAILED",
+        format!("recovered virtual machine {name:?} could not be started: {cause}"),
+        "The recovery point is gone or damaged, or the recovery host lacks memory, space or firmware.",
+        if given_up {
+            "See the engine's log on the recovery host, clean up this failover and start it again."
+        } else {
+            "The engine tries again by itself. See the engine's log on the recovery host."
+        },
+        true,
+    )
+}

@@ -1,0 +1,35 @@
+//! The replication engine: tracks, ships, applies, recovers. One process on every host.
+//!
+//! ```text
+//!  orchestrator ──DesiredState──► session ──► reconcile ──► replicator (one task an item) ──► replica store
+//!       ▲                            ▲            └───────► recovered  (one task a VM)   ◄── replica store
+//!       └───────EngineReport─────────┴── report ◄── board ◄── all tasks            hypervisor below all
+//! ```
+//!
+//! Where to start reading: [`engine`] puts it together, [`replicator`] is the heart, [`replicator::state`]
+//! says what is durable and in which order, [`recovered`] is the other direction.
+//!
+//! Promises: the engine may be killed at any instant and goes on without a full copy; the orchestrator may be
+//! away and replication goes on; the store may be away and captures go on; the guest never waits for any of it.
+
+pub mod backoff;
+pub mod board;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod desired;
+pub mod durable;
+pub mod engine;
+pub mod finding;
+pub mod identity;
+pub mod inspect;
+pub mod instance;
+pub mod logging;
+pub mod reconcile;
+pub mod recovered;
+pub mod replicator;
+pub mod report;
+pub mod session;
+pub mod task;
+pub mod vm_command;
+pub mod vm_config;

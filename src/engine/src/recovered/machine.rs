@@ -1,0 +1,415 @@
+//! One recovered VM, from its point to its first line on the console, and its removal.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use engine_protocol::v1;
+use hypervisor::nbd::NbdServer;
+use hypervisor::{
+    DiskId, DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, Stop, VmId,
+};
+use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView, StoreTarget};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use v1::recovered_vm::Power;
+use v1::recovered_vm_status::State;
+
+use super::record::Record;
+use super::{RecoveryHost, view};
+use crate::backoff;
+use crate::engine::now_unix_ms;
+use crate::finding;
+use crate::replicator::spec::store_target;
+use crate::task::blocking;
+use crate::vm_config::VmConfig;
+
+/// A VM that can't be made is given up after so many tries; the task ends, a new desired state starts it anew.
+const TRIES: u32 = 5;
+/// How often the console file is looked at for the first byte: short, since this is the figure people compare.
+const CONSOLE_POLL: Duration = Duration::from_millis(50);
+/// How often a running VM is looked at.
+const POWER_POLL: Duration = Duration::from_secs(2);
+
+/// Makes the VM, keeps its disks served, reports. Ends when stopped, or when given up.
+pub(super) async fn run(
+    host: &RecoveryHost,
+    id: Uuid,
+    wish: &v1::RecoveredVm,
+    stop: &CancellationToken,
+) {
+    let key = id.to_string();
+    host.board.update_recovered(&key, |status| {
+        if status.state() == State::Unspecified {
+            status.set_state(State::Preparing);
+        }
+    });
+    let mut failures = 0;
+    loop {
+        let begin = tokio::time::Instant::now();
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            result = once(host, id, wish) => result,
+        };
+        let Err(error) = result;
+        // A VM that ran for long and lost its server deserves a fresh count.
+        failures = if begin.elapsed() > Duration::from_secs(300) {
+            1
+        } else {
+            failures + 1
+        };
+        let given_up = failures >= TRIES;
+        tracing::error!(vm = %id, name = wish.name, error = format!("{error:#}"), given_up, "recovered VM");
+        host.board.update_recovered(&key, |status| {
+            status.set_state(State::Failed);
+            status.findings = vec![finding::recovery_failed(
+                &wish.name,
+                &format!("{error:#}"),
+                given_up,
+            )];
+        });
+        if given_up {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(backoff::ship_delay(failures)) => {}
+        }
+    }
+}
+
+/// One try; returns only with an error.
+async fn once(
+    host: &RecoveryHost,
+    id: Uuid,
+    wish: &v1::RecoveredVm,
+) -> anyhow::Result<std::convert::Infallible> {
+    let (mut record, view) = open(host, id, wish).await?;
+    let folder = host.folder.join(id.to_string());
+    blocking({
+        let folder = folder.clone();
+        move || std::fs::create_dir_all(folder)
+    })
+    .await
+    .with_context(|| format!("create folder {}", folder.display()))?;
+    let socket = folder.join("nbd.sock");
+    // Served as long as this future lives.
+    let _server: NbdServer = view::serve(&view, &socket)
+        .await
+        .context("serve the disks of the recovery point")?;
+    let vm = VmId(id);
+    let machine = machine(id, wish, &view, &folder, &socket)?;
+    host.hypervisor
+        .create(machine)
+        .await
+        .context("create the virtual machine")?;
+    let console = host
+        .hypervisor
+        .console(vm)
+        .await
+        .context("find its console")?;
+    let shown = console.display().to_string();
+    host.board.update_recovered(&id.to_string(), |status| {
+        status.console_path = shown;
+        status.point_id = record.point_id.to_string();
+        status.point_time_unix_ms = record.point_time_unix_ms;
+        status.started_unix_ms = record.started_unix_ms;
+        status.first_output_unix_ms = record.first_output_unix_ms;
+        status.findings.clear();
+    });
+    if wish.power() == Power::Off {
+        host.hypervisor
+            .stop(vm, Stop::TurnOff)
+            .await
+            .context("turn the virtual machine off")?;
+        set(host, id, State::Off);
+        return std::future::pending().await;
+    }
+    // A VM that this engine, or the one before it, has started and that was shut down inside stays off.
+    if record.started_unix_ms == 0 || power(host, vm).await? == PowerState::Running {
+        host.hypervisor
+            .start(vm)
+            .await
+            .context("start the virtual machine")?;
+    }
+    if record.started_unix_ms == 0 {
+        record.started_unix_ms = now_unix_ms();
+        keep(host, &record).await?;
+        tracing::info!(vm = %id, name = wish.name, point = %record.point_id, "recovered VM is running");
+    }
+    watch(host, &mut record, &console).await
+}
+
+/// Follows the VM's life. Never returns but with an error.
+async fn watch(
+    host: &RecoveryHost,
+    record: &mut Record,
+    console: &Path,
+) -> anyhow::Result<std::convert::Infallible> {
+    let vm = VmId(record.id);
+    let mut looked: Option<tokio::time::Instant> = None;
+    loop {
+        if record.first_output_unix_ms == 0 && has_bytes(console.to_owned()).await {
+            record.first_output_unix_ms = now_unix_ms();
+            keep(host, record).await?;
+            tracing::info!(vm = %record.id, name = record.name, "recovered VM has written its first output");
+        }
+        if looked.is_none_or(|at| at.elapsed() >= POWER_POLL) {
+            looked = Some(tokio::time::Instant::now());
+            match (power(host, vm).await, record.first_output_unix_ms) {
+                (Ok(PowerState::Off), _) => show(host, record, State::Off),
+                (Ok(PowerState::Running), 0) => show(host, record, State::Running),
+                (Ok(PowerState::Running), _) => show(host, record, State::Booted),
+                // Its disks must stay served while the host is hard to see.
+                (Err(error), _) => {
+                    tracing::warn!(vm = %record.id, error = format!("{error:#}"), "recovered VM can't be seen")
+                }
+            }
+        } else if record.first_output_unix_ms != 0
+            && host
+                .board
+                .recovered(&record.id.to_string())
+                .is_some_and(|status| status.state() == State::Running)
+        {
+            show(host, record, State::Booted);
+        }
+        let pause = if record.first_output_unix_ms == 0 {
+            CONSOLE_POLL
+        } else {
+            POWER_POLL
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Chooses the point once, holds it, and opens its view.
+async fn open(
+    host: &RecoveryHost,
+    id: Uuid,
+    wish: &v1::RecoveredVm,
+) -> anyhow::Result<(Record, ReplicaView)> {
+    let (store, store_folder) =
+        store_target(wish.store.as_ref()).map_err(|problem| anyhow!(problem))?;
+    let key = ReplicaKey::new(&wish.vault_key, &wish.item_id)?;
+    let reader = ReplicaReader::open(&store, &key)
+        .await
+        .context("open the replica")?;
+    let folder = host.folder.clone();
+    let known = blocking(move || Record::read(&folder, id))
+        .await
+        .context("read the record of the recovered VM")?;
+    let mut record = match known {
+        Some(record)
+            if record.store_folder == store_folder
+                && record.vault_key == wish.vault_key
+                && record.item_id == wish.item_id =>
+        {
+            record
+        }
+        Some(_) => bail!("the id is in use for a virtual machine of another replica"),
+        None => {
+            let record = Record::new(
+                id,
+                wish.name.clone(),
+                store_folder,
+                wish.vault_key.clone(),
+                wish.item_id.clone(),
+            );
+            // Before the pin: a crash in between must not leave a pin that nobody knows of.
+            keep(host, &record).await?;
+            record
+        }
+    };
+    let selector = if !record.point_id.is_nil() {
+        PointSelector::Id(record.point_id)
+    } else if wish.point_id.is_empty() {
+        PointSelector::Newest
+    } else {
+        PointSelector::Id(
+            wish.point_id
+                .parse()
+                .with_context(|| format!("recovery point id {:?} is not a GUID", wish.point_id))?,
+        )
+    };
+    let view = reader
+        .pinned_view(selector, &record.owner())
+        .await
+        .context("open the recovery point")?;
+    let point = view.point().context("the view has no recovery point")?;
+    if record.point_id != point.id {
+        record.point_id = point.id;
+        record.point_time_unix_ms = point.time_unix_ms;
+        keep(host, &record).await?;
+    }
+    Ok((record, view))
+}
+
+fn machine(
+    id: Uuid,
+    wish: &v1::RecoveredVm,
+    view: &ReplicaView,
+    folder: &Path,
+    socket: &Path,
+) -> anyhow::Result<NewVirtualMachine> {
+    let config = view
+        .vm_config()
+        .context("the recovery point holds no configuration")?;
+    let config: VmConfig =
+        serde_json::from_value(config.clone()).context("configuration in the recovery point")?;
+    let generation = config
+        .generation()
+        .with_context(|| format!("generation {} is unknown", config.generation))?;
+    let disks = config
+        .disks
+        .iter()
+        .enumerate()
+        .map(|(number, disk)| {
+            let stored = view
+                .disks()
+                .iter()
+                .find(|stored| stored.id == disk.id.0)
+                .with_context(|| format!("the replica has no disk {}", disk.id))?;
+            Ok(NewDisk {
+                // A new identity for the copy, the same at every try.
+                id: DiskId(Uuid::new_v5(&id, disk.id.0.as_bytes())),
+                source: DiskSource::Nbd {
+                    socket: socket.to_owned(),
+                    export: stored.id.to_string(),
+                    size_bytes: stored.size_bytes,
+                    overlay: PathBuf::from(format!("disk{number}.qcow2")),
+                },
+            })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    // No network of the recovery host is mapped yet: each adapter is there, its cable is out.
+    let networks = config
+        .network_adapters
+        .iter()
+        .map(|_| NewNetwork {
+            network_name: None,
+            mac_address: None,
+        })
+        .collect();
+    Ok(NewVirtualMachine {
+        id: VmId(id),
+        name: wish.name.clone(),
+        generation,
+        memory_bytes: config.memory_bytes,
+        processors: config.processors,
+        os_type: config.os_type,
+        folder: folder.to_owned(),
+        disks,
+        networks,
+    })
+}
+
+/// Removes the VM with all it holds, however often it takes.
+pub(super) async fn remove(host: &RecoveryHost, id: Uuid, stop: &CancellationToken) {
+    let mut failures = 0;
+    loop {
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            result = remove_once(host, id) => result,
+        };
+        match result {
+            Ok(()) => {
+                host.board.drop_recovered(&id.to_string());
+                return;
+            }
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(vm = %id, error = format!("{error:#}"), "recovered VM can't be removed yet");
+                host.board.update_recovered(&id.to_string(), |status| {
+                    status.findings = vec![finding::finding(
+                        "CLEAN_UP_FAILED",
+                        format!("recovered virtual machine {id} could not be removed: {error:#}"),
+                        "A file of it is in use, or the storage account is away.",
+                        "The engine tries again by itself. See the engine's log on the recovery host.",
+                        false,
+                    )];
+                });
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(backoff::ship_delay(failures)) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn remove_once(host: &RecoveryHost, id: Uuid) -> anyhow::Result<()> {
+    let parent = host.folder.clone();
+    let record = blocking(move || Record::read(&parent, id)).await;
+    host.hypervisor
+        .remove(VmId(id))
+        .await
+        .context("remove the virtual machine")?;
+    let folder = host.folder.join(id.to_string());
+    blocking(move || match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })
+    .await
+    .context("remove its folder")?;
+    // A record that can't be read names no pin; the store shows pins of their owner by name to an operator.
+    if let Ok(Some(record)) = &record {
+        let key = ReplicaKey::new(&record.vault_key, &record.item_id)?;
+        match ReplicaReader::open(&StoreTarget::Folder(record.store_folder.clone()), &key).await {
+            Ok(reader) => reader
+                .unpin(&record.owner())
+                .await
+                .context("let the recovery point go")?,
+            // The replica is gone, its pins with it.
+            Err(error) if error.kind() == replica_store::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context("let the recovery point go"),
+        }
+    }
+    let parent = host.folder.clone();
+    blocking(move || Record::remove(&parent, id))
+        .await
+        .context("remove the record")?;
+    tracing::info!(vm = %id, "recovered VM is removed");
+    Ok(())
+}
+
+async fn power(host: &RecoveryHost, vm: VmId) -> anyhow::Result<PowerState> {
+    let machines = host
+        .hypervisor
+        .virtual_machines()
+        .await
+        .context("look at the host's virtual machines")?;
+    machines
+        .iter()
+        .find(|machine| machine.id == vm)
+        .map(|machine| machine.power_state)
+        .context("the virtual machine is gone")
+}
+
+async fn has_bytes(path: PathBuf) -> bool {
+    blocking(move || std::fs::metadata(path))
+        .await
+        .is_ok_and(|metadata| metadata.len() > 0)
+}
+
+async fn keep(host: &RecoveryHost, record: &Record) -> anyhow::Result<()> {
+    let (record, folder) = (record.clone(), host.folder.clone());
+    blocking(move || record.write(&folder))
+        .await
+        .context("keep the record of the recovered VM")
+}
+
+fn set(host: &RecoveryHost, id: Uuid, state: State) {
+    host.board
+        .update_recovered(&id.to_string(), |status| status.set_state(state));
+}
+
+fn show(host: &RecoveryHost, record: &Record, state: State) {
+    host.board
+        .update_recovered(&record.id.to_string(), |status| {
+            status.set_state(state);
+            status.started_unix_ms = record.started_unix_ms;
+            status.first_output_unix_ms = record.first_output_unix_ms;
+        });
+}

@@ -1,0 +1,117 @@
+//! What a recovered VM keeps on its host, so that an engine that was killed serves the same point again
+//! and gives back what it holds.
+//!
+//! ```text
+//! <recovery_folder>/<id>.json    this record: point, pin and store
+//! <recovery_folder>/<id>/        the VM: vm.toml, overlays, nbd.sock, console
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::durable::{self, Access};
+
+const VERSION: u32 = 1;
+
+/// The record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    version: u32,
+    /// The recovered VM.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Where the replica is.
+    pub store_folder: PathBuf,
+    /// Its vault.
+    pub vault_key: String,
+    /// Its item.
+    pub item_id: String,
+    /// The point that is used; chosen once.
+    pub point_id: Uuid,
+    /// Its freeze.
+    pub point_time_unix_ms: i64,
+    /// When the VM was started; 0 = not yet.
+    pub started_unix_ms: i64,
+    /// When its first output was seen; 0 = not yet.
+    pub first_output_unix_ms: i64,
+}
+
+impl Record {
+    /// A VM that is about to be made.
+    pub fn new(
+        id: Uuid,
+        name: String,
+        store_folder: PathBuf,
+        vault_key: String,
+        item_id: String,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            id,
+            name,
+            store_folder,
+            vault_key,
+            item_id,
+            point_id: Uuid::nil(),
+            point_time_unix_ms: 0,
+            started_unix_ms: 0,
+            first_output_unix_ms: 0,
+        }
+    }
+
+    /// Who holds the pin in the store.
+    pub fn owner(&self) -> String {
+        format!("recovered-{}", self.id)
+    }
+
+    /// The record of `id`.
+    pub fn read(folder: &Path, id: Uuid) -> io::Result<Option<Self>> {
+        let record: Option<Self> = durable::read_json(&file(folder, id))?;
+        match record {
+            Some(record) if record.version != VERSION || record.id != id => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "record of another version or virtual machine",
+            )),
+            other => Ok(other),
+        }
+    }
+
+    /// Makes it durable.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        durable::replace_json(&file(folder, self.id), self, Access::Plain)
+    }
+
+    /// The VM is gone, the pin too.
+    pub fn remove(folder: &Path, id: Uuid) -> io::Result<()> {
+        durable::remove(&file(folder, id))
+    }
+
+    /// All VMs that this host has or had begun to make: by record or by folder.
+    pub fn all(folder: &Path) -> io::Result<Vec<Uuid>> {
+        let entries = match std::fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            if let Ok(id) = name.strip_suffix(".json").unwrap_or(&name).parse::<Uuid>() {
+                ids.push(id);
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+}
+
+fn file(folder: &Path, id: Uuid) -> PathBuf {
+    folder.join(format!("{id}.json"))
+}

@@ -1,0 +1,45 @@
+//! Serves a recovery point's disks over NBD.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use hypervisor::nbd::{self, BlockReader, NbdError, NbdExport, NbdServer};
+use replica_store::ReplicaView;
+use uuid::Uuid;
+
+use crate::replicator::trouble::chain;
+
+struct DiskOfView {
+    view: ReplicaView,
+    disk: Uuid,
+}
+
+#[async_trait]
+impl BlockReader for DiskOfView {
+    async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        self.view.read(self.disk, offset, length).await.map_err(|error| {
+            tracing::error!(disk = %self.disk, offset, length, error = chain(&error), "a recovered VM could not read its recovery point");
+            io::Error::other(error)
+        })
+    }
+}
+
+/// Serves every disk of `view` at `socket`; the export's name is the disk's id.
+pub async fn serve(view: &ReplicaView, socket: &Path) -> Result<NbdServer, NbdError> {
+    let exports = view
+        .disks()
+        .iter()
+        .map(|disk| NbdExport {
+            name: disk.id.to_string(),
+            size_bytes: disk.size_bytes,
+            reader: Arc::new(DiskOfView {
+                view: view.clone(),
+                disk: disk.id,
+            }),
+        })
+        .collect();
+    nbd::serve(socket, exports).await
+}

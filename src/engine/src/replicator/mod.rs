@@ -1,0 +1,193 @@
+//! Replication of one protected item: one task, two halves.
+//!
+//! ```text
+//!            ┌────────────── capture ──────────────┐        ┌──────────── ship ───────────┐
+//!  guest ──► freeze ─► logs beside the disks ─► record ──► journal object ─► point ─► maintain
+//!            └── every interval, never waits ──────┘ spool  └── in order, waits out outages ┘
+//! ```
+//!
+//! Promise: after `kill -9` at any instant, replication goes on from the last durable step, without a full
+//! copy; every recovery point equals the disks at its freeze. The durable steps and their order: [`state`].
+//! What may go wrong ends as a finding on the board and is retried, except fencing, which is final.
+
+mod capture;
+mod copy;
+mod log_file;
+pub mod pauses;
+pub mod ranges;
+mod retire;
+mod shared;
+mod ship;
+pub mod spec;
+pub mod state;
+pub mod status;
+pub mod trouble;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine_protocol::v1::replication_status::State;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff;
+use crate::task::{blocking, spawn_named};
+pub use shared::Context;
+use shared::{Item, Shared};
+use spec::{Policy, Spec, Wish};
+use state::{ItemDisk, ItemFiles, ItemState};
+use status::{Origin, StatusLine};
+use trouble::Trouble;
+
+/// An item's task.
+pub struct Replicator {
+    spec: Spec,
+    retired: Option<bool>,
+    policy: watch::Sender<Policy>,
+    stop: CancellationToken,
+    task: JoinHandle<Option<()>>,
+}
+
+impl Replicator {
+    /// Starts the task for an item.
+    pub fn start(context: Arc<Context>, spec: Spec, wish: Wish) -> Self {
+        let stop = CancellationToken::new();
+        let (retired, first) = match wish {
+            Wish::Active(policy) => (None, policy),
+            Wish::Retired { delete_replica } => {
+                let unused = Policy {
+                    interval: Duration::MAX,
+                    retention: replica_store::RetentionPolicy { hours: 0 },
+                };
+                (Some(delete_replica), unused)
+            }
+        };
+        let (policy, receiver) = watch::channel(first);
+        let item = Item {
+            files: ItemFiles::new(&context.state_folder, &spec.item_id),
+            status: StatusLine::new(context.board.clone(), &spec),
+            stop: stop.clone(),
+            policy: receiver,
+            spec: spec.clone(),
+            context,
+        };
+        let task = spawn_named(format!("replicate {}", spec.item_id), async move {
+            match retired {
+                None => replicate(&item).await,
+                Some(delete_replica) => retire::run(&item, delete_replica).await,
+            }
+        });
+        Self {
+            spec,
+            retired,
+            policy,
+            stop,
+            task,
+        }
+    }
+
+    /// Takes a new wish over, when the running task can serve it; `false` = start a new one.
+    pub fn adopt(&self, spec: &Spec, wish: Wish) -> bool {
+        if *spec != self.spec || self.task.is_finished() {
+            return false;
+        }
+        match (wish, self.retired) {
+            (Wish::Active(policy), None) => {
+                self.policy
+                    .send_if_modified(|current| std::mem::replace(current, policy) != policy);
+                true
+            }
+            (Wish::Retired { delete_replica }, Some(doing)) => delete_replica == doing,
+            _ => false,
+        }
+    }
+
+    /// Ends the task at its next safe place.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // A panic was logged by the task itself.
+        self.task.await.ok();
+    }
+}
+
+/// Runs until the item stops. Each round starts from what is durable, as after a crash.
+async fn replicate(item: &Item) {
+    let mut failures = 0;
+    loop {
+        let result = round(item).await;
+        match result {
+            Ok(never) => match never {},
+            Err(Trouble::Stopped) => return,
+            Err(trouble) if trouble.is_fenced() => {
+                item.status.phase(State::Fenced);
+                item.status.problem(Origin::Ship, &trouble, &item.spec);
+                // What was captured belongs to nobody any more; a newer activation has its own tracking.
+                let files = item.files.clone();
+                if let Err(error) = blocking(move || files.remove_all(&[])).await {
+                    tracing::warn!(item = item.spec.item_id, %error, "leftovers of a fenced item stay");
+                }
+                return item.stop.cancelled().await;
+            }
+            Err(trouble) => {
+                failures += 1;
+                item.status.problem(Origin::Capture, &trouble, &item.spec);
+                tokio::select! {
+                    () = item.stop.cancelled() => return,
+                    () = tokio::time::sleep(backoff::ship_delay(failures)) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn round(item: &Item) -> Result<Infallible, Trouble> {
+    let (state, spool) = load(item).await?;
+    item.status.figures(&state);
+    item.status.backlog(spool.len() as u64);
+    if state.complete {
+        item.status.phase(State::Protected);
+    }
+    let shared = Shared::new(state, spool, item.stop.child_token());
+    // Both are awaited to their end: a half that is dropped could leave a point frozen.
+    let (captured, shipped) = tokio::join!(
+        async {
+            let result = capture::run(item, &shared).await;
+            shared.halt.cancel();
+            result
+        },
+        async {
+            let result = ship::run(item, &shared).await;
+            shared.halt.cancel();
+            result
+        }
+    );
+    match shipped {
+        Err(Trouble::Stopped) => captured,
+        other => other,
+    }
+}
+
+/// What is durable of this generation. Anything of another generation, VM or set of disks is removed.
+async fn load(item: &Item) -> Result<(ItemState, Vec<state::CycleRecord>), Trouble> {
+    let (files, spec) = (item.files.clone(), item.spec.clone());
+    blocking(move || {
+        if let Some(state) = files.load()? {
+            let disks: Vec<_> = state.disks.iter().map(|disk| disk.id).collect();
+            let fits = state.generation == spec.generation.0
+                && state.vm == spec.vm
+                && (disks.is_empty() || disks == spec.disks);
+            if fits {
+                let spool = files.load_spool(&state)?;
+                return Ok((state, spool));
+            }
+            files.remove_all(&[])?;
+        }
+        let state = ItemState::new(spec.generation.0, spec.vm, Vec::<ItemDisk>::new());
+        let spool = files.load_spool(&state)?;
+        Ok((state, spool))
+    })
+    .await
+    .map_err(Trouble::io("read what is kept of the item"))
+}

@@ -1,0 +1,210 @@
+//! What shall be replicated where, checked once at the edge.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine_protocol::v1;
+use hypervisor::{DiskId, VmId};
+use replica_store::{Generation, ReplicaKey, RetentionPolicy, StoreTarget};
+use uuid::Uuid;
+
+/// The shortest interval that makes sense: below it, freezing costs more than it gives.
+const SHORTEST_INTERVAL_SECONDS: u32 = 1;
+
+/// Schedule and retention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// From freeze to freeze.
+    pub interval: Duration,
+    /// How long points are kept.
+    pub retention: RetentionPolicy,
+}
+
+/// One item to replicate. Everything but the policy is fixed for a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// The protected item.
+    pub item_id: String,
+    /// Its replica.
+    pub key: ReplicaKey,
+    /// Fencing generation.
+    pub generation: Generation,
+    /// Source VM.
+    pub vm: VmId,
+    /// Its name, for people.
+    pub vm_name: String,
+    /// Disks to replicate.
+    pub disks: Vec<DiskId>,
+    /// Where the replica is kept.
+    pub store: StoreTarget,
+    /// The same as a path, for messages.
+    pub store_folder: PathBuf,
+}
+
+/// What the orchestrator wants of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Replicate.
+    Active(Policy),
+    /// Stop, leave nothing on the host.
+    Retired {
+        /// And delete the replica.
+        delete_replica: bool,
+    },
+}
+
+/// Reads the target of a message.
+pub fn store_target(target: Option<&v1::StoreTarget>) -> Result<(StoreTarget, PathBuf), String> {
+    match target.and_then(|target| target.kind.as_ref()) {
+        Some(v1::store_target::Kind::Folder(folder)) => {
+            let path = PathBuf::from(folder);
+            if !path.is_absolute() {
+                return Err(format!(
+                    "storage account folder {folder:?} is not an absolute path"
+                ));
+            }
+            Ok((StoreTarget::Folder(path.clone()), path))
+        }
+        None => {
+            Err("no storage account, or one of a kind that this engine does not know".to_owned())
+        }
+    }
+}
+
+impl Spec {
+    /// Reads a message; the error is for a finding.
+    pub fn read(message: &v1::Replication) -> Result<(Self, Wish), String> {
+        let (store, store_folder) = store_target(message.store.as_ref())?;
+        let key = ReplicaKey::new(&message.vault_key, &message.item_id)
+            .map_err(|error| error.to_string())?;
+        let vm = guid("virtual machine", &message.vm_id)?;
+        let disks = message
+            .disk_ids
+            .iter()
+            .map(|id| guid("disk", id).map(DiskId))
+            .collect::<Result<Vec<_>, _>>()?;
+        let wish = match message.phase() {
+            v1::replication::Phase::Active => {
+                let policy = message.policy.as_ref().ok_or("no replication policy")?;
+                if disks.is_empty() {
+                    return Err("no disk to replicate".to_owned());
+                }
+                Wish::Active(Policy {
+                    interval: Duration::from_secs(
+                        policy
+                            .replication_interval_seconds
+                            .max(SHORTEST_INTERVAL_SECONDS)
+                            .into(),
+                    ),
+                    retention: RetentionPolicy {
+                        hours: policy.retention_hours,
+                    },
+                })
+            }
+            v1::replication::Phase::Retired => Wish::Retired {
+                delete_replica: message.delete_replica,
+            },
+            v1::replication::Phase::Unspecified => {
+                return Err("a phase that this engine does not know".to_owned());
+            }
+        };
+        let spec = Self {
+            item_id: message.item_id.clone(),
+            key,
+            generation: Generation(message.generation),
+            vm: VmId(vm),
+            vm_name: message.vm_name.clone(),
+            disks,
+            store,
+            store_folder,
+        };
+        Ok((spec, wish))
+    }
+}
+
+fn guid(what: &str, text: &str) -> Result<Uuid, String> {
+    text.parse()
+        .map_err(|_| format!("{what} id {text:?} is not a GUID"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> v1::Replication {
+        v1::Replication {
+            item_id: Uuid::from_u128(1).to_string(),
+            vault_key: "vault-00000000".to_owned(),
+            generation: 3,
+            vm_id: Uuid::from_u128(2).to_string(),
+            disk_ids: vec![Uuid::from_u128(3).to_string()],
+            store: Some(v1::StoreTarget {
+                kind: Some(v1::store_target::Kind::Folder("/srv/store".to_owned())),
+            }),
+            policy: Some(v1::Policy {
+                replication_interval_seconds: 30,
+                retention_hours: 2,
+                app_consistent_frequency_hours: 0,
+            }),
+            phase: v1::replication::Phase::Active.into(),
+            delete_replica: false,
+            vm_name: "web01".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_good_message_is_read_whole() {
+        let (spec, wish) = Spec::read(&message()).unwrap();
+        assert_eq!(spec.disks, [DiskId(Uuid::from_u128(3))]);
+        let Wish::Active(policy) = wish else {
+            panic!("{wish:?}")
+        };
+        assert_eq!((policy.interval.as_secs(), policy.retention.hours), (30, 2));
+    }
+
+    #[test]
+    fn nothing_in_a_message_can_name_a_file_outside_the_store() {
+        for key in ["..", "../x", "a/b", "", ".hidden"] {
+            assert!(
+                Spec::read(&v1::Replication {
+                    vault_key: key.to_owned(),
+                    ..message()
+                })
+                .is_err(),
+                "{key:?}"
+            );
+            assert!(
+                Spec::read(&v1::Replication {
+                    item_id: key.to_owned(),
+                    ..message()
+                })
+                .is_err(),
+                "{key:?}"
+            );
+        }
+        let relative = v1::StoreTarget {
+            kind: Some(v1::store_target::Kind::Folder("store".to_owned())),
+        };
+        assert!(
+            Spec::read(&v1::Replication {
+                store: Some(relative),
+                ..message()
+            })
+            .is_err()
+        );
+        assert!(
+            Spec::read(&v1::Replication {
+                store: None,
+                ..message()
+            })
+            .is_err()
+        );
+        assert!(
+            Spec::read(&v1::Replication {
+                vm_id: "x".to_owned(),
+                ..message()
+            })
+            .is_err()
+        );
+    }
+}
