@@ -75,7 +75,7 @@ pub struct Context<C> {
     cancel: Cancel,
     capabilities: ClientCapabilities,
     terraform_version: String,
-    warnings: Mutex<Diagnostics>,
+    warnings: Arc<Mutex<Diagnostics>>,
 }
 
 impl<C> Context<C> {
@@ -86,12 +86,13 @@ impl<C> Context<C> {
             cancel,
             capabilities,
             terraform_version: String::new(),
-            warnings: Mutex::new(Diagnostics::new()),
+            warnings: Arc::default(),
         }
     }
 
-    pub(crate) fn with_terraform_version(mut self, version: String) -> Self {
-        self.terraform_version = version;
+    pub(crate) fn for_call(mut self, terraform_version: String, warnings: Arc<Mutex<Diagnostics>>) -> Self {
+        self.terraform_version = terraform_version;
+        self.warnings = warnings;
         self
     }
 
@@ -131,9 +132,5 @@ impl<C> Context<C> {
     pub fn warn(&self, warning: Diagnostic) {
         // A poisoned lock only means that another warning panicked half way; the list is still good.
         self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(warning);
-    }
-
-    pub(crate) fn take_warnings(&self) -> Diagnostics {
-        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 }

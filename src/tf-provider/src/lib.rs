@@ -68,22 +68,30 @@
 //! rules (unknown values after apply, an attribute that the schema lacks) gives an error that names the rule; a
 //! panicking handler gives an error diagnostic while the others go on.
 
-#![doc(test(attr(deny(warnings))))]
-
 pub mod attribute;
+mod checking;
+mod conform;
 pub mod context;
 pub mod diagnostics;
 pub mod function;
 pub mod json;
+mod launch;
+pub mod logging;
+mod members;
+pub mod msgpack;
 pub mod number;
 pub mod object;
 pub mod path;
+mod planning;
 pub mod provider;
 pub mod raw_state;
 pub mod resource;
 pub mod schema;
+mod schema_check;
+mod server;
 pub mod types;
 pub mod value;
+mod wire;
 
 pub use async_trait::async_trait;
 
@@ -91,6 +99,7 @@ pub use attribute::{Attribute, AttributeKind, Nesting};
 pub use context::{Cancel, ClientCapabilities, Context};
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub use function::{Function, FunctionError, Parameter, Signature};
+pub use launch::run;
 pub use number::Number;
 pub use object::Object;
 pub use path::AttributePath;
@@ -100,6 +109,7 @@ pub use provider::{
 pub use raw_state::RawState;
 pub use resource::{Change, ImportKey, MoveSource, Plan, Presence, Resource, ResourceState};
 pub use schema::{Block, BlockNesting, IdentityAttribute, IdentitySchema, NestedBlock, Schema};
+pub use schema_check::SchemaKind;
 pub use types::Type;
 pub use value::{Refinements, Value};
 
@@ -119,11 +129,4 @@ pub mod proto {
     pub mod health {
         tonic::include_proto!("grpc.health.v1");
     }
-}
-
-/// Serves a provider until Terraform ends it; to be called from `main`. `address` is the provider's source address
-/// with its host, for example `registry.terraform.io/acme/example`.
-pub fn run<P: Provider>(provider: P, address: &str) -> std::process::ExitCode {
-    let _ = (provider, address);
-    std::process::ExitCode::FAILURE
 }

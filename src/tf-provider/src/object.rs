@@ -133,13 +133,13 @@ impl Object {
         self.0.values()
     }
 
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
+        self.0.values_mut()
+    }
+
     /// Removes an attribute (the server then sends null for it).
     pub fn remove(&mut self, name: &str) -> Value {
         self.0.remove(name).unwrap_or(Value::Null)
-    }
-
-    pub(crate) fn attributes(&self) -> &BTreeMap<String, Value> {
-        &self.0
     }
 
     pub(crate) fn get_mut(&mut self, name: &str) -> &mut Value {

@@ -74,7 +74,8 @@ impl Value {
         let mut kept: Vec<Value> = Vec::new();
         for element in elements {
             let element = element.into();
-            if !kept.contains(&element) {
+            // Two unknown elements may turn out different, so only known ones collapse.
+            if !element.is_wholly_known() || !kept.contains(&element) {
                 kept.push(element);
             }
         }
