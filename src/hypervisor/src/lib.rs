@@ -21,10 +21,13 @@
 //! A tracking interval survives the engine, not the hypervisor's process of the VM: after a restart of
 //! the VM the answer is [`Changes::Unknown`] and the caller compares.
 
+pub mod conformance;
 mod error;
 mod extents;
 mod model;
 pub mod nbd;
+mod qemu;
+mod qmp;
 
 use std::path::PathBuf;
 
@@ -38,6 +41,8 @@ pub use model::{
     NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState, Stop, TrackingId,
     VirtualDisk, VirtualMachine, VmId,
 };
+pub use qemu::QemuDriver;
+pub use qmp::{Event, Qmp, QmpError};
 
 /// Reads a frozen disk.
 #[async_trait]

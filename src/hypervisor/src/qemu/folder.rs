@@ -1,0 +1,192 @@
+//! A VM's folder: where its files lie, and whether its QEMU runs.
+//!
+//! ```text
+//!   <folder>/vm.toml  nvram.fd  *.vhdx  *.hrl
+//!            run/  qmp.sock  agent.sock  nbd.sock  pid  console.log
+//! ```
+//!
+//! A process is ours only when its command line names our pid file: a pid that was reused by somebody else
+//! after a crash is never signalled.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::{Instant, sleep};
+
+use crate::{ErrorKind, HypervisorError};
+
+/// Longest path of a Unix socket on Linux, without the closing zero.
+const MAX_SOCKET_PATH: usize = 107;
+/// How often a state that has no event is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A VM's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VmFolder {
+    path: PathBuf,
+}
+
+impl VmFolder {
+    /// `path` is absolute.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn run(&self) -> PathBuf {
+        self.path.join("run")
+    }
+
+    pub(super) fn qmp_socket(&self) -> PathBuf {
+        self.run().join("qmp.sock")
+    }
+
+    pub(super) fn agent_socket(&self) -> PathBuf {
+        self.run().join("agent.sock")
+    }
+
+    pub(super) fn nbd_socket(&self) -> PathBuf {
+        self.run().join("nbd.sock")
+    }
+
+    pub(super) fn pid_file(&self) -> PathBuf {
+        self.run().join("pid")
+    }
+
+    pub(super) fn console(&self) -> PathBuf {
+        self.run().join("console.log")
+    }
+
+    pub(super) fn firmware_variables(&self) -> PathBuf {
+        self.path.join("nvram.fd")
+    }
+
+    /// A path of `vm.toml`.
+    pub(super) fn resolve(&self, file: &Path) -> PathBuf {
+        self.path.join(file)
+    }
+
+    /// Whether the sockets' paths are short enough for the system.
+    pub(super) fn check_socket_paths(&self) -> Result<(), HypervisorError> {
+        let longest = self.agent_socket();
+        if longest.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(HypervisorError::new(
+                ErrorKind::Configuration,
+                format!(
+                    "use the folder {}: its path is too long for sockets inside it (at most {} bytes)",
+                    self.path.display(),
+                    MAX_SOCKET_PATH - (longest.as_os_str().len() - self.path.as_os_str().len())
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The VM's QEMU, if it runs.
+    pub(super) fn running_pid(&self) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.pid_file()).ok()?;
+        let pid: i32 = text.trim().parse().ok().filter(|pid| *pid > 1)?;
+        self.is_ours(pid).then(|| Pid::from_raw(pid))
+    }
+
+    fn is_ours(&self, pid: i32) -> bool {
+        // Empty for a process that has ended and was not yet collected.
+        let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+            return false;
+        };
+        let pid_file = self.pid_file();
+        line.split(|byte| *byte == 0)
+            .any(|argument| argument == pid_file.as_os_str().as_bytes())
+    }
+
+    /// Waits until the process has ended; `false` when it still runs after `patience`.
+    pub(super) async fn wait_gone(&self, pid: Pid, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.is_ours(pid.as_raw()) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            sleep(POLL).await;
+        }
+        true
+    }
+
+    /// Ends the process without asking QEMU.
+    pub(super) async fn kill(&self, pid: Pid) -> Result<(), HypervisorError> {
+        for (signal, patience) in [(Signal::SIGTERM, 3), (Signal::SIGKILL, 30)] {
+            if !self.is_ours(pid.as_raw()) {
+                return Ok(());
+            }
+            // It may have ended just now, which is what is wanted.
+            let _ = kill(pid, signal);
+            if self.wait_gone(pid, Duration::from_secs(patience)).await {
+                return Ok(());
+            }
+        }
+        Err(HypervisorError::new(
+            ErrorKind::Timeout,
+            format!("kill qemu process {pid}: it does not end"),
+        ))
+    }
+
+    /// Removes what a QEMU that is gone left in `run/`, except its console.
+    pub(super) fn remove_stale_files(&self) -> io::Result<()> {
+        for path in [
+            self.qmp_socket(),
+            self.agent_socket(),
+            self.nbd_socket(),
+            self.pid_file(),
+        ] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_that_belongs_to_somebody_else_is_not_ours() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = VmFolder::new(scratch.path().to_owned());
+        std::fs::create_dir(folder.run()).unwrap();
+        assert_eq!(folder.running_pid(), None);
+        for text in [
+            std::process::id().to_string(),
+            "1".to_owned(),
+            "-1".to_owned(),
+            "nonsense".to_owned(),
+        ] {
+            std::fs::write(folder.pid_file(), text).unwrap();
+            assert_eq!(folder.running_pid(), None);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_too_deep_for_sockets_is_refused_with_the_limit() {
+        let deep = VmFolder::new(PathBuf::from(format!("/{}", "a".repeat(100))));
+        assert!(
+            deep.check_socket_paths()
+                .unwrap_err()
+                .to_string()
+                .contains("at most")
+        );
+        assert!(
+            VmFolder::new(PathBuf::from("/vms/web01"))
+                .check_socket_paths()
+                .is_ok()
+        );
+    }
+}
