@@ -14,6 +14,7 @@ pub mod console;
 pub mod lab;
 pub mod orchestrator;
 pub mod process;
+pub mod recorder;
 pub mod story;
 pub mod terraform;
 

@@ -361,10 +361,10 @@ pub fn nothing_is_left(lab: &Lab) -> Result<()> {
         .collect();
     ensure!(engines.is_empty(), "processes are left: {engines:?}");
     for folder in ["host", "storage"] {
-        let left = files_below(lab.folder().join(folder));
+        let left = files_below(&lab.folder().join(folder));
         ensure!(left.is_empty(), "files are left in `{folder}`: {left:?}");
     }
-    let logs: Vec<_> = files_below(lab.vm_folder())
+    let logs: Vec<_> = files_below(&lab.vm_folder())
         .into_iter()
         .filter(|path| path.contains(".hrl"))
         .collect();
