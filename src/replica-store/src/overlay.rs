@@ -196,3 +196,50 @@ pub(crate) fn check_object<R: replication_log::ReadAt>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Model: one source per byte.
+        #[test]
+        fn the_last_insert_wins_for_every_byte(
+            inserts in prop::collection::vec((0u64..200, 0u64..60, any::<bool>()), 0..40),
+            query in (0u64..250, 0u64..250),
+        ) {
+            let mut map = IntervalMap::default();
+            let mut model = [None; 520];
+            for (object, (start, length, zero)) in (0u32..).zip(inserts) {
+                let source = if zero {
+                    Source::Zeroes
+                } else {
+                    Source::Frame { object, frame: 1, at: 1000 }
+                };
+                map.insert(start..start + length, source);
+                for at in 0..length {
+                    model[(start + at) as usize] = Some(source.advance(at));
+                }
+            }
+            let range = query.0..query.0 + query.1;
+            let mut at = range.start;
+            for (piece, source) in map.cover(range.clone()) {
+                prop_assert_eq!(piece.start, at, "no gap");
+                prop_assert!(piece.end > piece.start);
+                at = piece.end;
+                for byte in piece.clone() {
+                    let expected = source.map(|s| s.advance(byte - piece.start));
+                    prop_assert_eq!(model[byte as usize], expected, "byte {}", byte);
+                }
+            }
+            prop_assert_eq!(at, range.end.max(range.start));
+            let mut last = 0;
+            for (piece, _) in map.iter() {
+                prop_assert!(piece.start >= last && piece.end > piece.start);
+                last = piece.end;
+            }
+        }
+    }
+}
