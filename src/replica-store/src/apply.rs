@@ -56,7 +56,7 @@ pub(crate) fn maintain(
         round.finish(target)?;
         report.base_position_after = target;
     }
-    report.removed_journal_objects = replica.locked(generation, |locked| remove_applied(locked))?;
+    report.removed_journal_objects = replica.locked(generation, remove_applied)?;
     Ok(report)
 }
 

@@ -19,10 +19,13 @@ pub(crate) struct FrameCache {
     inner: Mutex<Inner>,
 }
 
+/// When it was last used, and its raw bytes.
+type Cached = (u64, Arc<Vec<u8>>);
+
 #[derive(Debug, Default)]
 struct Inner {
     tick: u64,
-    frames: HashMap<(Position, u32), (u64, Arc<Vec<u8>>)>,
+    frames: HashMap<(Position, u32), Cached>,
     files: HashMap<Position, Arc<File>>,
 }
 

@@ -107,7 +107,7 @@ pub fn point(position: u64) -> RecoveryPoint {
     RecoveryPoint {
         id: Uuid::from_u128(0x9017_0000 + u128::from(position)),
         time_unix_ms: START_MS + position as i64 * HOUR_MS,
-        kind: if position % 3 == 0 {
+        kind: if position.is_multiple_of(3) {
             PointKind::Application
         } else {
             PointKind::Crash
