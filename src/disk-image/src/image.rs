@@ -111,8 +111,12 @@ impl DiskImage {
         let file: Box<dyn ImageFile> = Box::new(open_path(path, access)?);
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         match extension.to_str() {
-            Some("vhdx" | "avhdx") => Ok(Self { inner: Inner::Vhdx(VhdxImage::open(file, access)?) }),
-            Some("vhd" | "avhd") => Ok(Self { inner: Inner::Vhd(VhdImage::open(file, access)?) }),
+            Some("vhdx" | "avhdx") => Ok(Self {
+                inner: Inner::Vhdx(VhdxImage::open(file, access)?),
+            }),
+            Some("vhd" | "avhd") => Ok(Self {
+                inner: Inner::Vhd(VhdImage::open(file, access)?),
+            }),
             Some("raw" | "img") => Self::open_raw(file, access, 512),
             _ => Self::open_file(file, access),
         }

@@ -5,7 +5,7 @@
 //! cut: each write since then may be there, missing, or there in part.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ImageFile;
 
@@ -25,8 +25,9 @@ enum Change {
 
 #[derive(Debug, Default)]
 struct State {
-    volatile: Vec<u8>,
-    durable: Vec<u8>,
+    /// Shared with `durable`, or with the maker, until one of them changes.
+    volatile: Arc<Vec<u8>>,
+    durable: Arc<Vec<u8>>,
     pending: Vec<Change>,
     operations: u64,
     fail_after: Option<u64>,
@@ -47,25 +48,27 @@ impl MemoryFile {
         Self::default()
     }
 
-    /// A file whose durable content is `bytes`.
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+    /// A file whose durable content is `bytes`; shared bytes are copied when they change.
+    pub fn from_bytes(bytes: impl Into<Arc<Vec<u8>>>) -> Self {
+        let bytes = bytes.into();
+        let state = State {
+            durable: bytes.clone(),
+            volatile: bytes,
+            ..State::default()
+        };
         Self {
-            state: Mutex::new(State {
-                durable: bytes.clone(),
-                volatile: bytes,
-                ..State::default()
-            }),
+            state: Mutex::new(state),
         }
     }
 
     /// What a reader of the running system sees.
     pub fn bytes(&self) -> Vec<u8> {
-        self.lock().volatile.clone()
+        self.lock().volatile.to_vec()
     }
 
     /// What certainly survives a power cut now.
     pub fn durable_bytes(&self) -> Vec<u8> {
-        self.lock().durable.clone()
+        self.lock().durable.to_vec()
     }
 
     /// Number of writes, length changes and flushes so far.
@@ -83,7 +86,7 @@ impl MemoryFile {
     /// happens when that is not 0).
     pub fn after_power_cut(&self, mut keep: impl FnMut(usize, usize) -> usize) -> Vec<u8> {
         let state = self.lock();
-        let mut bytes = state.durable.clone();
+        let mut bytes = state.durable.to_vec();
         for (i, change) in state.pending.iter().enumerate() {
             match change {
                 Change::Write { offset, data } => {
@@ -139,7 +142,7 @@ impl ImageFile for MemoryFile {
         let mut state = self.lock();
         state.count()?;
         check_length(offset.saturating_add(data.len() as u64))?;
-        put(&mut state.volatile, data, offset);
+        put(Arc::make_mut(&mut state.volatile), data, offset);
         state.pending.push(Change::Write {
             offset,
             data: data.to_vec(),
@@ -152,8 +155,12 @@ impl ImageFile for MemoryFile {
         state.count()?;
         for change in std::mem::take(&mut state.pending) {
             match change {
-                Change::Write { offset, data } => put(&mut state.durable, &data, offset),
-                Change::Length(length) => state.durable.resize(length as usize, 0),
+                Change::Write { offset, data } => {
+                    put(Arc::make_mut(&mut state.durable), &data, offset)
+                }
+                Change::Length(length) => {
+                    Arc::make_mut(&mut state.durable).resize(length as usize, 0)
+                }
             }
         }
         Ok(())
@@ -167,14 +174,18 @@ impl ImageFile for MemoryFile {
         let mut state = self.lock();
         state.count()?;
         check_length(length)?;
-        state.volatile.resize(length as usize, 0);
+        Arc::make_mut(&mut state.volatile).resize(length as usize, 0);
         state.pending.push(Change::Length(length));
         Ok(())
     }
 }
 
 fn check_length(length: u64) -> io::Result<()> {
-    if length > MAX_LENGTH { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    if length > MAX_LENGTH {
+        Err(io::ErrorKind::StorageFull.into())
+    } else {
+        Ok(())
+    }
 }
 
 fn put(bytes: &mut Vec<u8>, data: &[u8], offset: u64) {

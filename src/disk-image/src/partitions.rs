@@ -67,7 +67,10 @@ const MAX_GPT_ENTRIES: u32 = 1024;
 /// Reads the partition table of a disk. A disk without one has [`Style::None`]; a table that
 /// contradicts itself or the disk is `Corrupt`.
 pub fn read(disk: &(impl BlockRead + ?Sized)) -> Result<PartitionTable, ImageError> {
-    let none = PartitionTable { style: Style::None, partitions: Vec::new() };
+    let none = PartitionTable {
+        style: Style::None,
+        partitions: Vec::new(),
+    };
     if disk.virtual_size() < 2 * u64::from(disk.logical_sector_size()) {
         return Ok(none);
     }
@@ -109,7 +112,10 @@ fn is_extended(kind: u8) -> bool {
     matches!(kind, 0x05 | 0x0f | 0x85)
 }
 
-fn read_mbr(disk: &(impl BlockRead + ?Sized), mbr: &[u8; 512]) -> Result<PartitionTable, ImageError> {
+fn read_mbr(
+    disk: &(impl BlockRead + ?Sized),
+    mbr: &[u8; 512],
+) -> Result<PartitionTable, ImageError> {
     let mut partitions = Vec::new();
     for i in 0..4 {
         let entry = mbr_entry(mbr, i);
@@ -125,7 +131,12 @@ fn read_mbr(disk: &(impl BlockRead + ?Sized), mbr: &[u8; 512]) -> Result<Partiti
             break;
         }
     }
-    Ok(PartitionTable { style: Style::Mbr { signature: le32(mbr, 440) }, partitions })
+    Ok(PartitionTable {
+        style: Style::Mbr {
+            signature: le32(mbr, 440),
+        },
+        partitions,
+    })
 }
 
 /// Follows the chain of extended boot records; each lies inside the extended partition.
@@ -141,7 +152,11 @@ fn read_logical(
         disk.read_at(&mut record, next * sector_size)?;
         if !is_table(&record) {
             let at = next * sector_size;
-            return Err(ImageError::corrupt("extended boot record", at, "the signature 55 aa is missing"));
+            return Err(ImageError::corrupt(
+                "extended boot record",
+                at,
+                "the signature 55 aa is missing",
+            ));
         }
         let logical = mbr_entry(&record, 0);
         if logical.kind != 0 && logical.count != 0 {
@@ -153,7 +168,11 @@ fn read_logical(
         }
         if link.start >= extended.count {
             let at = next * sector_size;
-            return Err(ImageError::corrupt("extended boot record", at, "its link leaves the extended partition"));
+            return Err(ImageError::corrupt(
+                "extended boot record",
+                at,
+                "its link leaves the extended partition",
+            ));
         }
         next = extended.start + link.start;
     }
@@ -171,7 +190,10 @@ fn mbr_partition(
     base: u64,
 ) -> Result<Partition, ImageError> {
     let sector_size = u64::from(disk.logical_sector_size());
-    let (start, length) = ((base + entry.start) * sector_size, entry.count * sector_size);
+    let (start, length) = (
+        (base + entry.start) * sector_size,
+        entry.count * sector_size,
+    );
     check_place(disk, number, start, length)?;
     Ok(Partition {
         number,
@@ -183,13 +205,21 @@ fn mbr_partition(
     })
 }
 
-fn check_place(disk: &(impl BlockRead + ?Sized), number: u32, start: u64, length: u64) -> Result<(), ImageError> {
+fn check_place(
+    disk: &(impl BlockRead + ?Sized),
+    number: u32,
+    start: u64,
+    length: u64,
+) -> Result<(), ImageError> {
     match start.checked_add(length) {
         Some(end) if end <= disk.virtual_size() => Ok(()),
         _ => Err(ImageError::corrupt(
             format!("partition {number}"),
             start,
-            format!("{length} bytes pass the end of the disk at {}", disk.virtual_size()),
+            format!(
+                "{length} bytes pass the end of the disk at {}",
+                disk.virtual_size()
+            ),
         )),
     }
 }
@@ -217,11 +247,19 @@ fn read_gpt(
     let mut header = vec![0; sector_size as usize];
     disk.read_at(&mut header, at)?;
     if !header.starts_with(b"EFI PART") {
-        return Err(ImageError::corrupt(object, at, "the signature EFI PART is missing"));
+        return Err(ImageError::corrupt(
+            object,
+            at,
+            "the signature EFI PART is missing",
+        ));
     }
     let header_length = le32(&header, 12) as usize;
     if !(92..=header.len()).contains(&header_length) {
-        return Err(ImageError::corrupt(object, at, format!("its length {header_length} is not allowed")));
+        return Err(ImageError::corrupt(
+            object,
+            at,
+            format!("its length {header_length} is not allowed"),
+        ));
     }
     let stored = le32(&header, 16);
     header[16..20].fill(0);
@@ -230,21 +268,43 @@ fn read_gpt(
         return Err(ImageError::checksum(object, at, stored, computed));
     }
     if le64(&header, 24) != lba {
-        return Err(ImageError::corrupt(object, at, format!("it says it lies in sector {}", le64(&header, 24))));
+        return Err(ImageError::corrupt(
+            object,
+            at,
+            format!("it says it lies in sector {}", le64(&header, 24)),
+        ));
     }
     let (count, length) = (le32(&header, 80), le32(&header, 84));
     if count > MAX_GPT_ENTRIES || !(128..=4096).contains(&length) || length % 8 != 0 {
-        return Err(ImageError::corrupt(object, at, format!("{count} entries of {length} bytes are not allowed")));
+        return Err(ImageError::corrupt(
+            object,
+            at,
+            format!("{count} entries of {length} bytes are not allowed"),
+        ));
     }
-    let entries_at = le64(&header, 72).checked_mul(sector_size).unwrap_or(u64::MAX);
+    let entries_at = le64(&header, 72)
+        .checked_mul(sector_size)
+        .unwrap_or(u64::MAX);
     let mut entries = vec![0; (count * length) as usize];
-    if entries_at.checked_add(entries.len() as u64).is_none_or(|end| end > disk.virtual_size()) {
-        return Err(ImageError::corrupt(object, at, "its entries lie outside the disk"));
+    if entries_at
+        .checked_add(entries.len() as u64)
+        .is_none_or(|end| end > disk.virtual_size())
+    {
+        return Err(ImageError::corrupt(
+            object,
+            at,
+            "its entries lie outside the disk",
+        ));
     }
     disk.read_at(&mut entries, entries_at)?;
     let (stored, computed) = (le32(&header, 88), crc32(&entries));
     if stored != computed {
-        return Err(ImageError::checksum("GPT entries", entries_at, stored, computed));
+        return Err(ImageError::checksum(
+            "GPT entries",
+            entries_at,
+            stored,
+            computed,
+        ));
     }
     let mut partitions = Vec::new();
     for (i, entry) in entries.chunks_exact(length as usize).enumerate() {
@@ -256,11 +316,19 @@ fn read_gpt(
         let (first, last) = (le64(entry, 32), le64(entry, 40));
         let start = first.checked_mul(sector_size);
         let sectors = last.checked_sub(first).and_then(|n| n.checked_add(1));
-        let (Some(start), Some(length)) = (start, sectors.and_then(|n| n.checked_mul(sector_size))) else {
-            return Err(ImageError::corrupt(format!("partition {number}"), at, "it ends before it starts"));
+        let (Some(start), Some(length)) = (start, sectors.and_then(|n| n.checked_mul(sector_size)))
+        else {
+            return Err(ImageError::corrupt(
+                format!("partition {number}"),
+                at,
+                "it ends before it starts",
+            ));
         };
         check_place(disk, number, start, length)?;
-        let name: Vec<u16> = (0..36).map(|i| le16(entry, 56 + 2 * i)).take_while(|unit| *unit != 0).collect();
+        let name: Vec<u16> = (0..36)
+            .map(|i| le16(entry, 56 + 2 * i))
+            .take_while(|unit| *unit != 0)
+            .collect();
         partitions.push(Partition {
             number,
             kind: PartitionType::Gpt(kind),
@@ -270,7 +338,13 @@ fn read_gpt(
             name: String::from_utf16_lossy(&name),
         });
     }
-    Ok(PartitionTable { style: Style::Gpt { id: guid(&header, 56), from_backup }, partitions })
+    Ok(PartitionTable {
+        style: Style::Gpt {
+            id: guid(&header, 56),
+            from_backup,
+        },
+        partitions,
+    })
 }
 
 /// CRC-32 as GPT uses it (IEEE 802.3; VHDX uses CRC-32C).
@@ -282,7 +356,11 @@ fn crc32(bytes: &[u8]) -> u32 {
             let mut value = i as u32;
             let mut bit = 0;
             while bit < 8 {
-                value = if value & 1 == 1 { value >> 1 ^ 0xedb8_8320 } else { value >> 1 };
+                value = if value & 1 == 1 {
+                    value >> 1 ^ 0xedb8_8320
+                } else {
+                    value >> 1
+                };
                 bit += 1;
             }
             table[i] = value;
@@ -290,5 +368,7 @@ fn crc32(bytes: &[u8]) -> u32 {
         }
         table
     };
-    !bytes.iter().fold(!0, |crc: u32, byte| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ *byte)])
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        crc >> 8 ^ TABLE[usize::from(crc as u8 ^ *byte)]
+    })
 }

@@ -6,7 +6,9 @@ use std::fs;
 use std::sync::Arc;
 
 use disk_image::{Access, CreateOptions, Details, DiskImage, Format, LogInfo, MemoryFile};
-use support::{Random, create_in_memory, open_bytes, options, qemu_img, read_all, text, try_qemu_img};
+use support::{
+    Random, create_in_memory, open_bytes, options, qemu_img, read_all, text, try_qemu_img,
+};
 
 const SIZE: u64 = 4 << 20;
 
@@ -24,7 +26,12 @@ fn workload(seed: u64, steps: u8) -> Vec<Step> {
     (1..=steps)
         .map(|value| {
             let length = 1 + random.below(70_000) as usize;
-            Step { offset: random.below(SIZE - length as u64), length, value, flush: random.below(3) == 0 }
+            Step {
+                offset: random.below(SIZE - length as u64),
+                length,
+                value,
+                flush: random.below(3) == 0,
+            }
         })
         .collect()
 }
@@ -39,23 +46,35 @@ struct Expectation {
 fn run(image: DiskImage, steps: &[Step]) -> Expectation {
     let mut image = image;
     let mut model = vec![0; SIZE as usize];
-    let mut expectation = Expectation { flushed: model.clone(), written: Vec::new() };
+    let mut expectation = Expectation {
+        flushed: model.clone(),
+        written: Vec::new(),
+    };
     for step in steps {
         let range = step.offset as usize..step.offset as usize + step.length;
         model[range].fill(step.value);
         expectation.written.push(model.clone());
-        if image.write_at(&vec![step.value; step.length], step.offset).is_err() {
+        if image
+            .write_at(&vec![step.value; step.length], step.offset)
+            .is_err()
+        {
             return expectation;
         }
         if step.flush {
             if image.flush().is_err() {
                 return expectation;
             }
-            expectation = Expectation { flushed: model.clone(), written: Vec::new() };
+            expectation = Expectation {
+                flushed: model.clone(),
+                written: Vec::new(),
+            };
         }
     }
     if image.close().is_ok() {
-        expectation = Expectation { flushed: model, written: Vec::new() };
+        expectation = Expectation {
+            flushed: model,
+            written: Vec::new(),
+        };
     }
     expectation
 }
@@ -69,8 +88,13 @@ fn check(seen: &[u8], expectation: &Expectation, what: &str) {
         if i < skip {
             continue;
         }
-        let allowed = *byte == expectation.flushed[i] || expectation.written.iter().any(|model| model[i] == *byte);
-        assert!(allowed, "{what}: byte {i} is {byte}, flushed was {}", expectation.flushed[i]);
+        let allowed = *byte == expectation.flushed[i]
+            || expectation.written.iter().any(|model| model[i] == *byte);
+        assert!(
+            allowed,
+            "{what}: byte {i} is {byte}, flushed was {}",
+            expectation.flushed[i]
+        );
     }
 }
 
@@ -105,12 +129,20 @@ fn cut_everywhere(options: &CreateOptions, seed: u64) {
         file.fail_after(operations);
         let expectation = run(image, &steps);
         for (way, bytes) in cuts(&file, &mut random).into_iter().enumerate() {
-            let what = format!("{:?} seed {seed}, cut after {operations} operations, way {way}", options.format);
-            let (image, _) = open_bytes(&bytes, Access::ReadOnly).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let what = format!(
+                "{:?} seed {seed}, cut after {operations} operations, way {way}",
+                options.format
+            );
+            let (image, _) =
+                open_bytes(&bytes, Access::ReadOnly).unwrap_or_else(|e| panic!("{what}: {e}"));
             let read_only = read_all(&image);
             check(&read_only, &expectation, &what);
-            let (mut image, file) = open_bytes(&bytes, Access::ReadWrite).unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert!(read_all(&image) == read_only, "{what}: replay in memory and in the file differ");
+            let (mut image, file) =
+                open_bytes(&bytes, Access::ReadWrite).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(
+                read_all(&image) == read_only,
+                "{what}: replay in memory and in the file differ"
+            );
             // And the image can be gone on with.
             image.write_at(&[0xee; 5000], 2 << 20).unwrap();
             image.close().unwrap();
@@ -168,32 +200,72 @@ fn dirty_log(blocks: &[(u64, u8)]) -> Vec<u8> {
     image.flush().unwrap();
     // The last table write is the only thing that isn't durable.
     let bytes = file.after_power_cut(|_, _| 0);
-    assert!(bytes != file.bytes(), "the log entry must not have been applied");
+    assert!(
+        bytes != file.bytes(),
+        "the log entry must not have been applied"
+    );
     bytes
 }
 
 #[test]
 fn dirty_logs_replay_as_qemu_replays_them() {
-    for blocks in [&[(0, 1)][..], &[(0, 1), (2 << 20, 2)], &[(3 << 20, 1), (0, 2), (1 << 20, 3), (2 << 20, 4)]] {
+    for blocks in [
+        &[(0, 1)][..],
+        &[(0, 1), (2 << 20, 2)],
+        &[(3 << 20, 1), (0, 2), (1 << 20, 3), (2 << 20, 4)],
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let disk = folder.path().join("disk.vhdx");
         let bytes = dirty_log(blocks);
         fs::write(&disk, &bytes).unwrap();
 
         let image = DiskImage::open(&disk, Access::ReadOnly).unwrap();
-        let Details::Vhdx(vhdx) = image.info().unwrap().details else { panic!("a VHDX") };
-        assert!(matches!(vhdx.log, LogInfo::Replayed { .. }), "{:?}", vhdx.log);
+        let Details::Vhdx(vhdx) = image.info().unwrap().details else {
+            panic!("a VHDX")
+        };
+        assert!(
+            matches!(vhdx.log, LogInfo::Replayed { .. }),
+            "{:?}",
+            vhdx.log
+        );
         let ours = read_all(&image);
         for (offset, value) in blocks {
-            assert!(ours[*offset as usize..][..100_000].iter().all(|b| b == value));
+            assert!(
+                ours[*offset as usize..][..100_000]
+                    .iter()
+                    .all(|b| b == value)
+            );
         }
-        assert!(fs::read(&disk).unwrap() == bytes, "read-only opening must not change the file");
+        assert!(
+            fs::read(&disk).unwrap() == bytes,
+            "read-only opening must not change the file"
+        );
 
         // qemu sees the log as dirty too, so this test compares two replays.
-        assert!(!try_qemu_img(&["convert", "-f", "vhdx", "-O", "raw", text(&disk), "/dev/null"]).status.success());
+        assert!(
+            !try_qemu_img(&[
+                "convert",
+                "-f",
+                "vhdx",
+                "-O",
+                "raw",
+                text(&disk),
+                "/dev/null"
+            ])
+            .status
+            .success()
+        );
         qemu_img(&["check", "-r", "all", "-f", "vhdx", text(&disk)]);
         let raw = folder.path().join("disk.raw");
-        qemu_img(&["convert", "-f", "vhdx", "-O", "raw", text(&disk), text(&raw)]);
+        qemu_img(&[
+            "convert",
+            "-f",
+            "vhdx",
+            "-O",
+            "raw",
+            text(&disk),
+            text(&raw),
+        ]);
         assert!(fs::read(&raw).unwrap() == ours);
     }
 }
@@ -205,7 +277,10 @@ fn qemu_repairs_what_a_cut_leaves_behind() {
     drop(image);
     let empty = file.durable_bytes();
     let folder = tempfile::tempdir().unwrap();
-    let (disk, raw) = (folder.path().join("disk.vhdx"), folder.path().join("disk.raw"));
+    let (disk, raw) = (
+        folder.path().join("disk.vhdx"),
+        folder.path().join("disk.raw"),
+    );
     let mut random = Random(6);
     let total = {
         let (image, file) = open_bytes(&empty, Access::ReadWrite).unwrap();
@@ -222,8 +297,19 @@ fn qemu_repairs_what_a_cut_leaves_behind() {
             qemu_img(&["check", "-r", "all", "-f", "vhdx", text(&disk)]);
             let report = qemu_img(&["check", "-f", "vhdx", text(&disk)]);
             assert!(report.contains("No errors were found"), "{report}");
-            qemu_img(&["convert", "-f", "vhdx", "-O", "raw", text(&disk), text(&raw)]);
-            assert!(fs::read(&raw).unwrap() == read_all(&image), "cut after {operations}");
+            qemu_img(&[
+                "convert",
+                "-f",
+                "vhdx",
+                "-O",
+                "raw",
+                text(&disk),
+                text(&raw),
+            ]);
+            assert!(
+                fs::read(&raw).unwrap() == read_all(&image),
+                "cut after {operations}"
+            );
         }
     }
 }
@@ -234,6 +320,12 @@ fn a_failed_flush_stops_further_writes() {
     image.write_at(&[1; 512], 0).unwrap();
     file.fail_after(file.operations());
     assert_eq!(image.flush().unwrap_err().kind(), disk_image::ErrorKind::Io);
-    assert_eq!(image.write_at(&[1; 512], 0).unwrap_err().kind(), disk_image::ErrorKind::Poisoned);
-    assert_eq!(image.close().unwrap_err().kind(), disk_image::ErrorKind::Poisoned);
+    assert_eq!(
+        image.write_at(&[1; 512], 0).unwrap_err().kind(),
+        disk_image::ErrorKind::Poisoned
+    );
+    assert_eq!(
+        image.close().unwrap_err().kind(),
+        disk_image::ErrorKind::Poisoned
+    );
 }

@@ -3,18 +3,22 @@
 
 mod support;
 
-use disk_image::{Access, Details, DiskImage, ErrorKind, Format, HeaderInfo, LogInfo, live_allocation_of};
-use proptest::prelude::*;
-use support::{Random, create_in_memory, open_bytes, options, qemu_img, text};
+use std::sync::Arc;
 
-const SIZE: u64 = 6 << 20;
+use disk_image::{
+    Access, Details, DiskImage, ErrorKind, Format, HeaderInfo, LogInfo, live_allocation_of,
+};
+use proptest::prelude::*;
+use support::{Random, create_in_memory, open_bytes, open_shared, options, qemu_img, text};
+
+const SIZE: u64 = 3 << 20;
 
 /// Small images with data; the VHDX also with a log to replay.
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let make = |format, block_size, close: bool| {
         let (mut image, file) = create_in_memory(&options(format, SIZE, Some(block_size)));
         for i in 0..3_u64 {
-            image.write_at(&[i as u8 + 1; 5000], i << 21).unwrap();
+            image.write_at(&[i as u8 + 1; 5000], i << 20).unwrap();
             image.flush().unwrap();
         }
         if close {
@@ -51,7 +55,8 @@ fn structures(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
 
 /// Does with an image all that one can do with it. Errors are fine.
 fn use_up(bytes: &[u8]) {
-    if let Ok((image, file)) = open_bytes(bytes, Access::ReadOnly) {
+    let bytes = Arc::new(bytes.to_vec());
+    if let Ok((image, file)) = open_shared(&bytes, Access::ReadOnly) {
         let mut buffer = vec![0; 100_000];
         let size = image.virtual_size();
         for at in [0, 1 << 20, size / 2, size.saturating_sub(100_000)] {
@@ -62,12 +67,12 @@ fn use_up(bytes: &[u8]) {
         let _ = disk_image::partitions::read(&image);
         assert_eq!(file.operations(), 0, "read-only opening must not write");
     }
-    if let Ok((mut image, _)) = open_bytes(bytes, Access::ReadWrite) {
+    if let Ok((mut image, _)) = open_shared(&bytes, Access::ReadWrite) {
         let _ = image.write_at(&[9; 3000], 1 << 20);
         let _ = image.write_at(&[9; 3000], image.virtual_size().saturating_sub(3000));
         let _ = image.close();
     }
-    let file = disk_image::MemoryFile::from_bytes(bytes.to_vec());
+    let file = disk_image::MemoryFile::from_bytes(bytes);
     let _ = live_allocation_of(&file);
 }
 
@@ -81,7 +86,11 @@ fn flipped_bytes_never_panic_or_loop() {
             for _ in 0..1 + random.below(3) {
                 let range = places[random.below(places.len() as u64) as usize].clone();
                 let at = range.start + random.below(range.len() as u64) as usize;
-                bad[at] = if random.below(2) == 0 { bad[at] ^ 1 << random.below(8) } else { random.next() as u8 };
+                bad[at] = if random.below(2) == 0 {
+                    bad[at] ^ 1 << random.below(8)
+                } else {
+                    random.next() as u8
+                };
             }
             if case % 10 == 0 {
                 bad.truncate(random.below(bad.len() as u64) as usize);
@@ -120,7 +129,9 @@ fn put_checksums_right(bytes: &mut [u8]) {
             && (part.starts_with(b"conectix") || part.starts_with(b"cxsparse"))
         {
             part[field..field + 4].fill(0);
-            let sum = part.iter().fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+            let sum = part
+                .iter()
+                .fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
             part[field..field + 4].copy_from_slice(&(!sum).to_be_bytes());
         }
     }
@@ -129,11 +140,27 @@ fn put_checksums_right(bytes: &mut [u8]) {
 #[test]
 fn truncated_images_give_errors() {
     for (name, good) in samples() {
-        for length in [0, 1, 7, 8, 511, 512, 4096, 65_536, 70_000, 300_000, 1 << 20, (3 << 20) + 5] {
+        for length in [
+            0,
+            1,
+            7,
+            8,
+            511,
+            512,
+            4096,
+            65_536,
+            70_000,
+            300_000,
+            1 << 20,
+            (3 << 20) + 5,
+        ] {
             let bad = &good[..length.min(good.len())];
             use_up(bad);
             if name != "dynamic VHD" {
-                assert!(open_bytes(bad, Access::ReadOnly).is_err(), "{name} cut to {length}");
+                assert!(
+                    open_bytes(bad, Access::ReadOnly).is_err(),
+                    "{name} cut to {length}"
+                );
             }
         }
     }
@@ -145,7 +172,11 @@ fn noticed(bytes: &[u8]) -> bool {
         Err(_) => true,
         Ok((image, _)) => match image.info().unwrap().details {
             Details::Vhdx(vhdx) => {
-                !vhdx.warnings.is_empty() || vhdx.headers.iter().any(|h| matches!(h, HeaderInfo::Invalid(_)))
+                !vhdx.warnings.is_empty()
+                    || vhdx
+                        .headers
+                        .iter()
+                        .any(|h| matches!(h, HeaderInfo::Invalid(_)))
             }
             Details::Vhd(vhd) => vhd.footer_from_copy,
             Details::Raw => false,
@@ -157,10 +188,17 @@ fn noticed(bytes: &[u8]) -> bool {
 fn every_flip_in_a_checksum_or_what_it_covers_is_detected() {
     let mut random = Random(11);
     let samples = samples();
-    let vhdx: [(usize, usize); 4] = [(64 << 10, 4096), (128 << 10, 4096), (192 << 10, 65_536), (256 << 10, 65_536)];
+    let vhdx: [(usize, usize); 4] = [
+        (64 << 10, 4096),
+        (128 << 10, 4096),
+        (192 << 10, 65_536),
+        (256 << 10, 65_536),
+    ];
     for (_, good) in &samples[..2] {
         for (at, length) in vhdx {
-            let bits = (32..64).chain((0..40).map(|_| random.below(length as u64 * 8) as usize)).collect::<Vec<_>>();
+            let bits = (32..64)
+                .chain((0..40).map(|_| random.below(length as u64 * 8) as usize))
+                .collect::<Vec<_>>();
             for bit in bits {
                 let mut bad = good.clone();
                 bad[at + bit / 8] ^= 1 << (bit % 8);
@@ -170,7 +208,11 @@ fn every_flip_in_a_checksum_or_what_it_covers_is_detected() {
     }
     for (name, good) in &samples[2..] {
         let end = good.len() - 512;
-        let header = if *name == "dynamic VHD" { 512..512 + 1024 } else { end..end + 512 };
+        let header = if *name == "dynamic VHD" {
+            512..512 + 1024
+        } else {
+            end..end + 512
+        };
         for at in header.chain(end..end + 512) {
             let mut bad = good.clone();
             bad[at] ^= 1 << random.below(8);
@@ -183,8 +225,15 @@ fn every_flip_in_a_checksum_or_what_it_covers_is_detected() {
 fn a_flip_in_the_newest_log_entry_is_detected() {
     let good = samples()[1].1.clone();
     let (image, _) = open_bytes(&good, Access::ReadOnly).unwrap();
-    let Details::Vhdx(vhdx) = image.info().unwrap().details else { panic!("a VHDX") };
-    let LogInfo::Replayed { sequence_number, .. } = vhdx.log else { panic!("a log to replay: {:?}", vhdx.log) };
+    let Details::Vhdx(vhdx) = image.info().unwrap().details else {
+        panic!("a VHDX")
+    };
+    let LogInfo::Replayed {
+        sequence_number, ..
+    } = vhdx.log
+    else {
+        panic!("a log to replay: {:?}", vhdx.log)
+    };
     assert_eq!(sequence_number, 3);
     // Entries of 8 KiB follow each other from the start of the log: the third one is the newest.
     let newest = (1 << 20) + 2 * (8 << 10);
@@ -197,7 +246,12 @@ fn a_flip_in_the_newest_log_entry_is_detected() {
         bad[at] ^= 0x10;
         let error = open_bytes(&bad, Access::ReadOnly).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
-        assert!(error.to_string().starts_with("log entry 3 at 1040 KiB: checksum is 0x"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("log entry 3 at 1040 KiB: checksum is 0x"),
+            "{error}"
+        );
     }
 }
 
@@ -218,41 +272,102 @@ fn broken_images_are_named_with_place_and_cause() {
     let (r1, r2, bat) = (192 << 10, 256 << 10, 3 << 20);
     let (kind, text) = refuse(&[(r1 + 100, &[1]), (r2 + 100, &[1])], false);
     assert_eq!(kind, ErrorKind::Corrupt);
-    assert!(text.starts_with("region table 1 at 192 KiB: checksum is 0x") && text.contains(", computed 0x"), "{text}");
+    assert!(
+        text.starts_with("region table 1 at 192 KiB: checksum is 0x")
+            && text.contains(", computed 0x"),
+        "{text}"
+    );
 
-    let (kind, text) = refuse(&[((64 << 10) + 100, &[1]), ((128 << 10) + 100, &[1])], false);
+    let (kind, text) = refuse(
+        &[((64 << 10) + 100, &[1]), ((128 << 10) + 100, &[1])],
+        false,
+    );
     assert_eq!(kind, ErrorKind::Corrupt);
-    assert!(text.starts_with("header 1 at 64 KiB: checksum is 0x"), "{text}");
+    assert!(
+        text.starts_with("header 1 at 64 KiB: checksum is 0x"),
+        "{text}"
+    );
 
     // A third region that nobody knows, first optional, then required.
-    let region = [&[0xab; 16][..], &(64_u64 << 20).to_le_bytes(), &(1_u32 << 20).to_le_bytes(), &1_u32.to_le_bytes()].concat();
-    let (kind, text) =
-        refuse(&[(r1 + 8, &[3]), (r1 + 80, &region), (r2 + 8, &[3]), (r2 + 80, &region)], true);
+    let region = [
+        &[0xab; 16][..],
+        &(64_u64 << 20).to_le_bytes(),
+        &(1_u32 << 20).to_le_bytes(),
+        &1_u32.to_le_bytes(),
+    ]
+    .concat();
+    let (kind, text) = refuse(
+        &[
+            (r1 + 8, &[3]),
+            (r1 + 80, &region),
+            (r2 + 8, &[3]),
+            (r2 + 80, &region),
+        ],
+        true,
+    );
     assert_eq!(kind, ErrorKind::Unsupported);
-    assert!(text.contains("region abababab-abab-abab-abab-abababababab is unknown and required"), "{text}");
+    assert!(
+        text.contains("region abababab-abab-abab-abab-abababababab is unknown and required"),
+        "{text}"
+    );
 
     // Two blocks in one place; a block behind the end; one in the log; states that can't be.
     let entry = good[bat..bat + 8].to_vec();
     let (kind, text) = refuse(&[(bat + 8, &entry)], false);
-    assert_eq!((kind, text.contains("BAT entry 1 (block 1)") && text.contains("it overlaps block 0")), (ErrorKind::Corrupt, true), "{text}");
+    assert_eq!(
+        (
+            kind,
+            text.contains("BAT entry 1 (block 1)") && text.contains("it overlaps block 0")
+        ),
+        (ErrorKind::Corrupt, true),
+        "{text}"
+    );
     let place = |mib: u64, state: u64| (mib << 20 | state).to_le_bytes();
-    assert!(refuse(&[(bat, &place(1000, 6))], false).1.contains("behind the end of the file"));
-    assert!(refuse(&[(bat, &place(1, 6))], false).1.contains("overlaps the log or a region"));
-    assert!(refuse(&[(bat, &place(0, 6))], false).1.contains("lies in the headers"));
-    assert!(refuse(&[(bat, &place(5, 7))], false).1.contains("partially present"));
-    assert!(refuse(&[(bat, &place(5, 5))], false).1.contains("state 5 is unknown"));
+    assert!(
+        refuse(&[(bat, &place(1000, 6))], false)
+            .1
+            .contains("behind the end of the file")
+    );
+    assert!(
+        refuse(&[(bat, &place(1, 6))], false)
+            .1
+            .contains("overlaps the log or a region")
+    );
+    assert!(
+        refuse(&[(bat, &place(0, 6))], false)
+            .1
+            .contains("lies in the headers")
+    );
+    assert!(
+        refuse(&[(bat, &place(5, 7))], false)
+            .1
+            .contains("partially present")
+    );
+    assert!(
+        refuse(&[(bat, &place(5, 5))], false)
+            .1
+            .contains("state 5 is unknown")
+    );
 
     let (kind, text) = refuse(&[(0, b"vhdxfilf")], false);
     assert_eq!(kind, ErrorKind::NotAnImage, "{text}");
 
     // Metadata: block size, a differencing disk, an unknown required item.
     let items = (2 << 20) + (64 << 10);
-    assert!(refuse(&[(items, &3_u32.to_le_bytes())], false).1.contains("block size 3 is no power of two"));
+    assert!(
+        refuse(&[(items, &3_u32.to_le_bytes())], false)
+            .1
+            .contains("block size 3 is no power of two")
+    );
     let (kind, text) = refuse(&[(items + 4, &[2])], false);
     assert_eq!(kind, ErrorKind::Unsupported);
     assert!(text.contains("differencing disk"), "{text}");
     let table = 2 << 20;
-    assert!(refuse(&[(table + 32, &[0xcd; 16])], false).1.contains("is unknown and required"));
+    assert!(
+        refuse(&[(table + 32, &[0xcd; 16])], false)
+            .1
+            .contains("is unknown and required")
+    );
 }
 
 #[test]
@@ -275,7 +390,7 @@ fn a_broken_vhd_footer_is_replaced_by_its_copy() {
     bad[end..].fill(0);
     let (image, _) = open_bytes(&bad, Access::ReadOnly).unwrap();
     let mut seen = [0; 5000];
-    image.read_at(&mut seen, 2 << 20).unwrap();
+    image.read_at(&mut seen, 1 << 20).unwrap();
     assert_eq!(seen, [2; 5000]);
     assert!(noticed(&bad));
 }
@@ -289,7 +404,9 @@ fn an_announced_log_without_entries_is_empty_not_broken() {
     }
     put_checksums_right(&mut bytes);
     let (image, _) = open_bytes(&bytes, Access::ReadOnly).unwrap();
-    let Details::Vhdx(vhdx) = image.info().unwrap().details else { panic!("a VHDX") };
+    let Details::Vhdx(vhdx) = image.info().unwrap().details else {
+        panic!("a VHDX")
+    };
     assert_eq!(vhdx.log, LogInfo::Empty);
     // The owner's table is complete, so a live reading ignores the log anyway.
     let live = live_allocation_of(&disk_image::MemoryFile::from_bytes(bytes)).unwrap();
@@ -312,11 +429,15 @@ fn a_guest_cannot_change_how_its_disk_is_read() {
     }
     // A VHDX whose guest wrote a VHD footer to the end of the last block.
     let path = folder.path().join("disk.vhdx");
-    let mut image = DiskImage::create(&path, &options(Format::VhdxFixed, 1 << 20, Some(1 << 20))).unwrap();
+    let mut image =
+        DiskImage::create(&path, &options(Format::VhdxFixed, 1 << 20, Some(1 << 20))).unwrap();
     let footer = disk_image::vhd::fixed::footer(1 << 20, uuid::Uuid::nil(), 0).unwrap();
     image.write_at(&footer, (1 << 20) - 512).unwrap();
     image.close().unwrap();
-    assert_eq!(DiskImage::open(&path, Access::ReadOnly).unwrap().format(), Format::VhdxFixed);
+    assert_eq!(
+        DiskImage::open(&path, Access::ReadOnly).unwrap().format(),
+        Format::VhdxFixed
+    );
     assert!(qemu_img(&["info", text(&path)]).contains("vhdx"));
 }
 

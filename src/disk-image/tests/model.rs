@@ -15,10 +15,17 @@ const FORMATS: [(Format, Option<u32>); 6] = [
     (Format::VhdxDynamic, Some(1 << 20)),
 ];
 
-fn open(format: Format, bytes: &[u8], access: Access) -> (DiskImage, std::sync::Arc<disk_image::MemoryFile>) {
+fn open(
+    format: Format,
+    bytes: &[u8],
+    access: Access,
+) -> (DiskImage, std::sync::Arc<disk_image::MemoryFile>) {
     if format == Format::Raw {
         let file = std::sync::Arc::new(disk_image::MemoryFile::from_bytes(bytes.to_vec()));
-        return (DiskImage::open_raw(Box::new(file.clone()), access, 512).unwrap(), file);
+        return (
+            DiskImage::open_raw(Box::new(file.clone()), access, 512).unwrap(),
+            file,
+        );
     }
     open_bytes(bytes, access).unwrap()
 }
@@ -38,7 +45,10 @@ fn random_writes_read_back_after_any_reopening() {
                 let from = random.below(size) as usize;
                 let mut part = vec![0xaa; (random.below(2 << 20) as usize).min(model.len() - from)];
                 image.read_at(&mut part, from as u64).unwrap();
-                assert!(part == model[from..from + part.len()], "{format:?} seed {seed} step {step}");
+                assert!(
+                    part == model[from..from + part.len()],
+                    "{format:?} seed {seed} step {step}"
+                );
                 match random.below(12) {
                     0 => image.flush().unwrap(),
                     1 => {
@@ -58,16 +68,35 @@ fn random_writes_read_back_after_any_reopening() {
 
 fn assert_allocation_covers(image: &DiskImage, model: &[u8]) {
     let extents = image.allocated(0..image.virtual_size());
-    assert!(extents.windows(2).all(|pair| pair[0].end() < pair[1].offset), "sorted, disjoint, joined");
+    assert!(
+        extents
+            .windows(2)
+            .all(|pair| pair[0].end() < pair[1].offset),
+        "sorted, disjoint, joined"
+    );
     let mut covered = vec![false; model.len()];
     for extent in &extents {
         covered[extent.offset as usize..extent.end() as usize].fill(true);
     }
-    assert!(model.iter().zip(&covered).all(|(byte, covered)| *byte == 0 || *covered));
+    assert!(
+        model
+            .iter()
+            .zip(&covered)
+            .all(|(byte, covered)| *byte == 0 || *covered)
+    );
     // A part of the disk gives the same answer, cut.
     let part = image.allocated(1000..image.virtual_size() / 2);
-    assert!(part.iter().all(|e| e.offset >= 1000 && e.end() <= image.virtual_size() / 2));
-    assert_eq!(part.iter().map(|e| e.length).sum::<u64>(), covered[1000..model.len() / 2].iter().filter(|c| **c).count() as u64);
+    assert!(
+        part.iter()
+            .all(|e| e.offset >= 1000 && e.end() <= image.virtual_size() / 2)
+    );
+    assert_eq!(
+        part.iter().map(|e| e.length).sum::<u64>(),
+        covered[1000..model.len() / 2]
+            .iter()
+            .filter(|c| **c)
+            .count() as u64
+    );
 }
 
 #[test]
@@ -76,7 +105,8 @@ fn more_changed_tables_than_the_log_holds_are_written_in_pieces() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wide.vhdx");
     let size = 200 << 30;
-    let mut image = DiskImage::create(&path, &options(Format::VhdxDynamic, size, Some(1 << 20))).unwrap();
+    let mut image =
+        DiskImage::create(&path, &options(Format::VhdxDynamic, size, Some(1 << 20))).unwrap();
     let places: Vec<u64> = (0..size).step_by(512 << 20).collect();
     for (i, place) in places.iter().enumerate() {
         image.write_at(&[i as u8 | 1; 512], *place).unwrap();
@@ -85,7 +115,9 @@ fn more_changed_tables_than_the_log_holds_are_written_in_pieces() {
     image.flush().unwrap();
     for round in 1..4_u64 {
         for place in &places {
-            image.write_at(&[round as u8; 512], place + (round << 20)).unwrap();
+            image
+                .write_at(&[round as u8; 512], place + (round << 20))
+                .unwrap();
         }
         image.flush().unwrap();
     }
@@ -104,14 +136,26 @@ fn more_changed_tables_than_the_log_holds_are_written_in_pieces() {
 fn writes_outside_and_read_only_writes_are_refused() {
     for (format, block_size) in FORMATS {
         let (mut image, file) = create_in_memory(&options(format, 2 << 20, block_size));
-        assert_eq!(image.write_at(&[1], 2 << 20).unwrap_err().kind(), ErrorKind::OutOfRange);
-        assert_eq!(image.write_at(&[1, 2], (2 << 20) - 1).unwrap_err().kind(), ErrorKind::OutOfRange);
-        assert_eq!(image.read_at(&mut [0; 2], u64::MAX).unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(
+            image.write_at(&[1], 2 << 20).unwrap_err().kind(),
+            ErrorKind::OutOfRange
+        );
+        assert_eq!(
+            image.write_at(&[1, 2], (2 << 20) - 1).unwrap_err().kind(),
+            ErrorKind::OutOfRange
+        );
+        assert_eq!(
+            image.read_at(&mut [0; 2], u64::MAX).unwrap_err().kind(),
+            ErrorKind::OutOfRange
+        );
         image.write_at(&[], 2 << 20).unwrap();
         image.close().unwrap();
         let before = file.durable_bytes();
         let (mut image, file) = open(format, &before, Access::ReadOnly);
-        assert_eq!(image.write_at(&[1], 0).unwrap_err().kind(), ErrorKind::ReadOnly);
+        assert_eq!(
+            image.write_at(&[1], 0).unwrap_err().kind(),
+            ErrorKind::ReadOnly
+        );
         image.close().unwrap();
         assert_eq!((file.operations(), file.bytes() == before), (0, true));
     }
@@ -127,23 +171,44 @@ fn sizes_that_a_format_cannot_express_are_refused() {
     assert!(refused(&vhdx(0)));
     assert!(refused(&vhdx(513)));
     assert!(refused(&vhdx((64 << 40) + 512)));
-    assert!(refused(&CreateOptions { block_size: Some(3 << 20), ..vhdx(1 << 20) }));
-    assert!(refused(&CreateOptions { block_size: Some(512 << 20), ..vhdx(1 << 20) }));
-    assert!(refused(&CreateOptions { logical_sector_size: 1024, ..vhdx(1 << 20) }));
-    assert!(refused(&CreateOptions { logical_sector_size: 4096, ..vhdx(512) }));
+    assert!(refused(&CreateOptions {
+        block_size: Some(3 << 20),
+        ..vhdx(1 << 20)
+    }));
+    assert!(refused(&CreateOptions {
+        block_size: Some(512 << 20),
+        ..vhdx(1 << 20)
+    }));
+    assert!(refused(&CreateOptions {
+        logical_sector_size: 1024,
+        ..vhdx(1 << 20)
+    }));
+    assert!(refused(&CreateOptions {
+        logical_sector_size: 4096,
+        ..vhdx(512)
+    }));
     for format in [Format::VhdFixed, Format::VhdDynamic] {
         assert!(refused(&CreateOptions::new(format, (2040 << 30) + 512)));
         assert!(refused(&CreateOptions::new(format, 0)));
-        assert!(refused(&CreateOptions { logical_sector_size: 4096, ..CreateOptions::new(format, 1 << 20) }));
+        assert!(refused(&CreateOptions {
+            logical_sector_size: 4096,
+            ..CreateOptions::new(format, 1 << 20)
+        }));
     }
 }
 
 #[test]
 fn the_guids_of_a_vhdx_tell_openings_and_changes() {
     let guids = |image: &DiskImage| {
-        let disk_image::Details::Vhdx(vhdx) = image.info().unwrap().details else { panic!("a VHDX") };
-        let disk_image::HeaderInfo::Valid { file_write_guid, data_write_guid, log_guid, .. } =
-            vhdx.headers[vhdx.current_header].clone()
+        let disk_image::Details::Vhdx(vhdx) = image.info().unwrap().details else {
+            panic!("a VHDX")
+        };
+        let disk_image::HeaderInfo::Valid {
+            file_write_guid,
+            data_write_guid,
+            log_guid,
+            ..
+        } = vhdx.headers[vhdx.current_header].clone()
         else {
             panic!("a valid header")
         };
@@ -168,7 +233,8 @@ fn the_guids_of_a_vhdx_tell_openings_and_changes() {
 
 #[test]
 fn sectors_never_written_in_a_vhd_block_read_as_zeroes_until_they_are() {
-    let (mut image, file) = create_in_memory(&options(Format::VhdDynamic, 4 << 20, Some(512 << 10)));
+    let (mut image, file) =
+        create_in_memory(&options(Format::VhdDynamic, 4 << 20, Some(512 << 10)));
     image.write_at(&[5; 512 << 10], 0).unwrap();
     image.close().unwrap();
     let mut bytes = file.durable_bytes();

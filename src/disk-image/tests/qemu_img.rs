@@ -26,24 +26,53 @@ fn raw_disk(path: &Path, seed: u64) -> Vec<u8> {
 
 fn convert_and_read(format: Format, qemu_options: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let (raw, disk) = (folder.path().join("source.raw"), folder.path().join(file_name(format)));
+    let (raw, disk) = (
+        folder.path().join("source.raw"),
+        folder.path().join(file_name(format)),
+    );
     let expected = raw_disk(&raw, 1);
-    qemu_img(&["convert", "-f", "raw", "-O", qemu_name(format), "-o", qemu_options, text(&raw), text(&disk)]);
+    qemu_img(&[
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        qemu_name(format),
+        "-o",
+        qemu_options,
+        text(&raw),
+        text(&disk),
+    ]);
     let before = fs::read(&disk).unwrap();
 
     let image = DiskImage::open(&disk, Access::ReadOnly).unwrap();
     assert_eq!(image.format(), format, "{qemu_options}");
-    assert_eq!(image.virtual_size(), expected.len() as u64, "{qemu_options}");
+    assert_eq!(
+        image.virtual_size(),
+        expected.len() as u64,
+        "{qemu_options}"
+    );
     assert!(read_all(&image) == expected, "{qemu_options}");
     let allocated = image.allocated(0..u64::MAX);
     let mut position = 0;
-    for Extent { offset, length } in allocated.iter().copied().chain([Extent { offset: image.virtual_size(), length: 0 }]) {
-        assert!(expected[position..offset as usize].iter().all(|b| *b == 0), "{qemu_options}: data outside of extents");
+    for Extent { offset, length } in allocated.iter().copied().chain([Extent {
+        offset: image.virtual_size(),
+        length: 0,
+    }]) {
+        assert!(
+            expected[position..offset as usize].iter().all(|b| *b == 0),
+            "{qemu_options}: data outside of extents"
+        );
         position = (offset + length) as usize;
     }
     let live = live_allocation(&disk).unwrap();
-    assert_eq!((live.allocated, Some(live.id), live.virtual_size), (allocated, image.id(), image.virtual_size()));
-    assert!(fs::read(&disk).unwrap() == before, "reading must not change the file");
+    assert_eq!(
+        (live.allocated, Some(live.id), live.virtual_size),
+        (allocated, image.id(), image.virtual_size())
+    );
+    assert!(
+        fs::read(&disk).unwrap() == before,
+        "reading must not change the file"
+    );
 
     // And on: written by us on top of what qemu-img made.
     drop(image);
@@ -65,7 +94,15 @@ fn qemu_agrees(disk: &Path, format: Format, expected: &[u8]) {
         assert!(report.contains("No errors were found"), "{report}");
     }
     let raw = disk.with_extension("out");
-    qemu_img(&["convert", "-f", qemu_name(format), "-O", "raw", text(disk), text(&raw)]);
+    qemu_img(&[
+        "convert",
+        "-f",
+        qemu_name(format),
+        "-O",
+        "raw",
+        text(disk),
+        text(&raw),
+    ]);
     assert!(fs::read(&raw).unwrap() == expected, "{format:?}");
 }
 
@@ -73,14 +110,24 @@ fn qemu_agrees(disk: &Path, format: Format, expected: &[u8]) {
 fn vhdx_made_by_qemu_reads_and_writes_the_same() {
     for block_size in ["1M", "2M", "8M", "256M"] {
         for subformat in ["dynamic", "fixed"] {
-            let format = if subformat == "fixed" { Format::VhdxFixed } else { Format::VhdxDynamic };
+            let format = if subformat == "fixed" {
+                Format::VhdxFixed
+            } else {
+                Format::VhdxDynamic
+            };
             if block_size == "256M" && subformat == "fixed" {
                 continue; // A whole block of zeroes on disk proves nothing that 8M doesn't.
             }
-            convert_and_read(format, &format!("subformat={subformat},block_size={block_size}"));
+            convert_and_read(
+                format,
+                &format!("subformat={subformat},block_size={block_size}"),
+            );
         }
     }
-    convert_and_read(Format::VhdxDynamic, "subformat=dynamic,block_size=1M,block_state_zero=off,log_size=2M");
+    convert_and_read(
+        Format::VhdxDynamic,
+        "subformat=dynamic,block_size=1M,block_state_zero=off,log_size=2M",
+    );
 }
 
 #[test]
@@ -95,10 +142,21 @@ fn vhd_sized_by_geometry_has_the_size_that_qemu_sees() {
     let disk = folder.path().join("disk.vhd");
     for subformat in ["fixed", "dynamic"] {
         let _ = fs::remove_file(&disk);
-        qemu_img(&["create", "-f", "vpc", "-o", &format!("subformat={subformat}"), text(&disk), "20M"]);
+        qemu_img(&[
+            "create",
+            "-f",
+            "vpc",
+            "-o",
+            &format!("subformat={subformat}"),
+            text(&disk),
+            "20M",
+        ]);
         let image = DiskImage::open(&disk, Access::ReadOnly).unwrap();
         let shown = qemu_img(&["info", "-f", "vpc", text(&disk)]);
-        assert!(shown.contains(&format!("({} bytes)", image.virtual_size())), "{shown}");
+        assert!(
+            shown.contains(&format!("({} bytes)", image.virtual_size())),
+            "{shown}"
+        );
     }
 }
 
@@ -167,9 +225,20 @@ fn large_disks_made_by_us_are_accepted_by_qemu() {
 fn identity_and_sectors_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let id = uuid::Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
-    for format in [Format::VhdxDynamic, Format::VhdxFixed, Format::VhdFixed, Format::VhdDynamic] {
-        let disk = folder.path().join(format!("{format:?}.{}", qemu_name(format).replace("vpc", "vhd")));
-        let options = CreateOptions { id: Some(id), ..CreateOptions::new(format, SIZE) };
+    for format in [
+        Format::VhdxDynamic,
+        Format::VhdxFixed,
+        Format::VhdFixed,
+        Format::VhdDynamic,
+    ] {
+        let disk = folder.path().join(format!(
+            "{format:?}.{}",
+            qemu_name(format).replace("vpc", "vhd")
+        ));
+        let options = CreateOptions {
+            id: Some(id),
+            ..CreateOptions::new(format, SIZE)
+        };
         DiskImage::create(&disk, &options).unwrap().close().unwrap();
         let image = DiskImage::open(&disk, Access::ReadOnly).unwrap();
         assert_eq!(image.id(), Some(id));
@@ -185,7 +254,13 @@ fn identity_and_sectors_are_kept() {
     let image = DiskImage::open(&disk, Access::ReadOnly).unwrap();
     assert_eq!(image.logical_sector_size(), 4096);
     let info = image.info().unwrap();
-    let Details::Vhdx(vhdx) = info.details else { panic!("a VHDX") };
-    assert!(vhdx.metadata.iter().any(|item| item.name == Some("virtual disk id")));
+    let Details::Vhdx(vhdx) = info.details else {
+        panic!("a VHDX")
+    };
+    assert!(
+        vhdx.metadata
+            .iter()
+            .any(|item| item.name == Some("virtual disk id"))
+    );
     assert!(vhdx.warnings.is_empty());
 }

@@ -31,7 +31,11 @@ impl DynamicHeader {
     pub(super) fn parse(bytes: &[u8; 1024], at: u64) -> Result<Self, ImageError> {
         const OBJECT: &str = "VHD dynamic header";
         if array::<8>(bytes, 0) != *COOKIE {
-            return Err(ImageError::corrupt(OBJECT, at, "the signature cxsparse is missing"));
+            return Err(ImageError::corrupt(
+                OBJECT,
+                at,
+                "the signature cxsparse is missing",
+            ));
         }
         let (stored, computed) = (be32(bytes, CHECKSUM_AT), checksum(bytes, CHECKSUM_AT));
         if stored != computed {
@@ -39,13 +43,25 @@ impl DynamicHeader {
         }
         let version = be32(bytes, 24);
         if version >> 16 != VERSION >> 16 {
-            return Err(ImageError::unsupported(OBJECT, format!("format version {version:#010x} is unknown")).at(at));
+            return Err(ImageError::unsupported(
+                OBJECT,
+                format!("format version {version:#010x} is unknown"),
+            )
+            .at(at));
         }
         let block_size = be32(bytes, 32);
         if !block_size.is_power_of_two() || !BLOCK_SIZES.contains(&block_size) {
-            return Err(ImageError::corrupt(OBJECT, at, format!("block size {block_size} is not allowed")));
+            return Err(ImageError::corrupt(
+                OBJECT,
+                at,
+                format!("block size {block_size} is not allowed"),
+            ));
         }
-        Ok(Self { table_offset: be64(bytes, 16), entries: be32(bytes, 28), block_size })
+        Ok(Self {
+            table_offset: be64(bytes, 16),
+            entries: be32(bytes, 28),
+            block_size,
+        })
     }
 
     pub(super) fn to_bytes(&self) -> [u8; 1024] {
@@ -63,7 +79,9 @@ impl DynamicHeader {
 
     /// Bytes of the sector bitmap in front of each block: whole sectors.
     pub(super) fn bitmap_length(&self) -> u64 {
-        (u64::from(self.block_size) / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
+        (u64::from(self.block_size) / SECTOR)
+            .div_ceil(8)
+            .next_multiple_of(SECTOR)
     }
 
     /// Bytes that a bitmap and its block take together.
@@ -98,12 +116,21 @@ impl Table {
             return Err(ImageError::corrupt(
                 OBJECT,
                 at,
-                format!("{} entries can't hold a disk of {virtual_size} bytes", header.entries),
+                format!(
+                    "{} entries can't hold a disk of {virtual_size} bytes",
+                    header.entries
+                ),
             ));
         }
-        let table_end = at.checked_add(u64::from(header.entries) * 4).filter(|end| *end <= file_length);
+        let table_end = at
+            .checked_add(u64::from(header.entries) * 4)
+            .filter(|end| *end <= file_length);
         let Some(table_end) = table_end.filter(|_| at % SECTOR == 0 && at >= SECTOR) else {
-            return Err(ImageError::corrupt(OBJECT, at, "it doesn't lie inside the file"));
+            return Err(ImageError::corrupt(
+                OBJECT,
+                at,
+                "it doesn't lie inside the file",
+            ));
         };
         let mut entries = Vec::with_capacity(needed as usize);
         let mut chunk = vec![0; (needed as usize * 4).min(1 << 20)];
@@ -111,19 +138,34 @@ impl Table {
             let done = entries.len() as u64 * 4;
             let part = chunk.len().min((needed * 4 - done) as usize);
             let bytes = &mut chunk[..part];
-            file.read_at(bytes, at + done).map_err(|e| ImageError::io(OBJECT, at + done, "read", e))?;
+            file.read_at(bytes, at + done)
+                .map_err(|e| ImageError::io(OBJECT, at + done, "read", e))?;
             entries.extend((0..part / 4).map(|i| be32(bytes, i * 4)));
         }
         let data_end = check(&entries, header, file_length, table_end, header_end)?;
-        Ok(Self { entries, dirty: BTreeSet::new(), data_end })
+        Ok(Self {
+            entries,
+            dirty: BTreeSet::new(),
+            data_end,
+        })
     }
 
     /// Writes the table sectors that changed. The blocks they name must be durable before.
-    pub(super) fn write_dirty(&mut self, file: &dyn ImageFile, header: &DynamicHeader) -> Result<(), ImageError> {
+    pub(super) fn write_dirty(
+        &mut self,
+        file: &dyn ImageFile,
+        header: &DynamicHeader,
+    ) -> Result<(), ImageError> {
         for sector in &self.dirty {
             let first = (*sector * SECTOR / 4) as usize;
             let mut bytes = [0xff; SECTOR as usize];
-            for (i, entry) in self.entries.iter().skip(first).take(SECTOR as usize / 4).enumerate() {
+            for (i, entry) in self
+                .entries
+                .iter()
+                .skip(first)
+                .take(SECTOR as usize / 4)
+                .enumerate()
+            {
                 put(&mut bytes, i * 4, &entry.to_be_bytes());
             }
             // Entries behind those the disk needs keep their bytes: a smaller write in the last sector.
@@ -156,15 +198,30 @@ fn check(
         .map(|(index, entry)| (u64::from(*entry) * SECTOR, index))
         .collect();
     present.sort_unstable();
-    let structures = [(0, SECTOR), (header_end - HEADER_LENGTH, header_end), (header.table_offset, table_end)];
+    let structures = [
+        (0, SECTOR),
+        (header_end - HEADER_LENGTH, header_end),
+        (header.table_offset, table_end),
+    ];
     let mut end = table_end.max(header_end);
     let mut last: Option<(u64, usize)> = None;
     for (at, index) in present {
         if at + header.stride() > file_length {
-            return refuse(index, at, format!("it ends behind the end of the file at {file_length}"));
+            return refuse(
+                index,
+                at,
+                format!("it ends behind the end of the file at {file_length}"),
+            );
         }
-        if structures.iter().any(|(from, to)| at < *to && at + header.stride() > *from) {
-            return refuse(index, at, "it overlaps the image's own structures".to_owned());
+        if structures
+            .iter()
+            .any(|(from, to)| at < *to && at + header.stride() > *from)
+        {
+            return refuse(
+                index,
+                at,
+                "it overlaps the image's own structures".to_owned(),
+            );
         }
         if let Some((last_at, last_index)) = last
             && last_at + header.stride() > at

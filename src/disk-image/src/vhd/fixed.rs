@@ -37,7 +37,13 @@ pub struct FixedFooter {
 pub fn parse_footer(bytes: &[u8; 512]) -> Result<FixedFooter, ImageError> {
     let footer = Footer::parse(bytes, "VHD footer", 0)?;
     if footer.disk_type != DiskType::Fixed {
-        return Err(ImageError::unsupported("VHD footer", "it belongs to no fixed VHD"));
+        return Err(ImageError::unsupported(
+            "VHD footer",
+            "it belongs to no fixed VHD",
+        ));
     }
-    Ok(FixedFooter { size: footer.virtual_size(), id: footer.id })
+    Ok(FixedFooter {
+        size: footer.virtual_size(),
+        id: footer.id,
+    })
 }

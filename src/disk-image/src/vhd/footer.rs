@@ -57,7 +57,11 @@ impl Footer {
     /// the size of disks by unknown creators from the rounded geometry.
     pub(crate) fn new(disk_type: DiskType, size: u64, id: Uuid, created_unix: u64) -> Self {
         Self {
-            data_offset: if disk_type == DiskType::Fixed { u64::MAX } else { FOOTER_LENGTH },
+            data_offset: if disk_type == DiskType::Fixed {
+                u64::MAX
+            } else {
+                FOOTER_LENGTH
+            },
             timestamp: u32::try_from(created_unix.saturating_sub(EPOCH_2000)).unwrap_or(u32::MAX),
             creator: *b"win ",
             creator_version: 0x000a_0000,
@@ -74,7 +78,12 @@ impl Footer {
     /// Reads the footer in `bytes` that lies at `at` of the file; `object` names it in errors.
     pub(crate) fn parse(bytes: &[u8; 512], object: &str, at: u64) -> Result<Self, ImageError> {
         if array::<8>(bytes, 0) != *COOKIE {
-            return Err(ImageError::new(ErrorKind::NotAnImage, object, "the signature conectix is missing").at(at));
+            return Err(ImageError::new(
+                ErrorKind::NotAnImage,
+                object,
+                "the signature conectix is missing",
+            )
+            .at(at));
         }
         let (stored, computed) = (be32(bytes, CHECKSUM_AT), checksum(bytes, CHECKSUM_AT));
         if stored != computed {
@@ -82,13 +91,23 @@ impl Footer {
         }
         let version = be32(bytes, 12);
         if version >> 16 != VERSION >> 16 {
-            return Err(ImageError::unsupported(object, format!("format version {version:#010x} is unknown")).at(at));
+            return Err(ImageError::unsupported(
+                object,
+                format!("format version {version:#010x} is unknown"),
+            )
+            .at(at));
         }
         let disk_type = match be32(bytes, 60) {
             2 => DiskType::Fixed,
             3 => DiskType::Dynamic,
             4 => DiskType::Differencing,
-            other => return Err(ImageError::corrupt(object, at, format!("disk type {other} is unknown"))),
+            other => {
+                return Err(ImageError::corrupt(
+                    object,
+                    at,
+                    format!("disk type {other} is unknown"),
+                ));
+            }
         };
         Ok(Self {
             data_offset: be64(bytes, 16),
@@ -150,7 +169,10 @@ impl Footer {
 
 /// One's complement of the byte sum, the field of four bytes at `field` left out.
 pub(crate) fn checksum(bytes: &[u8], field: usize) -> u32 {
-    let sum = |part: &[u8]| part.iter().fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+    let sum = |part: &[u8]| {
+        part.iter()
+            .fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)))
+    };
     !sum(&bytes[..field]).wrapping_add(sum(&bytes[field + 4..]))
 }
 
@@ -175,7 +197,11 @@ pub(crate) fn geometry(size: u64) -> (u16, u8, u8) {
         }
         (sectors, heads, tracks) = (s, h, t);
     }
-    (u16::try_from(tracks / heads).unwrap_or(u16::MAX), heads as u8, sectors as u8)
+    (
+        u16::try_from(tracks / heads).unwrap_or(u16::MAX),
+        heads as u8,
+        sectors as u8,
+    )
 }
 
 #[cfg(test)]
@@ -187,12 +213,16 @@ mod tests {
         let id = Uuid::from_u128(7);
         let footer = Footer::new(DiskType::Fixed, 3 << 30, id, EPOCH_2000 + 5);
         assert_eq!(footer.timestamp, 5);
-        assert_eq!(Footer::parse(&footer.to_bytes(), "footer", 0).unwrap(), footer);
+        assert_eq!(
+            Footer::parse(&footer.to_bytes(), "footer", 0).unwrap(),
+            footer
+        );
     }
 
     #[test]
     fn every_flipped_bit_of_the_footer_is_found() {
-        let good = Footer::new(DiskType::Dynamic, 3 << 30, Uuid::from_u128(7), EPOCH_2000).to_bytes();
+        let good =
+            Footer::new(DiskType::Dynamic, 3 << 30, Uuid::from_u128(7), EPOCH_2000).to_bytes();
         for bit in 0..512 * 8 {
             let mut bad = good;
             bad[bit / 8] ^= 1 << (bit % 8);

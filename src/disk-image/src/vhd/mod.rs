@@ -16,8 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 use crate::{
-    Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo, LiveAllocation,
-    VhdInfo,
+    Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
+    LiveAllocation, VhdInfo,
 };
 use dynamic::{ABSENT, DynamicHeader, HEADER_LENGTH, Table};
 use footer::{COOKIE, DiskType, Footer, SECTOR};
@@ -69,7 +69,9 @@ impl VhdImage {
                     return Err(ImageError::corrupt(
                         "VHD footer",
                         length - SECTOR,
-                        format!("a disk of {virtual_size} bytes doesn't fit into a file of {length}"),
+                        format!(
+                            "a disk of {virtual_size} bytes doesn't fit into a file of {length}"
+                        ),
                     ));
                 }
                 Kind::Fixed
@@ -79,44 +81,79 @@ impl VhdImage {
                 Kind::Dynamic { header, table }
             }
             DiskType::Differencing => {
-                return Err(ImageError::unsupported("VHD footer", "differencing disks are not supported"));
+                return Err(ImageError::unsupported(
+                    "VHD footer",
+                    "differencing disks are not supported",
+                ));
             }
         };
-        Ok(Self { file, access, footer, footer_from_copy, virtual_size, kind, poisoned: false })
+        Ok(Self {
+            file,
+            access,
+            footer,
+            footer_from_copy,
+            virtual_size,
+            kind,
+            poisoned: false,
+        })
     }
 
-    pub(crate) fn create(file: Box<dyn ImageFile>, options: &CreateOptions) -> Result<Self, ImageError> {
+    pub(crate) fn create(
+        file: Box<dyn ImageFile>,
+        options: &CreateOptions,
+    ) -> Result<Self, ImageError> {
         let size = options.virtual_size;
         let refuse = |cause: String| Err(ImageError::new(ErrorKind::OutOfRange, "new VHD", cause));
         if size == 0 || size % SECTOR != 0 {
-            return refuse(format!("size {size} is no whole number of 512-byte sectors"));
+            return refuse(format!(
+                "size {size} is no whole number of 512-byte sectors"
+            ));
         }
         if size > MAX_SIZE {
             return refuse(format!("size {size} is above the limit of 2040 GiB"));
         }
         if options.logical_sector_size != 512 {
-            return refuse(format!("logical sectors have 512 bytes, not {}", options.logical_sector_size));
+            return refuse(format!(
+                "logical sectors have 512 bytes, not {}",
+                options.logical_sector_size
+            ));
         }
         let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
         if !block_size.is_power_of_two() || !(512 << 10..=2 << 20).contains(&block_size) {
-            return refuse(format!("block size {block_size} is no power of two from 512 KiB to 2 MiB"));
+            return refuse(format!(
+                "block size {block_size} is no power of two from 512 KiB to 2 MiB"
+            ));
         }
         let id = options.id.unwrap_or_else(Uuid::new_v4);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let disk_type = if options.format == Format::VhdFixed { DiskType::Fixed } else { DiskType::Dynamic };
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let disk_type = if options.format == Format::VhdFixed {
+            DiskType::Fixed
+        } else {
+            DiskType::Dynamic
+        };
         let footer = Footer::new(disk_type, size, id, now).to_bytes();
 
         let write = |bytes: &[u8], at| {
-            file.write_at(bytes, at).map_err(|e| ImageError::io("new VHD", at, "write", e))
+            file.write_at(bytes, at)
+                .map_err(|e| ImageError::io("new VHD", at, "write", e))
         };
-        let set_len = |n| file.set_len(n).map_err(|e| ImageError::io("new VHD", n, "set the length", e));
+        let set_len = |n| {
+            file.set_len(n)
+                .map_err(|e| ImageError::io("new VHD", n, "set the length", e))
+        };
         set_len(0)?;
         if disk_type == DiskType::Fixed {
             set_len(size + SECTOR)?;
             write(&footer, size)?;
         } else {
             let entries = size.div_ceil(u64::from(block_size)) as u32;
-            let header = DynamicHeader { table_offset: SECTOR + HEADER_LENGTH, entries, block_size };
+            let header = DynamicHeader {
+                table_offset: SECTOR + HEADER_LENGTH,
+                entries,
+                block_size,
+            };
             let table_length = (u64::from(entries) * 4).next_multiple_of(SECTOR);
             let mut done = 0;
             let absent = vec![0xff; table_length.min(1 << 20) as usize];
@@ -129,7 +166,8 @@ impl VhdImage {
             write(&header.to_bytes(), SECTOR)?;
             write(&footer, 0)?;
         }
-        file.flush().map_err(|e| ImageError::io("new VHD", 0, "flush", e))?;
+        file.flush()
+            .map_err(|e| ImageError::io("new VHD", 0, "flush", e))?;
         Self::open(file, Access::ReadWrite)
     }
 
@@ -172,7 +210,10 @@ impl VhdImage {
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
         let Kind::Dynamic { header, table } = &self.kind else {
-            return self.file.read_at(buffer, offset).map_err(|e| ImageError::io("VHD data", offset, "read", e));
+            return self
+                .file
+                .read_at(buffer, offset)
+                .map_err(|e| ImageError::io("VHD data", offset, "read", e));
         };
         let mut rest = buffer;
         let mut offset = offset;
@@ -190,9 +231,17 @@ impl VhdImage {
     }
 
     /// Reads from a block that is there; sectors that its bitmap marks as never written are zero.
-    fn read_block(&self, header: &DynamicHeader, at: u64, buffer: &mut [u8], within: u64) -> Result<(), ImageError> {
+    fn read_block(
+        &self,
+        header: &DynamicHeader,
+        at: u64,
+        buffer: &mut [u8],
+        within: u64,
+    ) -> Result<(), ImageError> {
         let data = at + header.bitmap_length() + within;
-        self.file.read_at(buffer, data).map_err(|e| ImageError::io("VHD block", data, "read", e))?;
+        self.file
+            .read_at(buffer, data)
+            .map_err(|e| ImageError::io("VHD block", data, "read", e))?;
         let bitmap = self.read_bitmap(header, at)?;
         if is_full(&bitmap, header) {
             return Ok(());
@@ -210,14 +259,19 @@ impl VhdImage {
 
     fn read_bitmap(&self, header: &DynamicHeader, at: u64) -> Result<Vec<u8>, ImageError> {
         let mut bitmap = vec![0; header.bitmap_length() as usize];
-        self.file.read_at(&mut bitmap, at).map_err(|e| ImageError::io("VHD sector bitmap", at, "read", e))?;
+        self.file
+            .read_at(&mut bitmap, at)
+            .map_err(|e| ImageError::io("VHD sector bitmap", at, "read", e))?;
         Ok(bitmap)
     }
 
     pub(crate) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), ImageError> {
         self.writable()?;
         let Kind::Dynamic { header, .. } = &self.kind else {
-            return self.file.write_at(data, offset).map_err(|e| ImageError::io("VHD data", offset, "write", e));
+            return self
+                .file
+                .write_at(data, offset)
+                .map_err(|e| ImageError::io("VHD data", offset, "write", e));
         };
         let header = header.clone();
         let mut rest = data;
@@ -228,7 +282,9 @@ impl VhdImage {
             let block = self.block_for_write(&header, index, now)?;
             if let Some(block) = block {
                 let at = block + header.bitmap_length() + within;
-                self.file.write_at(now, at).map_err(|e| ImageError::io("VHD block", at, "write", e))?;
+                self.file
+                    .write_at(now, at)
+                    .map_err(|e| ImageError::io("VHD block", at, "write", e))?;
             }
             rest = later;
             offset += part as u64;
@@ -238,8 +294,15 @@ impl VhdImage {
 
     /// Where block `index` lies, allocated if it has to be; `None` when zeroes are written to a
     /// block that isn't there and reads as zeroes already.
-    fn block_for_write(&mut self, header: &DynamicHeader, index: usize, data: &[u8]) -> Result<Option<u64>, ImageError> {
-        let Kind::Dynamic { table, .. } = &mut self.kind else { return Ok(None) };
+    fn block_for_write(
+        &mut self,
+        header: &DynamicHeader,
+        index: usize,
+        data: &[u8],
+    ) -> Result<Option<u64>, ImageError> {
+        let Kind::Dynamic { table, .. } = &mut self.kind else {
+            return Ok(None);
+        };
         if table.entries[index] != ABSENT {
             let at = u64::from(table.entries[index]) * SECTOR;
             self.complete_block(header, at)?;
@@ -250,8 +313,15 @@ impl VhdImage {
         }
         let at = table.data_end;
         let end = at + header.stride();
-        let Some(entry) = u32::try_from(at / SECTOR).ok().filter(|sector| *sector != ABSENT) else {
-            return Err(ImageError::new(ErrorKind::OutOfRange, "VHD block", "the file has no sector number left"));
+        let Some(entry) = u32::try_from(at / SECTOR)
+            .ok()
+            .filter(|sector| *sector != ABSENT)
+        else {
+            return Err(ImageError::new(
+                ErrorKind::OutOfRange,
+                "VHD block",
+                "the file has no sector number left",
+            ));
         };
         // Cutting first makes the new block zero, whatever a power cut left behind the last one.
         let bitmap = vec![0xff; header.bitmap_length() as usize];
@@ -282,11 +352,15 @@ impl VhdImage {
         for sector in 0..sectors {
             if bitmap[(sector / 8) as usize] & (0x80 >> (sector % 8)) == 0 {
                 let data = at + header.bitmap_length() + sector * SECTOR;
-                self.file.write_at(&[0; SECTOR as usize], data).map_err(fail)?;
+                self.file
+                    .write_at(&[0; SECTOR as usize], data)
+                    .map_err(fail)?;
             }
         }
         self.file.flush().map_err(fail)?;
-        self.file.write_at(&vec![0xff; bitmap.len()], at).map_err(fail)
+        self.file
+            .write_at(&vec![0xff; bitmap.len()], at)
+            .map_err(fail)
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), ImageError> {
@@ -294,7 +368,10 @@ impl VhdImage {
             return Ok(());
         }
         self.writable()?;
-        let flush = |file: &dyn ImageFile| file.flush().map_err(|e| ImageError::io("VHD", 0, "flush", e));
+        let flush = |file: &dyn ImageFile| {
+            file.flush()
+                .map_err(|e| ImageError::io("VHD", 0, "flush", e))
+        };
         flush(self.file.as_ref())?;
         if let Kind::Dynamic { header, table } = &mut self.kind
             && !table.dirty.is_empty()
@@ -313,16 +390,28 @@ impl VhdImage {
 
     fn writable(&self) -> Result<(), ImageError> {
         if self.access == Access::ReadOnly {
-            return Err(ImageError::new(ErrorKind::ReadOnly, "VHD", "opened for reading only"));
+            return Err(ImageError::new(
+                ErrorKind::ReadOnly,
+                "VHD",
+                "opened for reading only",
+            ));
         }
         if self.poisoned {
-            return Err(ImageError::new(ErrorKind::Poisoned, "VHD", "an earlier write failed half-way; open it again"));
+            return Err(ImageError::new(
+                ErrorKind::Poisoned,
+                "VHD",
+                "an earlier write failed half-way; open it again",
+            ));
         }
         Ok(())
     }
 
     pub(crate) fn info(&self) -> Result<ImageInfo, ImageError> {
-        let text = |bytes: &[u8; 4]| String::from_utf8_lossy(bytes).trim_end_matches(['\0', ' ']).to_owned();
+        let text = |bytes: &[u8; 4]| {
+            String::from_utf8_lossy(bytes)
+                .trim_end_matches(['\0', ' '])
+                .to_owned()
+        };
         let allocated = self.allocated(0..self.virtual_size);
         Ok(ImageInfo {
             format: self.format(),
@@ -368,13 +457,25 @@ pub(crate) fn live(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
     let (footer, _) = read_footer(file, length)?;
     let virtual_size = checked_size(&footer)?;
     let (format, allocated) = match footer.disk_type {
-        DiskType::Fixed => (Format::VhdFixed, vec![Extent { offset: 0, length: virtual_size }]),
+        DiskType::Fixed => (
+            Format::VhdFixed,
+            vec![Extent {
+                offset: 0,
+                length: virtual_size,
+            }],
+        ),
         DiskType::Dynamic => {
             let (header, table) = read_dynamic(file, &footer, virtual_size, length)?;
-            (Format::VhdDynamic, allocated(&header, &table, 0..virtual_size))
+            (
+                Format::VhdDynamic,
+                allocated(&header, &table, 0..virtual_size),
+            )
         }
         DiskType::Differencing => {
-            return Err(ImageError::unsupported("VHD footer", "differencing disks are not supported"));
+            return Err(ImageError::unsupported(
+                "VHD footer",
+                "differencing disks are not supported",
+            ));
         }
     };
     Ok(LiveAllocation {
@@ -390,14 +491,22 @@ pub(crate) fn live(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
 /// The footer at the end of the file, or its copy at the start when that one is broken.
 fn read_footer(file: &dyn ImageFile, length: u64) -> Result<(Footer, bool), ImageError> {
     if length < SECTOR {
-        return Err(ImageError::new(ErrorKind::NotAnImage, "VHD", format!("a file of {length} bytes has no footer")));
+        return Err(ImageError::new(
+            ErrorKind::NotAnImage,
+            "VHD",
+            format!("a file of {length} bytes has no footer"),
+        ));
     }
     let at = length - SECTOR;
     let error = match Footer::parse(&read_array(file, "VHD footer", at)?, "VHD footer", at) {
         Ok(footer) => return Ok((footer, false)),
         Err(error) => error,
     };
-    match Footer::parse(&read_array(file, "VHD footer copy", 0)?, "VHD footer copy", 0) {
+    match Footer::parse(
+        &read_array(file, "VHD footer copy", 0)?,
+        "VHD footer copy",
+        0,
+    ) {
         Ok(copy) if copy.disk_type != DiskType::Fixed => Ok((copy, true)),
         _ => Err(error),
     }
@@ -405,9 +514,17 @@ fn read_footer(file: &dyn ImageFile, length: u64) -> Result<(Footer, bool), Imag
 
 fn checked_size(footer: &Footer) -> Result<u64, ImageError> {
     let size = footer.virtual_size();
-    let limit = if footer.disk_type == DiskType::Fixed { fixed::MAX_FOOTER_SIZE } else { MAX_SIZE };
+    let limit = if footer.disk_type == DiskType::Fixed {
+        fixed::MAX_FOOTER_SIZE
+    } else {
+        MAX_SIZE
+    };
     if size == 0 || size % SECTOR != 0 || size > limit {
-        return Err(ImageError::new(ErrorKind::Corrupt, "VHD footer", format!("disk size {size} is not allowed")));
+        return Err(ImageError::new(
+            ErrorKind::Corrupt,
+            "VHD footer",
+            format!("disk size {size} is not allowed"),
+        ));
     }
     Ok(size)
 }
@@ -419,8 +536,15 @@ fn read_dynamic(
     length: u64,
 ) -> Result<(DynamicHeader, Table), ImageError> {
     let at = footer.data_offset;
-    let Some(end) = at.checked_add(HEADER_LENGTH).filter(|end| *end <= length && at >= SECTOR) else {
-        return Err(ImageError::corrupt("VHD dynamic header", at, "it doesn't lie inside the file"));
+    let Some(end) = at
+        .checked_add(HEADER_LENGTH)
+        .filter(|end| *end <= length && at >= SECTOR)
+    else {
+        return Err(ImageError::corrupt(
+            "VHD dynamic header",
+            at,
+            "it doesn't lie inside the file",
+        ));
     };
     let header = DynamicHeader::parse(&read_array(file, "VHD dynamic header", at)?, at)?;
     let table = Table::read(file, &header, virtual_size, length, end)?;
@@ -445,7 +569,11 @@ fn allocated(header: &DynamicHeader, table: &Table, range: Range<u64>) -> Vec<Ex
 fn locate(header: &DynamicHeader, offset: u64, length: usize) -> (usize, u64, usize) {
     let block = u64::from(header.block_size);
     let within = offset % block;
-    ((offset / block) as usize, within, length.min((block - within) as usize))
+    (
+        (offset / block) as usize,
+        within,
+        length.min((block - within) as usize),
+    )
 }
 
 fn is_full(bitmap: &[u8], header: &DynamicHeader) -> bool {
@@ -455,11 +583,17 @@ fn is_full(bitmap: &[u8], header: &DynamicHeader) -> bool {
 }
 
 fn length(file: &dyn ImageFile) -> Result<u64, ImageError> {
-    file.len().map_err(|e| ImageError::io("VHD", 0, "tell the file's length", e))
+    file.len()
+        .map_err(|e| ImageError::io("VHD", 0, "tell the file's length", e))
 }
 
-fn read_array<const N: usize>(file: &dyn ImageFile, object: &str, at: u64) -> Result<[u8; N], ImageError> {
+fn read_array<const N: usize>(
+    file: &dyn ImageFile,
+    object: &str,
+    at: u64,
+) -> Result<[u8; N], ImageError> {
     let mut bytes = [0; N];
-    file.read_at(&mut bytes, at).map_err(|e| ImageError::io(object, at, "read", e))?;
+    file.read_at(&mut bytes, at)
+        .map_err(|e| ImageError::io(object, at, "read", e))?;
     Ok(bytes)
 }

@@ -34,7 +34,9 @@ pub(super) struct Bat {
 impl Bat {
     /// Number of entries that a fixed or dynamic disk needs.
     pub(super) fn entry_count(metadata: &Metadata) -> u64 {
-        let blocks = metadata.virtual_size.div_ceil(u64::from(metadata.block_size));
+        let blocks = metadata
+            .virtual_size
+            .div_ceil(u64::from(metadata.block_size));
         blocks + (blocks - 1) / chunk_ratio(metadata.logical_sector_size, metadata.block_size)
     }
 
@@ -62,7 +64,8 @@ impl Bat {
             let done = entries.len() as u64 * 8;
             let part = chunk.len().min((count * 8 - done) as usize);
             let at = region.offset + done;
-            file.read_at(&mut chunk[..part], at).map_err(|e| ImageError::io(OBJECT, at, "read", e))?;
+            file.read_at(&mut chunk[..part], at)
+                .map_err(|e| ImageError::io(OBJECT, at, "read", e))?;
             entries.extend((0..part / 8).map(|i| le64(&chunk, i * 8)));
         }
         let bat = Self {
@@ -81,7 +84,11 @@ impl Bat {
         let refuse = |block: u64, cause: String| {
             let index = self.index(block);
             let at = self.region.offset + index as u64 * 8;
-            Err(ImageError::corrupt(format!("BAT entry {index} (block {block})"), at, cause))
+            Err(ImageError::corrupt(
+                format!("BAT entry {index} (block {block})"),
+                at,
+                cause,
+            ))
         };
         let mut present = Vec::new();
         for block in 0..self.blocks() {
@@ -89,26 +96,48 @@ impl Bat {
             let (state, offset) = (entry & STATE_MASK, entry & OFFSET_MASK);
             match state {
                 FULLY_PRESENT => {}
-                PARTIALLY_PRESENT => return refuse(block, "it is partially present, but the disk has no parent".to_owned()),
+                PARTIALLY_PRESENT => {
+                    return refuse(
+                        block,
+                        "it is partially present, but the disk has no parent".to_owned(),
+                    );
+                }
                 state if STATES_WITHOUT_DATA.contains(&state) => continue,
                 state => return refuse(block, format!("state {state} is unknown")),
             }
             // The last block of a disk may be cut off where the disk ends.
-            let used = self.block_size.min(self.virtual_size - block * self.block_size);
+            let used = self
+                .block_size
+                .min(self.virtual_size - block * self.block_size);
             let Some(end) = offset.checked_add(used).filter(|end| *end <= file_length) else {
-                return refuse(block, format!("offset {offset}: it ends behind the end of the file at {file_length}"));
+                return refuse(
+                    block,
+                    format!("offset {offset}: it ends behind the end of the file at {file_length}"),
+                );
             };
             if offset < HEADER_SECTION_END {
                 return refuse(block, format!("offset {offset} lies in the headers"));
             }
-            if taken.iter().any(|region| offset < region.end() && end > region.offset) {
-                return refuse(block, format!("offset {offset}: it overlaps the log or a region"));
+            if taken
+                .iter()
+                .any(|region| offset < region.end() && end > region.offset)
+            {
+                return refuse(
+                    block,
+                    format!("offset {offset}: it overlaps the log or a region"),
+                );
             }
             present.push((offset, block));
         }
         present.sort_unstable();
-        match present.windows(2).find(|pair| pair[0].0 + self.block_size > pair[1].0) {
-            Some(pair) => refuse(pair[1].1, format!("offset {}: it overlaps block {}", pair[1].0, pair[0].1)),
+        match present
+            .windows(2)
+            .find(|pair| pair[0].0 + self.block_size > pair[1].0)
+        {
+            Some(pair) => refuse(
+                pair[1].1,
+                format!("offset {}: it overlaps block {}", pair[1].0, pair[0].1),
+            ),
             None => Ok(()),
         }
     }
@@ -152,7 +181,11 @@ impl Bat {
     /// Block of a byte of the disk, the byte's place in it, and how many of `length` bytes it holds.
     pub(super) fn block_of(&self, offset: u64, length: usize) -> (u64, u64, usize) {
         let within = offset % self.block_size;
-        (offset / self.block_size, within, length.min((self.block_size - within) as usize))
+        (
+            offset / self.block_size,
+            within,
+            length.min((self.block_size - within) as usize),
+        )
     }
 
     /// Marks the block as present at `place` of the file, a multiple of 1 MiB.
@@ -167,7 +200,11 @@ impl Bat {
         let taken: Vec<usize> = self.dirty.iter().copied().take(count).collect();
         let sector = |number: usize| {
             let mut bytes = vec![0; LOG_SECTOR];
-            let entries = self.entries.iter().skip(number * ENTRIES_PER_SECTOR).take(ENTRIES_PER_SECTOR);
+            let entries = self
+                .entries
+                .iter()
+                .skip(number * ENTRIES_PER_SECTOR)
+                .take(ENTRIES_PER_SECTOR);
             for (i, entry) in entries.enumerate() {
                 put(&mut bytes, i * 8, &entry.to_le_bytes());
             }

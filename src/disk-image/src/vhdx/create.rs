@@ -22,18 +22,38 @@ const CREATOR: &str = "Site Recovery disk-image";
 /// something that looks like a VHDX and isn't one.
 pub(super) fn create(file: &dyn ImageFile, options: &CreateOptions) -> Result<(), ImageError> {
     let metadata = plan(options)?;
-    let log = Region { offset: MIB, length: MIB as u32 };
-    let metadata_region = Region { offset: 2 * MIB, length: MIB as u32 };
+    let log = Region {
+        offset: MIB,
+        length: MIB as u32,
+    };
+    let metadata_region = Region {
+        offset: 2 * MIB,
+        length: MIB as u32,
+    };
     let entries = Bat::entry_count(&metadata);
-    let bat = Region { offset: 3 * MIB, length: (entries * 8).next_multiple_of(MIB) as u32 };
+    let bat = Region {
+        offset: 3 * MIB,
+        length: (entries * 8).next_multiple_of(MIB) as u32,
+    };
 
-    let write = |bytes: &[u8], at| file.write_at(bytes, at).map_err(|e| ImageError::io(OBJECT, at, "write", e));
-    let flush = || file.flush().map_err(|e| ImageError::io(OBJECT, 0, "flush", e));
-    let set_len = |n| file.set_len(n).map_err(|e| ImageError::io(OBJECT, n, "set the length", e));
+    let write = |bytes: &[u8], at| {
+        file.write_at(bytes, at)
+            .map_err(|e| ImageError::io(OBJECT, at, "write", e))
+    };
+    let flush = || {
+        file.flush()
+            .map_err(|e| ImageError::io(OBJECT, 0, "flush", e))
+    };
+    let set_len = |n| {
+        file.set_len(n)
+            .map_err(|e| ImageError::io(OBJECT, n, "set the length", e))
+    };
     set_len(0)?;
     set_len(bat.end())?;
     if metadata.leave_blocks_allocated {
-        let blocks = metadata.virtual_size.div_ceil(u64::from(metadata.block_size));
+        let blocks = metadata
+            .virtual_size
+            .div_ceil(u64::from(metadata.block_size));
         set_len(bat.end() + blocks * u64::from(metadata.block_size))?;
         write_full_bat(&write, bat, &metadata, blocks)?;
     }
@@ -66,18 +86,25 @@ pub(super) fn create(file: &dyn ImageFile, options: &CreateOptions) -> Result<()
 
 fn plan(options: &CreateOptions) -> Result<Metadata, ImageError> {
     let refuse = |cause: String| Err(ImageError::new(ErrorKind::OutOfRange, OBJECT, cause));
-    for (name, size) in [("logical", options.logical_sector_size), ("physical", options.physical_sector_size)] {
+    for (name, size) in [
+        ("logical", options.logical_sector_size),
+        ("physical", options.physical_sector_size),
+    ] {
         if !matches!(size, 512 | 4096) {
             return refuse(format!("a {name} sector has 512 or 4096 bytes, not {size}"));
         }
     }
     let size = options.virtual_size;
     if size == 0 || size > MAX_SIZE || size % u64::from(options.logical_sector_size) != 0 {
-        return refuse(format!("size {size} is no whole number of sectors up to 64 TiB"));
+        return refuse(format!(
+            "size {size} is no whole number of sectors up to 64 TiB"
+        ));
     }
     let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
     if !block_size.is_power_of_two() || !(1 << 20..=256 << 20).contains(&block_size) {
-        return refuse(format!("block size {block_size} is no power of two from 1 to 256 MiB"));
+        return refuse(format!(
+            "block size {block_size} is no power of two from 1 to 256 MiB"
+        ));
     }
     Ok(Metadata {
         block_size,
@@ -103,7 +130,9 @@ fn write_full_bat(
         if block != 0 && block % ratio == 0 {
             chunk.extend_from_slice(&[0; 8]);
         }
-        chunk.extend_from_slice(&present_entry(bat.end() + block * u64::from(metadata.block_size)).to_le_bytes());
+        chunk.extend_from_slice(
+            &present_entry(bat.end() + block * u64::from(metadata.block_size)).to_le_bytes(),
+        );
         if chunk.len() + 16 > MIB as usize {
             write(&chunk, at)?;
             at += chunk.len() as u64;

@@ -26,7 +26,11 @@ impl Header {
     fn parse(bytes: &[u8; HEADER_LENGTH], slot: usize) -> Result<Self, ImageError> {
         let (name, at) = (NAMES[slot], HEADER_OFFSETS[slot]);
         if array::<4>(bytes, 0) != *SIGNATURE {
-            return Err(ImageError::corrupt(name, at, "the signature head is missing"));
+            return Err(ImageError::corrupt(
+                name,
+                at,
+                "the signature head is missing",
+            ));
         }
         let (stored, computed) = (le32(bytes, CHECKSUM_AT), crc32c_without(bytes, CHECKSUM_AT));
         if stored != computed {
@@ -34,7 +38,11 @@ impl Header {
         }
         let version = le16(bytes, 66);
         if version != 1 {
-            return Err(ImageError::unsupported(name, format!("format version {version} is unknown")).at(at));
+            return Err(ImageError::unsupported(
+                name,
+                format!("format version {version} is unknown"),
+            )
+            .at(at));
         }
         Ok(Self {
             sequence_number: le64(bytes, 8),
@@ -77,7 +85,8 @@ impl Headers {
         let read = |slot: usize| {
             let mut bytes = [0; HEADER_LENGTH];
             let at = HEADER_OFFSETS[slot];
-            file.read_at(&mut bytes, at).map_err(|e| ImageError::io(NAMES[slot], at, "read", e))?;
+            file.read_at(&mut bytes, at)
+                .map_err(|e| ImageError::io(NAMES[slot], at, "read", e))?;
             Header::parse(&bytes, slot)
         };
         let slots = [read(0), read(1)];
@@ -93,34 +102,54 @@ impl Headers {
             Err(error) => HeaderInfo::Invalid(error.to_string()),
         });
         let (current, slot) = match slots {
-            [Ok(first), Ok(second)] if first.sequence_number == second.sequence_number && first != second => {
+            [Ok(first), Ok(second)]
+                if first.sequence_number == second.sequence_number && first != second =>
+            {
                 return Err(ImageError::corrupt(
                     NAMES[1],
                     HEADER_OFFSETS[1],
-                    format!("it differs from header 1 but has the same sequence number {}", first.sequence_number),
+                    format!(
+                        "it differs from header 1 but has the same sequence number {}",
+                        first.sequence_number
+                    ),
                 ));
             }
-            [Ok(first), Ok(second)] if second.sequence_number > first.sequence_number => (second, 1),
+            [Ok(first), Ok(second)] if second.sequence_number > first.sequence_number => {
+                (second, 1)
+            }
             [Ok(first), _] => (first, 0),
             [Err(_), Ok(second)] => (second, 1),
             [Err(first), Err(_)] => return Err(first),
         };
         check_log_place(&current, slot)?;
-        Ok(Self { current, slot, info })
+        Ok(Self {
+            current,
+            slot,
+            info,
+        })
     }
 
     /// Puts a changed header in force: written to the slot that isn't in force, flushed, and
     /// then once more to the other, so that one broken slot never loses the change.
-    pub(super) fn update(&mut self, file: &dyn ImageFile, change: impl Fn(&mut Header)) -> Result<(), ImageError> {
+    pub(super) fn update(
+        &mut self,
+        file: &dyn ImageFile,
+        change: impl Fn(&mut Header),
+    ) -> Result<(), ImageError> {
         for _ in 0..2 {
             let mut next = self.current.clone();
             change(&mut next);
             next.sequence_number = next.sequence_number.checked_add(1).ok_or_else(|| {
-                ImageError::corrupt(NAMES[self.slot], HEADER_OFFSETS[self.slot], "the sequence number is at its end")
+                ImageError::corrupt(
+                    NAMES[self.slot],
+                    HEADER_OFFSETS[self.slot],
+                    "the sequence number is at its end",
+                )
             })?;
             let slot = 1 - self.slot;
             write_slot(file, &next, slot)?;
-            file.flush().map_err(|e| ImageError::io(NAMES[slot], HEADER_OFFSETS[slot], "flush", e))?;
+            file.flush()
+                .map_err(|e| ImageError::io(NAMES[slot], HEADER_OFFSETS[slot], "flush", e))?;
             (self.current, self.slot) = (next, slot);
         }
         Ok(())
@@ -130,7 +159,10 @@ impl Headers {
 /// Writes the header of a new file into both slots.
 pub(super) fn write_new(file: &dyn ImageFile, header: &Header) -> Result<(), ImageError> {
     for slot in 0..2 {
-        let numbered = Header { sequence_number: slot as u64 + 1, ..header.clone() };
+        let numbered = Header {
+            sequence_number: slot as u64 + 1,
+            ..header.clone()
+        };
         write_slot(file, &numbered, slot)?;
     }
     Ok(())
@@ -138,24 +170,43 @@ pub(super) fn write_new(file: &dyn ImageFile, header: &Header) -> Result<(), Ima
 
 fn write_slot(file: &dyn ImageFile, header: &Header, slot: usize) -> Result<(), ImageError> {
     let at = HEADER_OFFSETS[slot];
-    file.write_at(&header.to_bytes(), at).map_err(|e| ImageError::io(NAMES[slot], at, "write", e))
+    file.write_at(&header.to_bytes(), at)
+        .map_err(|e| ImageError::io(NAMES[slot], at, "write", e))
 }
 
 fn check_log_place(header: &Header, slot: usize) -> Result<(), ImageError> {
-    let refuse = |cause: String| Err(ImageError::corrupt(NAMES[slot], HEADER_OFFSETS[slot], cause));
+    let refuse = |cause: String| {
+        Err(ImageError::corrupt(
+            NAMES[slot],
+            HEADER_OFFSETS[slot],
+            cause,
+        ))
+    };
     if header.log_version != 0 {
-        return Err(ImageError::unsupported(NAMES[slot], format!("log version {} is unknown", header.log_version)));
+        return Err(ImageError::unsupported(
+            NAMES[slot],
+            format!("log version {} is unknown", header.log_version),
+        ));
     }
     if header.log_offset % MIB != 0 || header.log_offset < HEADER_SECTION_END {
-        return refuse(format!("log offset {} is no multiple of 1 MiB behind the headers", header.log_offset));
+        return refuse(format!(
+            "log offset {} is no multiple of 1 MiB behind the headers",
+            header.log_offset
+        ));
     }
     if u64::from(header.log_length) % MIB != 0 || header.log_length == 0 {
-        return refuse(format!("log length {} is no multiple of 1 MiB", header.log_length));
+        return refuse(format!(
+            "log length {} is no multiple of 1 MiB",
+            header.log_length
+        ));
     }
     if header.log_length > MAX_LOG_LENGTH {
         return Err(ImageError::unsupported(
             NAMES[slot],
-            format!("a log of {} bytes is longer than {MAX_LOG_LENGTH}", header.log_length),
+            format!(
+                "a log of {} bytes is longer than {MAX_LOG_LENGTH}",
+                header.log_length
+            ),
         ));
     }
     Ok(())

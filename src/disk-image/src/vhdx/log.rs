@@ -20,19 +20,35 @@ use crate::bytes::{crc32c_without, le32};
 use crate::{ErrorKind, ImageError, ImageFile, LogInfo};
 
 /// Reads the log and says what replaying it changes. `file_length` is the length of the file now.
-pub(super) fn read(file: &dyn ImageFile, header: &Header, file_length: u64) -> Result<(Patches, LogInfo), ImageError> {
-    let log = Region { offset: header.log_offset, length: header.log_length };
+pub(super) fn read(
+    file: &dyn ImageFile,
+    header: &Header,
+    file_length: u64,
+) -> Result<(Patches, LogInfo), ImageError> {
+    let log = Region {
+        offset: header.log_offset,
+        length: header.log_length,
+    };
     if log.end() > file_length {
-        return Err(ImageError::corrupt("log", log.offset, format!("it ends behind the end of the file at {file_length}")));
+        return Err(ImageError::corrupt(
+            "log",
+            log.offset,
+            format!("it ends behind the end of the file at {file_length}"),
+        ));
     }
     if header.log_guid.is_nil() {
         return Ok((Patches::default(), LogInfo::Clean));
     }
     let mut ring = vec![0; log.length as usize];
-    file.read_at(&mut ring, log.offset).map_err(|e| ImageError::io("log", log.offset, "read", e))?;
+    file.read_at(&mut ring, log.offset)
+        .map_err(|e| ImageError::io("log", log.offset, "read", e))?;
     let entries = find_entries(&ring, header, log)?;
     let Some(sequence) = active_sequence(&entries) else {
-        return match entries.iter().flatten().find(|entry| entry.broken.is_some()) {
+        return match entries
+            .iter()
+            .flatten()
+            .find(|entry| entry.broken.is_some())
+        {
             Some(entry) => Err(refuse_broken(entry, log)),
             // The owner was cut off after it announced its log and before the first entry was whole.
             None => Ok((Patches::default(), LogInfo::Empty)),
@@ -51,16 +67,22 @@ pub(super) fn read(file: &dyn ImageFile, header: &Header, file_length: u64) -> R
         return Err(ImageError::corrupt(
             "log entry",
             log.offset + newest.position as u64,
-            format!("the file has {file_length} bytes, and had {} before", newest.header.flushed_file_offset),
+            format!(
+                "the file has {file_length} bytes, and had {} before",
+                newest.header.flushed_file_offset
+            ),
         ));
     }
     let mut patches = Patches::default();
     let mut descriptors = 0;
     for entry in &sequence {
         let bytes = slice(&ring, entry.position, entry.header.length as usize);
-        entry.header.apply(&bytes, log, &mut patches).map_err(|cause| {
-            ImageError::corrupt("log entry", log.offset + entry.position as u64, cause)
-        })?;
+        entry
+            .header
+            .apply(&bytes, log, &mut patches)
+            .map_err(|cause| {
+                ImageError::corrupt("log entry", log.offset + entry.position as u64, cause)
+            })?;
         descriptors += u64::from(entry.header.descriptors);
     }
     let info = LogInfo::Replayed {
@@ -80,7 +102,11 @@ struct Found {
 }
 
 /// Looks at every sector of the ring; the result has one place for each.
-fn find_entries(ring: &[u8], header: &Header, log: Region) -> Result<Vec<Option<Found>>, ImageError> {
+fn find_entries(
+    ring: &[u8],
+    header: &Header,
+    log: Region,
+) -> Result<Vec<Option<Found>>, ImageError> {
     // Real entries hardly overlap. A made-up ring in which every sector claims to start an entry
     // as long as the log would cost the square of its length.
     let mut budget = 8 * ring.len() + (16 << 20);
@@ -93,24 +119,41 @@ fn find_entries(ring: &[u8], header: &Header, log: Region) -> Result<Vec<Option<
         };
         let length = entry.length as usize;
         budget = budget.checked_sub(length).ok_or_else(|| {
-            ImageError::new(ErrorKind::Corrupt, "log", "its entries overlap each other").at(log.offset)
+            ImageError::new(ErrorKind::Corrupt, "log", "its entries overlap each other")
+                .at(log.offset)
         })?;
         let bytes = slice(ring, position, length);
         if !entry.is_complete(&bytes) {
             entries.push(None);
             continue;
         }
-        let (stored, computed) = (le32(&bytes, CHECKSUM_AT), crc32c_without(&bytes, CHECKSUM_AT));
+        let (stored, computed) = (
+            le32(&bytes, CHECKSUM_AT),
+            crc32c_without(&bytes, CHECKSUM_AT),
+        );
         let broken = (stored != computed).then_some((stored, computed));
-        entries.push(Some(Found { position, header: entry, broken }));
+        entries.push(Some(Found {
+            position,
+            header: entry,
+            broken,
+        }));
     }
     Ok(entries)
 }
 
 /// The valid sequence with the highest sequence number, from its tail to its head.
 fn active_sequence(entries: &[Option<Found>]) -> Option<Vec<&Found>> {
-    let valid = |position: usize| entries.get(position / LOG_SECTOR)?.as_ref().filter(|entry| entry.broken.is_none());
-    let mut heads: Vec<&Found> = entries.iter().flatten().filter(|entry| entry.broken.is_none()).collect();
+    let valid = |position: usize| {
+        entries
+            .get(position / LOG_SECTOR)?
+            .as_ref()
+            .filter(|entry| entry.broken.is_none())
+    };
+    let mut heads: Vec<&Found> = entries
+        .iter()
+        .flatten()
+        .filter(|entry| entry.broken.is_none())
+        .collect();
     heads.sort_by_key(|entry| std::cmp::Reverse(entry.header.sequence_number));
     let ring = entries.len() * LOG_SECTOR;
     heads.into_iter().find_map(|head| {
@@ -162,7 +205,10 @@ impl LogWriter {
     pub(super) fn new(header: &Header) -> Self {
         Self {
             guid: Uuid::new_v4(),
-            log: Region { offset: header.log_offset, length: header.log_length },
+            log: Region {
+                offset: header.log_offset,
+                length: header.log_length,
+            },
             next_sequence_number: 1,
             head: 0,
         }
@@ -199,7 +245,8 @@ impl LogWriter {
         for (part, at) in [(&bytes[..first], self.head), (&bytes[first..], 0)] {
             if !part.is_empty() {
                 let at = self.log.offset + u64::from(at);
-                file.write_at(part, at).map_err(|e| ImageError::io("log entry", at, "write", e))?;
+                file.write_at(part, at)
+                    .map_err(|e| ImageError::io("log entry", at, "write", e))?;
             }
         }
         self.head = ((self.head as usize + bytes.len()) % self.log.length as usize) as u32;

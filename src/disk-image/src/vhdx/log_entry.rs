@@ -75,7 +75,8 @@ impl EntryHeader {
             match &array::<4>(bytes, at) {
                 ZERO_DESCRIPTOR => {}
                 DATA_DESCRIPTOR if data + LOG_SECTOR <= bytes.len() => {
-                    let sequence = u64::from(le32(bytes, data + 4)) << 32 | u64::from(le32(bytes, data + LOG_SECTOR - 4));
+                    let sequence = u64::from(le32(bytes, data + 4)) << 32
+                        | u64::from(le32(bytes, data + LOG_SECTOR - 4));
                     if array::<4>(bytes, data) != *DATA || sequence != self.sequence_number {
                         return false;
                     }
@@ -88,21 +89,36 @@ impl EntryHeader {
     }
 
     /// Adds what a complete entry changes to `patches`, or says why it must not be applied.
-    pub(super) fn apply(&self, bytes: &[u8], log: Region, patches: &mut Patches) -> Result<(), String> {
+    pub(super) fn apply(
+        &self,
+        bytes: &[u8],
+        log: Region,
+        patches: &mut Patches,
+    ) -> Result<(), String> {
         let headers = (HEADER_OFFSETS[0], REGION_TABLE_OFFSETS[0]);
         let mut data = descriptor_bytes(self.descriptors as usize);
         for i in 0..self.descriptors as usize {
             let at = HEADER_LENGTH + DESCRIPTOR_LENGTH * i;
             let offset = le64(bytes, at + 16);
             let is_data = array::<4>(bytes, at) == *DATA_DESCRIPTOR;
-            let length = if is_data { LOG_SECTOR as u64 } else { le64(bytes, at + 8) };
-            let end = offset.checked_add(length).filter(|end| *end <= self.last_file_offset.max(self.flushed_file_offset));
+            let length = if is_data {
+                LOG_SECTOR as u64
+            } else {
+                le64(bytes, at + 8)
+            };
+            let end = offset
+                .checked_add(length)
+                .filter(|end| *end <= self.last_file_offset.max(self.flushed_file_offset));
             let Some(end) = end.filter(|_| (offset | length) % LOG_SECTOR as u64 == 0) else {
-                return Err(format!("descriptor {i} changes {length} bytes at {offset}: not aligned or outside the file"));
+                return Err(format!(
+                    "descriptor {i} changes {length} bytes at {offset}: not aligned or outside the file"
+                ));
             };
             for (from, to) in [headers, (log.offset, log.end())] {
                 if offset < to && end > from {
-                    return Err(format!("descriptor {i} changes {length} bytes at {offset}: the headers or the log itself"));
+                    return Err(format!(
+                        "descriptor {i} changes {length} bytes at {offset}: the headers or the log itself"
+                    ));
                 }
             }
             if is_data {
@@ -116,7 +132,10 @@ impl EntryHeader {
             }
         }
         if self.last_file_offset > MAX_FILE_LENGTH {
-            return Err(format!("the file would get {} bytes long", self.last_file_offset));
+            return Err(format!(
+                "the file would get {} bytes long",
+                self.last_file_offset
+            ));
         }
         patches.file_length = patches.file_length.max(self.last_file_offset);
         Ok(())
@@ -144,8 +163,16 @@ impl EntryHeader {
             put(&mut bytes, at + 24, &self.sequence_number.to_le_bytes());
             put(&mut bytes, data, sector);
             put(&mut bytes, data, DATA);
-            put(&mut bytes, data + 4, &((self.sequence_number >> 32) as u32).to_le_bytes());
-            put(&mut bytes, data + LOG_SECTOR - 4, &(self.sequence_number as u32).to_le_bytes());
+            put(
+                &mut bytes,
+                data + 4,
+                &((self.sequence_number >> 32) as u32).to_le_bytes(),
+            );
+            put(
+                &mut bytes,
+                data + LOG_SECTOR - 4,
+                &(self.sequence_number as u32).to_le_bytes(),
+            );
             data += LOG_SECTOR;
         }
         let checksum = crc32c_without(&bytes, CHECKSUM_AT);

@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use super::layout::{
-    FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, MAX_SIZE, METADATA_TABLE_LENGTH, MIB, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE,
-    VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
+    FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, MAX_SIZE, METADATA_TABLE_LENGTH, MIB, PARENT_LOCATOR,
+    PHYSICAL_SECTOR_SIZE, VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
 use super::region::Region;
 use crate::bytes::{array, guid, le16, le32, le64, put};
@@ -31,25 +31,43 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// Reads table and items. A differencing disk is read as any other; refusing it is the caller's part.
-    pub(super) fn read(file: &dyn ImageFile, region: Region) -> Result<(Self, Vec<MetadataItemInfo>), ImageError> {
+    pub(super) fn read(
+        file: &dyn ImageFile,
+        region: Region,
+    ) -> Result<(Self, Vec<MetadataItemInfo>), ImageError> {
         let items = read_table(file, region)?;
         let item = |id: Uuid, length: u32| read_item(file, region, &items, id, length);
-        let refuse = |id: Uuid, cause: String| ImageError::corrupt(describe(id), place(region, &items, id), cause);
+        let refuse = |id: Uuid, cause: String| {
+            ImageError::corrupt(describe(id), place(region, &items, id), cause)
+        };
 
         let parameters = item(FILE_PARAMETERS, 8)?;
         let (block_size, flags) = (le32(&parameters, 0), le32(&parameters, 4));
         if !block_size.is_power_of_two() || !(1 << 20..=256 << 20).contains(&block_size) {
-            return Err(refuse(FILE_PARAMETERS, format!("block size {block_size} is no power of two from 1 to 256 MiB")));
+            return Err(refuse(
+                FILE_PARAMETERS,
+                format!("block size {block_size} is no power of two from 1 to 256 MiB"),
+            ));
         }
         let sector = |id: Uuid| {
             let size = le32(&item(id, 4)?, 0);
-            if matches!(size, 512 | 4096) { Ok(size) } else { Err(refuse(id, format!("{size} is neither 512 nor 4096"))) }
+            if matches!(size, 512 | 4096) {
+                Ok(size)
+            } else {
+                Err(refuse(id, format!("{size} is neither 512 nor 4096")))
+            }
         };
         let logical_sector_size = sector(LOGICAL_SECTOR_SIZE)?;
         let physical_sector_size = sector(PHYSICAL_SECTOR_SIZE)?;
         let virtual_size = le64(&item(VIRTUAL_DISK_SIZE, 8)?, 0);
-        if virtual_size == 0 || virtual_size > MAX_SIZE || virtual_size % u64::from(logical_sector_size) != 0 {
-            return Err(refuse(VIRTUAL_DISK_SIZE, format!("{virtual_size} bytes are no whole sectors up to 64 TiB")));
+        if virtual_size == 0
+            || virtual_size > MAX_SIZE
+            || virtual_size % u64::from(logical_sector_size) != 0
+        {
+            return Err(refuse(
+                VIRTUAL_DISK_SIZE,
+                format!("{virtual_size} bytes are no whole sectors up to 64 TiB"),
+            ));
         }
         let id = guid(&item(VIRTUAL_DISK_ID, 16)?, 0);
         let metadata = Self {
@@ -70,10 +88,26 @@ impl Metadata {
         let parameters = [self.block_size.to_le_bytes(), flags.to_le_bytes()].concat();
         let items: [(Uuid, u32, Vec<u8>); 5] = [
             (FILE_PARAMETERS, FLAG_REQUIRED, parameters),
-            (VIRTUAL_DISK_SIZE, FLAG_REQUIRED | FLAG_VIRTUAL_DISK, self.virtual_size.to_le_bytes().to_vec()),
-            (VIRTUAL_DISK_ID, FLAG_REQUIRED | FLAG_VIRTUAL_DISK, self.id.to_bytes_le().to_vec()),
-            (LOGICAL_SECTOR_SIZE, FLAG_REQUIRED | FLAG_VIRTUAL_DISK, self.logical_sector_size.to_le_bytes().to_vec()),
-            (PHYSICAL_SECTOR_SIZE, FLAG_REQUIRED | FLAG_VIRTUAL_DISK, self.physical_sector_size.to_le_bytes().to_vec()),
+            (
+                VIRTUAL_DISK_SIZE,
+                FLAG_REQUIRED | FLAG_VIRTUAL_DISK,
+                self.virtual_size.to_le_bytes().to_vec(),
+            ),
+            (
+                VIRTUAL_DISK_ID,
+                FLAG_REQUIRED | FLAG_VIRTUAL_DISK,
+                self.id.to_bytes_le().to_vec(),
+            ),
+            (
+                LOGICAL_SECTOR_SIZE,
+                FLAG_REQUIRED | FLAG_VIRTUAL_DISK,
+                self.logical_sector_size.to_le_bytes().to_vec(),
+            ),
+            (
+                PHYSICAL_SECTOR_SIZE,
+                FLAG_REQUIRED | FLAG_VIRTUAL_DISK,
+                self.physical_sector_size.to_le_bytes().to_vec(),
+            ),
         ];
         let mut bytes = vec![0; 2 * METADATA_TABLE_LENGTH];
         put(&mut bytes, 0, SIGNATURE);
@@ -95,32 +129,61 @@ impl Metadata {
 fn read_table(file: &dyn ImageFile, region: Region) -> Result<Vec<MetadataItemInfo>, ImageError> {
     let at = region.offset;
     let mut bytes = vec![0; METADATA_TABLE_LENGTH];
-    file.read_at(&mut bytes, at).map_err(|e| ImageError::io(TABLE, at, "read", e))?;
+    file.read_at(&mut bytes, at)
+        .map_err(|e| ImageError::io(TABLE, at, "read", e))?;
     if array::<8>(&bytes, 0) != *SIGNATURE {
-        return Err(ImageError::corrupt(TABLE, at, "the signature metadata is missing"));
+        return Err(ImageError::corrupt(
+            TABLE,
+            at,
+            "the signature metadata is missing",
+        ));
     }
     let count = le16(&bytes, 10);
     if count > MAX_ENTRIES {
-        return Err(ImageError::corrupt(TABLE, at, format!("{count} entries don't fit")));
+        return Err(ImageError::corrupt(
+            TABLE,
+            at,
+            format!("{count} entries don't fit"),
+        ));
     }
     let mut items = Vec::with_capacity(usize::from(count));
     for i in 0..usize::from(count) {
         let entry = 32 + 32 * i;
         let (id, flags) = (guid(&bytes, entry), le32(&bytes, entry + 24));
-        let name = if flags & FLAG_USER == 0 { name_of(id) } else { None };
-        items.push(MetadataItemInfo { id, name, offset: le32(&bytes, entry + 16), length: le32(&bytes, entry + 20), flags });
+        let name = if flags & FLAG_USER == 0 {
+            name_of(id)
+        } else {
+            None
+        };
+        items.push(MetadataItemInfo {
+            id,
+            name,
+            offset: le32(&bytes, entry + 16),
+            length: le32(&bytes, entry + 20),
+            flags,
+        });
     }
     check_items(&items, region)?;
     Ok(items)
 }
 
 fn check_items(items: &[MetadataItemInfo], region: Region) -> Result<(), ImageError> {
-    let refuse = |id: Uuid, cause: String| Err(ImageError::corrupt(TABLE, region.offset, format!("item {id}: {cause}")));
+    let refuse = |id: Uuid, cause: String| {
+        Err(ImageError::corrupt(
+            TABLE,
+            region.offset,
+            format!("item {id}: {cause}"),
+        ))
+    };
     let mut ids = Vec::new();
     let mut places = Vec::new();
     for item in items {
         if item.flags & FLAG_REQUIRED != 0 && item.name.is_none() {
-            return Err(ImageError::unsupported(TABLE, format!("item {} is unknown and required", item.id)).at(region.offset));
+            return Err(ImageError::unsupported(
+                TABLE,
+                format!("item {} is unknown and required", item.id),
+            )
+            .at(region.offset));
         }
         ids.push((item.id, item.flags & FLAG_USER));
         if item.length == 0 {
@@ -130,9 +193,16 @@ fn check_items(items: &[MetadataItemInfo], region: Region) -> Result<(), ImageEr
             continue;
         }
         let end = u64::from(item.offset) + u64::from(item.length);
-        let inside = item.offset as usize >= METADATA_TABLE_LENGTH && end <= u64::from(region.length);
+        let inside =
+            item.offset as usize >= METADATA_TABLE_LENGTH && end <= u64::from(region.length);
         if !inside || u64::from(item.length) > MIB {
-            return refuse(item.id, format!("{} bytes at {} are outside the region", item.length, item.offset));
+            return refuse(
+                item.id,
+                format!(
+                    "{} bytes at {} are outside the region",
+                    item.length, item.offset
+                ),
+            );
         }
         places.push((u64::from(item.offset), end, item.id));
     }
@@ -155,20 +225,36 @@ fn read_item(
     length: u32,
 ) -> Result<Vec<u8>, ImageError> {
     let object = describe(id);
-    let Some(item) = items.iter().find(|item| item.id == id && item.flags & FLAG_USER == 0) else {
-        return Err(ImageError::corrupt(TABLE, region.offset, format!("the {object} is missing")));
+    let Some(item) = items
+        .iter()
+        .find(|item| item.id == id && item.flags & FLAG_USER == 0)
+    else {
+        return Err(ImageError::corrupt(
+            TABLE,
+            region.offset,
+            format!("the {object} is missing"),
+        ));
     };
     let at = region.offset + u64::from(item.offset);
     if item.length < length {
-        return Err(ImageError::corrupt(object, at, format!("it has {} bytes instead of {length}", item.length)));
+        return Err(ImageError::corrupt(
+            object,
+            at,
+            format!("it has {} bytes instead of {length}", item.length),
+        ));
     }
     let mut bytes = vec![0; length as usize];
-    file.read_at(&mut bytes, at).map_err(|e| ImageError::io(object, at, "read", e))?;
+    file.read_at(&mut bytes, at)
+        .map_err(|e| ImageError::io(object, at, "read", e))?;
     Ok(bytes)
 }
 
 fn place(region: Region, items: &[MetadataItemInfo], id: Uuid) -> u64 {
-    region.offset + items.iter().find(|item| item.id == id).map_or(0, |item| u64::from(item.offset))
+    region.offset
+        + items
+            .iter()
+            .find(|item| item.id == id)
+            .map_or(0, |item| u64::from(item.offset))
 }
 
 fn name_of(id: Uuid) -> Option<&'static str> {

@@ -28,8 +28,8 @@ use uuid::Uuid;
 
 use crate::bytes::le16;
 use crate::{
-    Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo, LiveAllocation,
-    LogInfo, MetadataItemInfo, VhdxInfo,
+    Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
+    LiveAllocation, LogInfo, MetadataItemInfo, VhdxInfo,
 };
 use bat::Bat;
 use header::Headers;
@@ -69,7 +69,10 @@ struct Structure {
 impl Structure {
     /// Reads and verifies what lies behind the headers.
     fn read(file: &dyn ImageFile, headers: Headers, file_length: u64) -> Result<Self, ImageError> {
-        let log = Region { offset: headers.current.log_offset, length: headers.current.log_length };
+        let log = Region {
+            offset: headers.current.log_offset,
+            length: headers.current.log_length,
+        };
         let regions = Regions::read(file, file_length, log)?;
         let (metadata, items) = Metadata::read(file, regions.metadata)?;
         if metadata.has_parent {
@@ -82,15 +85,28 @@ impl Structure {
         let taken: Vec<Region> = regions
             .all
             .iter()
-            .map(|region| Region { offset: region.offset, length: region.length })
+            .map(|region| Region {
+                offset: region.offset,
+                length: region.length,
+            })
             .chain([log])
             .collect();
         let bat = Bat::read(file, regions.bat, &metadata, file_length, &taken)?;
-        Ok(Self { headers, regions, metadata, items, bat })
+        Ok(Self {
+            headers,
+            regions,
+            metadata,
+            items,
+            bat,
+        })
     }
 
     fn format(&self) -> Format {
-        if self.metadata.leave_blocks_allocated { Format::VhdxFixed } else { Format::VhdxDynamic }
+        if self.metadata.leave_blocks_allocated {
+            Format::VhdxFixed
+        } else {
+            Format::VhdxDynamic
+        }
     }
 }
 
@@ -131,7 +147,10 @@ impl VhdxImage {
         let file_length = length(file.as_ref())?;
         let (patches, log_info) = log::read(file.as_ref(), &headers.current, file_length)?;
         // Everything is verified as it is after the replay, before a byte is written.
-        let overlay = Overlay { file: file.as_ref(), patches: &patches };
+        let overlay = Overlay {
+            file: file.as_ref(),
+            patches: &patches,
+        };
         let structure = Structure::read(&overlay, headers, file_length.max(patches.file_length))?;
         let mut image = Self {
             file,
@@ -145,7 +164,10 @@ impl VhdxImage {
             poisoned: false,
         };
         match access {
-            Access::ReadOnly => image.patches = (!patches.is_empty() || patches.file_length > file_length).then_some(patches),
+            Access::ReadOnly => {
+                image.patches =
+                    (!patches.is_empty() || patches.file_length > file_length).then_some(patches)
+            }
             Access::ReadWrite => image.replay(&patches)?,
         }
         Ok(image)
@@ -157,7 +179,9 @@ impl VhdxImage {
             return Ok(());
         }
         let fail = |e| ImageError::io("log", 0, "replay", e);
-        patches.write_to(self.file.as_ref(), self.file_length).map_err(fail)?;
+        patches
+            .write_to(self.file.as_ref(), self.file_length)
+            .map_err(fail)?;
         self.file.flush().map_err(fail)?;
         self.file_length = length(self.file.as_ref())?;
         let session = Uuid::new_v4();
@@ -167,7 +191,10 @@ impl VhdxImage {
         })
     }
 
-    pub(crate) fn create(file: Box<dyn ImageFile>, options: &CreateOptions) -> Result<Self, ImageError> {
+    pub(crate) fn create(
+        file: Box<dyn ImageFile>,
+        options: &CreateOptions,
+    ) -> Result<Self, ImageError> {
         create::create(file.as_ref(), options)?;
         Self::open(file, Access::ReadWrite)
     }
@@ -214,7 +241,11 @@ impl VhdxImage {
 
     fn read_file(&self, buffer: &mut [u8], place: u64) -> Result<(), ImageError> {
         let result = match &self.patches {
-            Some(patches) => Overlay { file: self.file.as_ref(), patches }.read_at(buffer, place),
+            Some(patches) => Overlay {
+                file: self.file.as_ref(),
+                patches,
+            }
+            .read_at(buffer, place),
             None => self.file.read_at(buffer, place),
         };
         result.map_err(|e| ImageError::io("VHDX block", place, "read", e))
@@ -237,7 +268,9 @@ impl VhdxImage {
             }
             let (now, later) = rest.split_at(part);
             if let Some(place) = place {
-                self.file.write_at(now, place).map_err(|e| ImageError::io("VHDX block", place, "write", e))?;
+                self.file
+                    .write_at(now, place)
+                    .map_err(|e| ImageError::io("VHDX block", place, "write", e))?;
             }
             rest = later;
             offset += part as u64;
@@ -251,10 +284,12 @@ impl VhdxImage {
             return Ok(());
         }
         let (session, data) = (Uuid::new_v4(), Uuid::new_v4());
-        self.structure.headers.update(self.file.as_ref(), |header| {
-            header.file_write_guid = session;
-            header.data_write_guid = data;
-        })?;
+        self.structure
+            .headers
+            .update(self.file.as_ref(), |header| {
+                header.file_write_guid = session;
+                header.data_write_guid = data;
+            })?;
         self.announced = true;
         Ok(())
     }
@@ -263,7 +298,9 @@ impl VhdxImage {
     fn allocate(&mut self, block: u64) -> Result<u64, ImageError> {
         let place = self.file_length.next_multiple_of(MIB);
         let end = place + u64::from(self.structure.metadata.block_size);
-        self.file.set_len(end).map_err(|e| ImageError::io("VHDX block", place, "allocate", e))?;
+        self.file
+            .set_len(end)
+            .map_err(|e| ImageError::io("VHDX block", place, "allocate", e))?;
         self.file_length = end;
         self.structure.bat.set_place(block, place);
         Ok(place)
@@ -296,45 +333,69 @@ impl VhdxImage {
     fn commit(&mut self, sectors: &[(u64, Vec<u8>)]) -> Result<(), ImageError> {
         let file = self.file.as_ref();
         let is_new = self.log.is_none();
-        let log = self.log.get_or_insert_with(|| LogWriter::new(&self.structure.headers.current));
+        let log = self
+            .log
+            .get_or_insert_with(|| LogWriter::new(&self.structure.headers.current));
         log.append(file, sectors, self.file_length)?;
-        file.flush().map_err(|e| ImageError::io("log entry", 0, "flush", e))?;
+        file.flush()
+            .map_err(|e| ImageError::io("log entry", 0, "flush", e))?;
         if is_new {
             // Only now, so that a log guid in the headers always finds a valid entry.
             let guid = log.guid;
-            self.structure.headers.update(file, |header| header.log_guid = guid)?;
+            self.structure
+                .headers
+                .update(file, |header| header.log_guid = guid)?;
         }
         for (at, sector) in sectors {
-            file.write_at(sector, *at).map_err(|e| ImageError::io("BAT", *at, "write", e))?;
+            file.write_at(sector, *at)
+                .map_err(|e| ImageError::io("BAT", *at, "write", e))?;
         }
         Ok(())
     }
 
     fn flush_file(&self) -> Result<(), ImageError> {
-        self.file.flush().map_err(|e| ImageError::io("VHDX", 0, "flush", e))
+        self.file
+            .flush()
+            .map_err(|e| ImageError::io("VHDX", 0, "flush", e))
     }
 
     pub(crate) fn close(mut self) -> Result<(), ImageError> {
         self.flush()?;
         if self.log.is_some() {
             self.flush_file()?;
-            self.structure.headers.update(self.file.as_ref(), |header| header.log_guid = Uuid::nil())?;
+            self.structure
+                .headers
+                .update(self.file.as_ref(), |header| header.log_guid = Uuid::nil())?;
         }
         Ok(())
     }
 
     fn writable(&self) -> Result<(), ImageError> {
         if self.access == Access::ReadOnly {
-            return Err(ImageError::new(ErrorKind::ReadOnly, "VHDX", "opened for reading only"));
+            return Err(ImageError::new(
+                ErrorKind::ReadOnly,
+                "VHDX",
+                "opened for reading only",
+            ));
         }
         if self.poisoned {
-            return Err(ImageError::new(ErrorKind::Poisoned, "VHDX", "an earlier write failed half-way; open it again"));
+            return Err(ImageError::new(
+                ErrorKind::Poisoned,
+                "VHDX",
+                "an earlier write failed half-way; open it again",
+            ));
         }
         Ok(())
     }
 
     pub(crate) fn info(&self) -> Result<ImageInfo, ImageError> {
-        let Structure { headers, regions, metadata, items, bat } = &self.structure;
+        let Structure {
+            headers,
+            regions,
+            metadata,
+            items,
+            bat,
+        } = &self.structure;
         let allocated = self.allocated(0..metadata.virtual_size);
         Ok(ImageInfo {
             format: self.format(),
@@ -363,8 +424,13 @@ impl VhdxImage {
 
     fn creator(&self) -> Result<String, ImageError> {
         let mut bytes = [0; 512];
-        self.file.read_at(&mut bytes, 8).map_err(|e| ImageError::io("VHDX file identifier", 8, "read", e))?;
-        let units: Vec<u16> = (0..256).map(|i| le16(&bytes, 2 * i)).take_while(|unit| *unit != 0).collect();
+        self.file
+            .read_at(&mut bytes, 8)
+            .map_err(|e| ImageError::io("VHDX file identifier", 8, "read", e))?;
+        let units: Vec<u16> = (0..256)
+            .map(|i| le16(&bytes, 2 * i))
+            .take_while(|unit| *unit != 0)
+            .collect();
         Ok(String::from_utf16_lossy(&units))
     }
 }
@@ -380,5 +446,6 @@ impl fmt::Debug for VhdxImage {
 }
 
 fn length(file: &dyn ImageFile) -> Result<u64, ImageError> {
-    file.len().map_err(|e| ImageError::io("VHDX", 0, "tell the file's length", e))
+    file.len()
+        .map_err(|e| ImageError::io("VHDX", 0, "tell the file's length", e))
 }

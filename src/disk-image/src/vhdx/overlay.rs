@@ -78,7 +78,11 @@ impl Patches {
 
     fn apply(&self, buffer: &mut [u8], offset: u64) {
         let end = offset + buffer.len() as u64;
-        let first = self.ranges.range(..=offset).next_back().map_or(offset, |(key, _)| *key);
+        let first = self
+            .ranges
+            .range(..=offset)
+            .next_back()
+            .map_or(offset, |(key, _)| *key);
         for (&start, (stop, data)) in self.ranges.range(first..end) {
             let (from, to) = (start.max(offset), (*stop).min(end));
             if from >= to {
@@ -86,7 +90,9 @@ impl Patches {
             }
             let target = &mut buffer[(from - offset) as usize..(to - offset) as usize];
             match data {
-                Some(data) => target.copy_from_slice(&data[(from - start) as usize..(to - start) as usize]),
+                Some(data) => {
+                    target.copy_from_slice(&data[(from - start) as usize..(to - start) as usize])
+                }
                 None => target.fill(0),
             }
         }
@@ -112,7 +118,9 @@ impl ImageFile for Overlay<'_> {
             return self.file.read_at(buffer, offset);
         }
         let real = self.file.len()?;
-        let end = offset.checked_add(buffer.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let end = offset
+            .checked_add(buffer.len() as u64)
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         if end > real.max(self.patches.file_length) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -163,7 +171,10 @@ mod tests {
             let file = MemoryFile::from_bytes(old.clone());
             let mut model = old;
             model.resize(20 * 4096, 0);
-            let mut patches = Patches { file_length: 20 * 4096, ..Patches::default() };
+            let mut patches = Patches {
+                file_length: 20 * 4096,
+                ..Patches::default()
+            };
             for _ in 0..12 {
                 let start = random(20);
                 if random(2) == 0 {
@@ -177,10 +188,20 @@ mod tests {
                 }
             }
             let mut seen = vec![0; model.len()];
-            Overlay { file: &file, patches: &patches }.read_at(&mut seen, 0).unwrap();
+            Overlay {
+                file: &file,
+                patches: &patches,
+            }
+            .read_at(&mut seen, 0)
+            .unwrap();
             assert!(seen == model);
             let mut part = vec![0; 9000];
-            Overlay { file: &file, patches: &patches }.read_at(&mut part, 3000).unwrap();
+            Overlay {
+                file: &file,
+                patches: &patches,
+            }
+            .read_at(&mut part, 3000)
+            .unwrap();
             assert!(part == model[3000..12000]);
             patches.write_to(&file, file.len().unwrap()).unwrap();
             assert!(file.bytes() == model);

@@ -38,10 +38,18 @@ pub(super) struct Regions {
 
 impl Regions {
     /// Reads both copies; one of them must hold. `log` is the log's place, which regions must not touch.
-    pub(super) fn read(file: &dyn ImageFile, file_length: u64, log: Region) -> Result<Self, ImageError> {
+    pub(super) fn read(
+        file: &dyn ImageFile,
+        file_length: u64,
+        log: Region,
+    ) -> Result<Self, ImageError> {
         let (table, which, warning) = match (read_copy(file, 0), read_copy(file, 1)) {
             (Ok(first), Ok(second)) if first != second => {
-                return Err(ImageError::corrupt(NAMES[1], REGION_TABLE_OFFSETS[1], "it differs from region table 1"));
+                return Err(ImageError::corrupt(
+                    NAMES[1],
+                    REGION_TABLE_OFFSETS[1],
+                    "it differs from region table 1",
+                ));
             }
             (Ok(first), Ok(_)) => (first, 0, None),
             (Ok(first), Err(error)) => (first, 0, Some(error.to_string())),
@@ -51,28 +59,54 @@ impl Regions {
         check(&table, which, file_length, log)?;
         let find = |id: Uuid, name: &str| {
             let entry = table.iter().find(|entry| entry.id == id);
-            entry.map(|entry| Region { offset: entry.offset, length: entry.length }).ok_or_else(|| {
-                ImageError::corrupt(NAMES[which], REGION_TABLE_OFFSETS[which], format!("it lists no {name} region"))
-            })
+            entry
+                .map(|entry| Region {
+                    offset: entry.offset,
+                    length: entry.length,
+                })
+                .ok_or_else(|| {
+                    ImageError::corrupt(
+                        NAMES[which],
+                        REGION_TABLE_OFFSETS[which],
+                        format!("it lists no {name} region"),
+                    )
+                })
         };
-        Ok(Self { bat: find(BAT_REGION, "BAT")?, metadata: find(METADATA_REGION, "metadata")?, all: table, warning })
+        Ok(Self {
+            bat: find(BAT_REGION, "BAT")?,
+            metadata: find(METADATA_REGION, "metadata")?,
+            all: table,
+            warning,
+        })
     }
 }
 
 fn read_copy(file: &dyn ImageFile, which: usize) -> Result<Vec<RegionInfo>, ImageError> {
     let (name, at) = (NAMES[which], REGION_TABLE_OFFSETS[which]);
     let mut bytes = vec![0; REGION_TABLE_LENGTH];
-    file.read_at(&mut bytes, at).map_err(|e| ImageError::io(name, at, "read", e))?;
+    file.read_at(&mut bytes, at)
+        .map_err(|e| ImageError::io(name, at, "read", e))?;
     if array::<4>(&bytes, 0) != *SIGNATURE {
-        return Err(ImageError::corrupt(name, at, "the signature regi is missing"));
+        return Err(ImageError::corrupt(
+            name,
+            at,
+            "the signature regi is missing",
+        ));
     }
-    let (stored, computed) = (le32(&bytes, CHECKSUM_AT), crc32c_without(&bytes, CHECKSUM_AT));
+    let (stored, computed) = (
+        le32(&bytes, CHECKSUM_AT),
+        crc32c_without(&bytes, CHECKSUM_AT),
+    );
     if stored != computed {
         return Err(ImageError::checksum(name, at, stored, computed));
     }
     let count = le32(&bytes, 8);
     if count > MAX_ENTRIES {
-        return Err(ImageError::corrupt(name, at, format!("{count} entries don't fit")));
+        return Err(ImageError::corrupt(
+            name,
+            at,
+            format!("{count} entries don't fit"),
+        ));
     }
     let entry = |i: usize| RegionInfo {
         id: guid(&bytes, i),
@@ -83,24 +117,42 @@ fn read_copy(file: &dyn ImageFile, which: usize) -> Result<Vec<RegionInfo>, Imag
     Ok((0..count as usize).map(|i| entry(16 + 32 * i)).collect())
 }
 
-fn check(table: &[RegionInfo], which: usize, file_length: u64, log: Region) -> Result<(), ImageError> {
+fn check(
+    table: &[RegionInfo],
+    which: usize,
+    file_length: u64,
+    log: Region,
+) -> Result<(), ImageError> {
     let (name, at) = (NAMES[which], REGION_TABLE_OFFSETS[which]);
     let refuse = |cause: String| Err(ImageError::corrupt(name, at, cause));
     let mut places: Vec<(u64, u64, String)> = vec![(log.offset, log.end(), "the log".to_owned())];
     let mut ids: Vec<Uuid> = Vec::new();
     for entry in table {
         if entry.required && entry.id != BAT_REGION && entry.id != METADATA_REGION {
-            return Err(ImageError::unsupported(name, format!("region {} is unknown and required", entry.id)).at(at));
+            return Err(ImageError::unsupported(
+                name,
+                format!("region {} is unknown and required", entry.id),
+            )
+            .at(at));
         }
         if entry.offset % MIB != 0 || entry.offset < HEADER_SECTION_END {
-            return refuse(format!("region {}: offset {} is not allowed", entry.id, entry.offset));
+            return refuse(format!(
+                "region {}: offset {} is not allowed",
+                entry.id, entry.offset
+            ));
         }
         if entry.length == 0 || u64::from(entry.length) % MIB != 0 {
-            return refuse(format!("region {}: length {} is no multiple of 1 MiB", entry.id, entry.length));
+            return refuse(format!(
+                "region {}: length {} is no multiple of 1 MiB",
+                entry.id, entry.length
+            ));
         }
         let end = entry.offset.checked_add(u64::from(entry.length));
         let Some(end) = end.filter(|end| *end <= file_length) else {
-            return refuse(format!("region {} ends behind the end of the file at {file_length}", entry.id));
+            return refuse(format!(
+                "region {} ends behind the end of the file at {file_length}",
+                entry.id
+            ));
         };
         ids.push(entry.id);
         places.push((entry.offset, end, format!("region {}", entry.id)));
@@ -121,7 +173,10 @@ pub(super) fn encode(bat: Region, metadata: Region) -> Vec<u8> {
     let mut bytes = vec![0; REGION_TABLE_LENGTH];
     put(&mut bytes, 0, SIGNATURE);
     put(&mut bytes, 8, &2_u32.to_le_bytes());
-    for (i, (id, region)) in [(BAT_REGION, bat), (METADATA_REGION, metadata)].into_iter().enumerate() {
+    for (i, (id, region)) in [(BAT_REGION, bat), (METADATA_REGION, metadata)]
+        .into_iter()
+        .enumerate()
+    {
         let at = 16 + 32 * i;
         put(&mut bytes, at, &id.to_bytes_le());
         put(&mut bytes, at + 16, &region.offset.to_le_bytes());

@@ -25,16 +25,27 @@ impl Random {
     }
 
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(length).collect()
+        (0..length.div_ceil(8))
+            .flat_map(|_| self.next().to_le_bytes())
+            .take(length)
+            .collect()
     }
 }
 
 /// One write at a random place: mostly small, sometimes over several blocks, sometimes zeroes.
 pub fn random_write(random: &mut Random, size: u64) -> (u64, Vec<u8>) {
-    let limit = if random.below(8) == 0 { 3 << 20 } else { 20_000 };
+    let limit = if random.below(8) == 0 {
+        3 << 20
+    } else {
+        20_000
+    };
     let length = 1 + random.below(limit.min(size));
     let offset = random.below(size - length + 1);
-    let data = if random.below(6) == 0 { vec![0; length as usize] } else { random.bytes(length as usize) };
+    let data = if random.below(6) == 0 {
+        vec![0; length as usize]
+    } else {
+        random.bytes(length as usize)
+    };
     (offset, data)
 }
 
@@ -44,18 +55,35 @@ pub fn read_all(image: &DiskImage) -> Vec<u8> {
     bytes
 }
 
-pub fn open_bytes(bytes: &[u8], access: Access) -> Result<(DiskImage, Arc<MemoryFile>), disk_image::ImageError> {
-    let file = Arc::new(MemoryFile::from_bytes(bytes.to_vec()));
+pub fn open_bytes(
+    bytes: &[u8],
+    access: Access,
+) -> Result<(DiskImage, Arc<MemoryFile>), disk_image::ImageError> {
+    open_shared(&Arc::new(bytes.to_vec()), access)
+}
+
+/// Opens bytes that are only copied when something changes.
+pub fn open_shared(
+    bytes: &Arc<Vec<u8>>,
+    access: Access,
+) -> Result<(DiskImage, Arc<MemoryFile>), disk_image::ImageError> {
+    let file = Arc::new(MemoryFile::from_bytes(bytes.clone()));
     Ok((DiskImage::open_file(Box::new(file.clone()), access)?, file))
 }
 
 pub fn options(format: Format, size: u64, block_size: Option<u32>) -> CreateOptions {
-    CreateOptions { block_size, ..CreateOptions::new(format, size) }
+    CreateOptions {
+        block_size,
+        ..CreateOptions::new(format, size)
+    }
 }
 
 pub fn create_in_memory(options: &CreateOptions) -> (DiskImage, Arc<MemoryFile>) {
     let file = Arc::new(MemoryFile::new());
-    (DiskImage::create_file(Box::new(file.clone()), options).unwrap(), file)
+    (
+        DiskImage::create_file(Box::new(file.clone()), options).unwrap(),
+        file,
+    )
 }
 
 /// The name qemu gives the format.
@@ -77,13 +105,20 @@ pub fn file_name(format: Format) -> &'static str {
 
 /// Runs qemu-img and returns what it did, whatever that was.
 pub fn try_qemu_img(arguments: &[&str]) -> Output {
-    Command::new("qemu-img").args(arguments).output().expect("qemu-img (package qemu-utils) must be installed")
+    Command::new("qemu-img")
+        .args(arguments)
+        .output()
+        .expect("qemu-img (package qemu-utils) must be installed")
 }
 
 /// Runs qemu-img, which must succeed.
 pub fn qemu_img(arguments: &[&str]) -> String {
     let output = try_qemu_img(arguments);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "qemu-img {arguments:?}: {text}");
     text
 }
