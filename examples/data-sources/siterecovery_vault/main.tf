@@ -1,0 +1,8 @@
+data "siterecovery_vault" "this" {
+  name                = "vault-dr"
+  resource_group_name = "rg-dr"
+}
+
+output "id" {
+  value = data.siterecovery_vault.this.id
+}

@@ -1,0 +1,8 @@
+data "siterecovery_virtual_network" "this" {
+  name                = "vnet-dr"
+  resource_group_name = "rg-dr"
+}
+
+output "id" {
+  value = data.siterecovery_virtual_network.this.id
+}

@@ -1,0 +1,170 @@
+//! Attributes that many schemas share, with their checks.
+
+use arm_model::validate::{self, Violation};
+use tf_provider::{Attribute, Nesting, Schema, Value};
+
+/// Where the provider keeps the ARM id.
+pub(crate) fn id() -> Attribute {
+    Attribute::string()
+        .computed()
+        .use_state_for_unknown()
+        .describe("ARM id.")
+}
+
+/// A name that can't be changed, with its rule.
+pub(crate) fn name(what: &str, rule: fn(&str) -> Result<(), Violation>) -> Attribute {
+    checked(Attribute::string().required().requires_replace(), rule)
+        .describe(format!("Name of the {what}. Changing it makes a new one."))
+}
+
+/// Adds a rule of the model to a text attribute.
+pub(crate) fn checked(attribute: Attribute, rule: fn(&str) -> Result<(), Violation>) -> Attribute {
+    attribute.check(move |value| match value.as_str() {
+        Some(text) => rule(text).map_err(|broken| refused(&broken)),
+        None => Ok(()),
+    })
+}
+
+/// A broken rule as the end of a sentence that begins with the attribute's name.
+pub(crate) fn refused(broken: &Violation) -> String {
+    format!("is not allowed: {} {}", broken.message, broken.advice)
+}
+
+/// Adds a rule of the model to a number attribute.
+pub(crate) fn checked_number(
+    attribute: Attribute,
+    rule: fn(u32) -> Result<(), Violation>,
+) -> Attribute {
+    attribute.check(move |value| {
+        let number = value
+            .as_number()
+            .and_then(|n| n.as_u64())
+            .and_then(|n| u32::try_from(n).ok());
+        match number {
+            Some(number) => rule(number).map_err(|broken| refused(&broken)),
+            None => Err("must be a whole number".to_owned()),
+        }
+    })
+}
+
+/// The resource group of a top-level resource.
+pub(crate) fn resource_group_name() -> Attribute {
+    Attribute::string()
+        .required()
+        .requires_replace()
+        .ignore_case()
+        .check(|value| match value.as_str() {
+            Some(text) if group_name(text) => Ok(()),
+            _ => Err(
+                "must be 1 to 90 letters, digits, or any of - _ . ( ), not ending with a full stop"
+                    .to_owned(),
+            ),
+        })
+        .describe("Name of the resource group. Changing it makes a new resource.")
+}
+
+fn group_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_alphanumeric() || "-_.()".contains(c);
+    (1..=90).contains(&text.chars().count()) && text.chars().all(allowed) && !text.ends_with('.')
+}
+
+/// The region of a top-level resource.
+pub(crate) fn location() -> Attribute {
+    Attribute::string()
+        .required()
+        .requires_replace()
+        .same_when(|left, right| match (left.as_str(), right.as_str()) {
+            (Some(left), Some(right)) => validate::same_region(left, right),
+            _ => false,
+        })
+        .check(|value| match value.as_str() {
+            Some(text) if !text.trim().is_empty() => Ok(()),
+            _ => Err("must name a region such as northeurope".to_owned()),
+        })
+        .describe("Region, such as `northeurope`; case and blanks don't matter. Changing it makes a new resource.")
+}
+
+/// Tags of a top-level resource.
+pub(crate) fn tags() -> Attribute {
+    Attribute::map(tf_provider::Type::String)
+        .optional()
+        .describe("Tags.")
+}
+
+/// An ARM id of one kind.
+pub(crate) fn arm_id<T: std::str::FromStr<Err = arm_model::IdError>>(
+    what: &'static str,
+) -> Attribute {
+    Attribute::string().ignore_case().check(move |value| {
+        match value.as_str().map(str::parse::<T>) {
+            Some(Err(error)) => Err(format!("must be the id of {what}: {error}")),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// An ARM id of a resource group.
+pub(crate) fn resource_group_id() -> Attribute {
+    Attribute::string().ignore_case().check(|value| {
+        match value.as_str().map(arm_model::ResourceGroupId::parse) {
+            Some(Err(error)) => Err(format!("must be the id of a resource group: {error}")),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// The schema of the data source that reads a resource by its keys: keys are arguments, the rest is computed.
+pub(crate) fn for_data_source(schema: &Schema, keys: &[&str]) -> Schema {
+    let mut out = Schema::new();
+    for (name, attribute) in &schema.block.attributes {
+        if name == "timeouts" {
+            continue;
+        }
+        let attribute = if keys.contains(&name.as_str()) {
+            attribute.clone()
+        } else {
+            computed(attribute)
+        };
+        out = out.attribute(name, attribute);
+    }
+    for (name, block) in &schema.block.blocks {
+        let members = block
+            .block
+            .attributes
+            .iter()
+            .map(|(name, a)| (name.clone(), computed(a)));
+        let attribute = Attribute::nested(Nesting::List, members.collect::<Vec<_>>()).computed();
+        out = out.attribute(name, attribute.describe(block.block.description.clone()));
+    }
+    out
+}
+
+fn computed(attribute: &Attribute) -> Attribute {
+    use tf_provider::AttributeKind::{Nested, Plain};
+    let fresh = match &attribute.kind {
+        Plain(ty) => Attribute::new(ty.clone()),
+        Nested {
+            attributes,
+            nesting,
+        } => {
+            let members = attributes
+                .iter()
+                .map(|(name, a)| (name.clone(), computed(a)));
+            Attribute::nested(*nesting, members.collect::<Vec<_>>())
+        }
+    };
+    let text = attribute
+        .description
+        .split(" Changing it makes")
+        .next()
+        .unwrap_or_default();
+    fresh.computed().describe(text)
+}
+
+/// Sets a text, or null when it is empty.
+pub(crate) fn text_or_null(text: Option<&str>) -> Value {
+    match text {
+        Some(text) if !text.is_empty() => Value::from(text),
+        _ => Value::Null,
+    }
+}

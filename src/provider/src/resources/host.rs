@@ -1,0 +1,577 @@
+//! `siterecovery_hyperv_host`: a Hyper-V host of a site; puts the engine onto it and takes it away again.
+//!
+//! ```text
+//!  create: registration key ─► engine onto the host ─► started, enrolled ─► host shows as connected
+//!  read:   the service's record of the host, and what really lies on it (hash, running)
+//!  update: engine or configuration differ ─► replaced and restarted
+//!  delete: record removed (refused while VMs are protected) ─► engine stopped and removed
+//! ```
+//!
+//! The hash of the installed engine and whether it runs are in the state, so a damaged, old or stopped engine is a
+//! difference that the next apply mends. Heartbeat and connection are not: they change by themselves.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use arm_client::{ClientErrorKind, Method};
+use arm_model::fabric::RegistrationKeyProperties;
+use arm_model::services_provider::{CONNECTED, ServicesProviderProperties};
+use arm_model::{FabricId, Resource as Answer, ServicesProviderId, validate};
+use async_trait::async_trait;
+use host_deploy::{Deployer, Deployment, EngineSettings, HostConnection, RegistrationKey};
+use serde_json::json;
+use tf_provider::{
+    Attribute, Change, Context, Diagnostics, IdentitySchema, ImportKey, Nesting, Object, Plan,
+    Presence, Resource, ResourceState, Schema, Type, Value,
+};
+
+use super::association::site_id;
+use crate::Session;
+use crate::errors::{Fields, deploy_failed};
+use crate::plain::{identity, import_stub, stored_id};
+use crate::remote::Remote;
+use crate::{fields, timeouts};
+
+const WHAT: &str = "Hyper-V host";
+const FIELDS: Fields = &[("name", "name")];
+const READY: Duration = Duration::from_secs(60);
+/// Unix sockets in these folders have short addresses.
+const LONGEST_DATA_FOLDER: usize = 95;
+const LONGEST_RECOVERY_FOLDER: usize = 61;
+
+/// The resource.
+pub(crate) struct HypervHost;
+
+#[async_trait]
+impl Resource<Session> for HypervHost {
+    fn type_name(&self) -> &str {
+        "siterecovery_hyperv_host"
+    }
+
+    fn schema(&self) -> Schema {
+        let folder = |text: &str| {
+            Attribute::string()
+                .optional()
+                .check(absolute)
+                .describe(text)
+        };
+        let connection = Attribute::string()
+            .required()
+            .check(|value| match value.as_str() {
+                Some("local") | None => Ok(()),
+                Some(_) => Err("must be \"local\": this version deploys the engine onto the machine that runs Terraform only".to_owned()),
+            })
+            .describe("Channel to the host. `local`: the machine that runs Terraform.");
+        let name = Attribute::string().required();
+        Schema::new()
+            .describe(
+                "A Hyper-V host of a site. Creating it installs the replication engine on the host, starts it as a service and \
+                 registers it with the site; destroying it stops the engine and removes all that was installed.",
+            )
+            .attribute(
+                "name",
+                fields::checked(name, validate::resource_name)
+                    .describe("Name of the host as it shows in the vault."),
+            )
+            .attribute(
+                "hyperv_site_id",
+                fields::arm_id::<FabricId>("a Hyper-V site")
+                    .required()
+                    .requires_replace()
+                    .describe("Id of the site. Changing it makes a new host."),
+            )
+            .attribute(
+                "host_connection",
+                Attribute::nested(Nesting::Single, [("type", connection)])
+                    .required()
+                    .requires_replace()
+                    .describe("How the host is reached. Changing it makes a new host."),
+            )
+            .attribute(
+                "roles",
+                Attribute::set(Type::String)
+                    .optional()
+                    .default(Value::set(["source", "recovery"]))
+                    .describe("What the host is for: `source` (its VMs can be protected), `recovery` (recovered VMs can run on it). Default: both."),
+            )
+            .attribute(
+                "vm_folder",
+                folder("Folder on the host with one folder for each VM. Needed with the role `source`."),
+            )
+            .attribute(
+                "data_folder",
+                folder("Folder on the host for the engine's identity, state and configuration; it is removed with the host. At most 95 bytes. Default: `/var/lib/siterecovery`. Changing it makes a new host.")
+                    .default("/var/lib/siterecovery")
+                    .requires_replace(),
+            )
+            .attribute(
+                "install_folder",
+                folder("Folder on the host for the engine's executable. Default: `/opt/siterecovery/bin`. Changing it makes a new host.")
+                    .default("/opt/siterecovery/bin")
+                    .requires_replace(),
+            )
+            .attribute(
+                "recovery_folder",
+                folder("Folder on the host for recovered VMs. At most 61 bytes. Default: `recovered` in `data_folder`. Changing it makes a new host.")
+                    .computed()
+                    .requires_replace(),
+            )
+            .attribute("id", fields::id())
+            .attribute(
+                "engine_id",
+                Attribute::string().computed().use_state_for_unknown().describe("GUID of the engine on the host."),
+            )
+            .attribute(
+                "engine_version",
+                Attribute::string().computed().use_state_for_unknown().describe("Version of the installed engine."),
+            )
+            .attribute(
+                "engine_sha256",
+                Attribute::string()
+                    .computed()
+                    .use_state_for_unknown()
+                    .describe("SHA-256 of the installed engine. When it differs from the provider's, the engine is replaced."),
+            )
+            .attribute(
+                "engine_running",
+                Attribute::bool().computed().use_state_for_unknown().describe("Whether the engine runs. A stopped engine is started by the next apply."),
+            )
+            .attribute("timeouts", timeouts::attribute(timeouts::QUICK))
+    }
+
+    fn identity(&self) -> Option<IdentitySchema> {
+        Some(identity())
+    }
+
+    async fn validate(&self, _cx: &Context<Session>, config: &Object, report: &mut Diagnostics) {
+        check(config, report);
+    }
+
+    async fn plan(&self, cx: &Context<Session>, plan: &mut Plan) -> Result<(), Diagnostics> {
+        if plan.destroy {
+            return Ok(());
+        }
+        if plan.config.is_null("recovery_folder") {
+            match plan.planned.str("data_folder").map(recovered_in) {
+                Some(folder) => plan.planned.set("recovery_folder", folder),
+                None => plan.planned.set("recovery_folder", Value::unknown()),
+            };
+        }
+        let Some(prior) = plan.prior.clone() else {
+            return Ok(());
+        };
+        if prior.bool("engine_running") != Some(true) {
+            plan.planned.set("engine_running", true);
+        }
+        let Some(session) = cx.client_if_configured() else {
+            return Ok(());
+        };
+        // Without an engine to install there is nothing to compare with; a change that needs it says so itself.
+        let bundled = host_deploy::file_sha256(&session.engine_path)
+            .ok()
+            .flatten();
+        if let Some(bundled) = bundled
+            && prior.str("engine_sha256") != Some(bundled.as_str())
+        {
+            plan.planned.set("engine_sha256", bundled);
+            plan.planned.set("engine_version", Value::unknown());
+        }
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        cx: &Context<Session>,
+        change: &Change,
+        state: &mut ResourceState,
+    ) -> Result<(), Diagnostics> {
+        let limit = timeouts::of(&change.planned, "create", timeouts::QUICK.create);
+        let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
+        let until = Instant::now() + limit;
+        let site = site_id(&change.planned)?;
+        let deployment = deployment(&remote.session, &change.planned)?;
+        let deployer = HostConnection::Local.deployer();
+        let cannot = |error| deploy_failed("Putting the engine onto the host failed", &error);
+
+        let before = deployer.inspect(&deployment).await.map_err(cannot)?;
+        if let Some(id) = &before.engine_id
+            && before.owner.as_deref() == Some(deployment.owner.as_str())
+            && remote
+                .find::<serde_json::Value>(site.provider(id).as_str())
+                .await?
+                .is_none()
+        {
+            // Left over from a creation that was cut short or a record that is gone: its identity is worth nothing.
+            tracing::info!("removing what is left of an earlier engine");
+            deployer.uninstall(&deployment).await.map_err(cannot)?;
+        }
+        let key = registration_key(&remote, &site).await?;
+        tracing::info!(
+            "installing the engine into {}",
+            deployment.install_folder.display()
+        );
+        deployer
+            .install(&deployment, Some(&key))
+            .await
+            .map_err(cannot)?;
+        deployer.restart(&deployment).await.map_err(cannot)?;
+        let engine_id = deployer
+            .wait_ready(&deployment, READY)
+            .await
+            .map_err(cannot)?;
+        let id = site.provider(&engine_id);
+        state.value.set("id", id.to_string());
+        state.value.set("engine_id", engine_id);
+        state.keep();
+
+        wait_connected(&remote, &id, until, &deployment).await?;
+        observe(deployer.as_ref(), &deployment, &mut state.value).await
+    }
+
+    async fn read(
+        &self,
+        cx: &Context<Session>,
+        state: &mut ResourceState,
+    ) -> Result<Presence, Diagnostics> {
+        let limit = timeouts::of(&state.value, "read", timeouts::QUICK.read);
+        let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
+        let id: ServicesProviderId = stored_id(&state.value)?;
+        let found: Option<Answer<ServicesProviderProperties>> = remote.find(id.as_str()).await?;
+        let Some(host) = found else {
+            return Ok(Presence::Gone);
+        };
+        fill(&id, &host, &mut state.value);
+        let deployment = deployment(&remote.session, &state.value)?;
+        observe(
+            HostConnection::Local.deployer().as_ref(),
+            &deployment,
+            &mut state.value,
+        )
+        .await?;
+        Ok(Presence::Present)
+    }
+
+    async fn update(
+        &self,
+        cx: &Context<Session>,
+        change: &Change,
+        state: &mut ResourceState,
+    ) -> Result<(), Diagnostics> {
+        let limit = timeouts::of(&change.planned, "update", timeouts::QUICK.update);
+        let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
+        let until = Instant::now() + limit;
+        let id: ServicesProviderId = stored_id(&state.value)?;
+        let deployment = deployment(&remote.session, &change.planned)?;
+        let deployer = HostConnection::Local.deployer();
+        let cannot = |error| deploy_failed("Updating the engine on the host failed", &error);
+        deployer.upgrade(&deployment).await.map_err(cannot)?;
+        deployer
+            .wait_ready(&deployment, READY)
+            .await
+            .map_err(cannot)?;
+        wait_connected(&remote, &id, until, &deployment).await?;
+        observe(deployer.as_ref(), &deployment, &mut state.value).await
+    }
+
+    async fn delete(&self, cx: &Context<Session>, change: &Change) -> Result<(), Diagnostics> {
+        let prior = change.prior.clone().unwrap_or_default();
+        let limit = timeouts::of(&prior, "delete", timeouts::QUICK.delete);
+        let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
+        let deployment = deployment(&remote.session, &prior)?;
+        // A creation that was cut short before the engine had an identity has no record.
+        if prior.str("id").is_some() {
+            let id: ServicesProviderId = stored_id(&prior)?;
+            let orderly = remote
+                .try_remove(Method::Post, &format!("{id}/remove"), None)
+                .await?;
+            if let Err(error) = orderly {
+                // A record whose engine doesn't answer any more can still be dropped; a refusal is a refusal.
+                if error.kind() != ClientErrorKind::OperationFailed {
+                    return Err(remote.failed("Removing", &error));
+                }
+                remote.remove(Method::Delete, id.as_str(), None).await?;
+            }
+        }
+        let cannot = |error| deploy_failed("Removing the engine from the host failed", &error);
+        HostConnection::Local
+            .deployer()
+            .uninstall(&deployment)
+            .await
+            .map_err(cannot)
+    }
+
+    async fn import(
+        &self,
+        _cx: &Context<Session>,
+        key: &ImportKey,
+    ) -> Result<ResourceState, Diagnostics> {
+        let mut state = import_stub::<ServicesProviderId>(WHAT, key)?;
+        // What the service doesn't know: an import takes the engine to lie in the usual places.
+        state
+            .value
+            .set("host_connection", Object::new().with("type", "local"));
+        state.value.set("data_folder", "/var/lib/siterecovery");
+        state.value.set("install_folder", "/opt/siterecovery/bin");
+        state
+            .value
+            .set("recovery_folder", recovered_in("/var/lib/siterecovery"));
+        Ok(state)
+    }
+}
+
+fn absolute(value: &Value) -> Result<(), String> {
+    match value.as_str() {
+        Some(text)
+            if !text.starts_with('/')
+                || text == "/"
+                || text.split('/').any(|part| part == "..") =>
+        {
+            Err("must be an absolute path below the root, without ..".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn recovered_in(data_folder: &str) -> String {
+    format!("{}/recovered", data_folder.trim_end_matches('/'))
+}
+
+/// Checks of the arguments against one another.
+fn check(config: &Object, report: &mut Diagnostics) {
+    let roles = config.get("roles");
+    let known_roles = config.strings("roles");
+    for role in &known_roles {
+        if role != "source" && role != "recovery" {
+            report.push_error(
+                "roles",
+                "No such role",
+                format!("{role:?} is not a role; use \"source\" and \"recovery\"."),
+            );
+        }
+    }
+    if roles.as_elements().is_some_and(<[_]>::is_empty) {
+        report.push_error(
+            "roles",
+            "The host has no role",
+            "Give at least one of \"source\" and \"recovery\".",
+        );
+    }
+    let is_source = roles.is_null() || known_roles.iter().any(|role| role == "source");
+    if is_source && config.is_null("vm_folder") {
+        report.push_error(
+            "vm_folder",
+            "The folder of the VMs is missing",
+            "A host with the role \"source\" needs vm_folder, the folder with one folder for each VM.",
+        );
+    }
+    let data = if config.is_null("data_folder") {
+        Some("/var/lib/siterecovery")
+    } else {
+        config.str("data_folder")
+    };
+    if data.is_some_and(|folder| folder.len() > LONGEST_DATA_FOLDER) {
+        report.push_error(
+            "data_folder",
+            "The path is too long",
+            format!("At most {LONGEST_DATA_FOLDER} bytes are possible."),
+        );
+    }
+    let recovery = match (config.is_null("recovery_folder"), data) {
+        (true, Some(data)) => Some(recovered_in(data)),
+        (true, None) => None,
+        (false, _) => config.str("recovery_folder").map(ToOwned::to_owned),
+    };
+    if let Some(recovery) = &recovery {
+        if recovery.len() > LONGEST_RECOVERY_FOLDER {
+            report.push_error(
+                "recovery_folder",
+                "The path is too long",
+                format!(
+                    "At most {LONGEST_RECOVERY_FOLDER} bytes are possible; {recovery:?} has {}.",
+                    recovery.len()
+                ),
+            );
+        }
+        if let Some(vms) = config.str("vm_folder")
+            && (PathBuf::from(vms).starts_with(recovery)
+                || PathBuf::from(recovery).starts_with(vms))
+        {
+            report.push_error(
+                "recovery_folder",
+                "Two kinds of VMs in one folder",
+                "Recovered VMs and the VMs of the host must not share a folder.",
+            );
+        }
+    }
+    if let (Some(vms), Some(data)) = (config.str("vm_folder"), data)
+        && PathBuf::from(vms).starts_with(data)
+    {
+        report.push_error(
+            "vm_folder",
+            "The VMs lie in the engine's folder",
+            "data_folder is removed together with the host; the VMs must lie elsewhere.",
+        );
+    }
+}
+
+fn deployment(session: &Session, object: &Object) -> Result<Deployment, Diagnostics> {
+    let has = |role: &str| object.strings("roles").iter().any(|own| own == role);
+    let data_folder = object.require_str("data_folder")?;
+    let recovery = object
+        .str("recovery_folder")
+        .map_or_else(|| recovered_in(data_folder), ToOwned::to_owned);
+    Ok(Deployment {
+        bundled_engine: session.engine_path.clone(),
+        install_folder: object.require_str("install_folder")?.into(),
+        settings: EngineSettings {
+            vm_folder: object
+                .str("vm_folder")
+                .filter(|_| has("source"))
+                .map(PathBuf::from),
+            data_folder: data_folder.into(),
+            recovery_folder: recovery.into(),
+            recovery_role: has("recovery"),
+            host_name: object.string("name"),
+        },
+        owner: object.string("hyperv_site_id").to_lowercase(),
+    })
+}
+
+async fn registration_key(
+    remote: &Remote<'_>,
+    site: &FabricId,
+) -> Result<RegistrationKey, Diagnostics> {
+    let body = json!({ "properties": { "validityInHours": 1 } });
+    let answer: KeyAnswer = remote
+        .ask(&format!("{site}/registrationKeys"), &body)
+        .await?;
+    Ok(RegistrationKey::new(answer.properties.key))
+}
+
+/// Without `Debug`: it holds the key.
+#[derive(serde::Deserialize)]
+struct KeyAnswer {
+    properties: RegistrationKeyProperties,
+}
+
+async fn wait_connected(
+    remote: &Remote<'_>,
+    id: &ServicesProviderId,
+    until: Instant,
+    deployment: &Deployment,
+) -> Result<(), Diagnostics> {
+    loop {
+        let host: Option<Answer<ServicesProviderProperties>> = remote.find(id.as_str()).await?;
+        if host.is_some_and(|host| host.properties.connection_status == CONNECTED) {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(Diagnostics::error(
+                "The engine has not registered",
+                format!(
+                    "The engine runs on the host but the orchestrator has not heard of it in time.\nWhat to do: look at {}; check \
+                     that the host can reach the orchestrator's gateway.",
+                    deployment.settings.data_folder.join("engine.log").display()
+                ),
+            ));
+        }
+        remote.pause(Duration::from_millis(500)).await?;
+    }
+}
+
+fn fill(id: &ServicesProviderId, host: &Answer<ServicesProviderProperties>, object: &mut Object) {
+    let properties = &host.properties;
+    object.set("name", properties.friendly_name.as_str());
+    object.set(
+        "hyperv_site_id",
+        FabricId::of(id).map(|site| site.to_string()),
+    );
+    object.set("engine_id", id.name());
+    if object.is_null("roles") {
+        // After an import; otherwise the state knows better than a report that may be a restart behind.
+        let source = properties
+            .allowed_scenarios
+            .iter()
+            .any(|s| s == arm_model::HYPER_V_REPLICA_AZURE);
+        let roles = [("source", source), ("recovery", properties.recovery_role)];
+        object.set(
+            "roles",
+            Value::set(
+                roles
+                    .into_iter()
+                    .filter(|(_, has)| *has)
+                    .map(|(role, _)| role),
+            ),
+        );
+    }
+}
+
+/// What really lies on the host.
+async fn observe(
+    deployer: &dyn Deployer,
+    deployment: &Deployment,
+    object: &mut Object,
+) -> Result<(), Diagnostics> {
+    let seen = deployer
+        .inspect(deployment)
+        .await
+        .map_err(|error| deploy_failed("Looking at the engine on the host failed", &error))?;
+    object.set("engine_sha256", seen.engine_sha256);
+    object.set("engine_version", seen.engine_version);
+    object.set("engine_running", seen.running);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(config: &Object) -> Vec<String> {
+        let mut report = Diagnostics::new();
+        check(config, &mut report);
+        report.iter().map(|d| d.attribute.to_string()).collect()
+    }
+
+    #[test]
+    fn a_source_needs_the_folder_of_its_vms() {
+        assert_eq!(problems(&Object::new()), ["vm_folder"]);
+        let only_recovery = Object::new().with("roles", Value::set(["recovery"]));
+        assert!(problems(&only_recovery).is_empty());
+    }
+
+    #[test]
+    fn folders_that_would_endanger_vms_are_refused_at_their_attribute() {
+        let base = Object::new().with("data_folder", "/d");
+        assert_eq!(
+            problems(&base.clone().with("vm_folder", "/d/vms")),
+            ["vm_folder"]
+        );
+        assert_eq!(
+            problems(
+                &base
+                    .clone()
+                    .with("vm_folder", "/vms")
+                    .with("recovery_folder", "/vms/r")
+            ),
+            ["recovery_folder"]
+        );
+        assert!(problems(&base.with("vm_folder", "/vms")).is_empty());
+    }
+
+    #[test]
+    fn unknown_folders_are_not_judged() {
+        let config = Object::new()
+            .with("vm_folder", Value::unknown())
+            .with("data_folder", Value::unknown())
+            .with("roles", Value::unknown());
+        assert!(problems(&config).is_empty());
+    }
+
+    #[test]
+    fn paths_too_long_for_a_socket_are_refused_at_plan_time() {
+        let config = Object::new()
+            .with("vm_folder", "/vms")
+            .with("data_folder", format!("/{}", "d".repeat(100)));
+        assert_eq!(problems(&config), ["data_folder", "recovery_folder"]);
+    }
+}

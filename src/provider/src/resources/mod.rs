@@ -1,0 +1,26 @@
+//! The managed resources.
+
+mod association;
+mod drill_vms;
+mod host;
+mod plan;
+mod policy;
+mod protected_vm;
+mod protection;
+mod site;
+mod storage_account;
+mod test_failover;
+mod vault;
+mod virtual_network;
+
+pub(crate) use association::Association;
+pub(crate) use host::HypervHost;
+pub(crate) use plan::RecoveryPlan;
+pub(crate) use policy::Policy;
+pub(crate) use protected_vm::ProtectedVm;
+pub(crate) use protection::{container_of, names_of, protectable_items};
+pub(crate) use site::Site;
+pub(crate) use storage_account::StorageAccount;
+pub(crate) use test_failover::TestFailover;
+pub(crate) use vault::Vault;
+pub(crate) use virtual_network::VirtualNetwork;
