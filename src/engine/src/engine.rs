@@ -73,6 +73,7 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
         state_folder: config.state_folder(),
         pauses: Arc::new(NoPauses),
         clock: Arc::new(now_unix_ms),
+        store_faults: None,
         free_bytes: Arc::new(|path: &Path| free_bytes(path)),
     });
     let recovered = config.recovery_role.then(|| {

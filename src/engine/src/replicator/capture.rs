@@ -108,6 +108,9 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Troub
         pace.clean = true;
     }
     if !shared.state().await.complete {
+        // The store wants to know the disks before anything else.
+        let vm = find_vm(item).await?;
+        learn_disks(item, shared, &vm).await?;
         let writer = shared.writer(item).await?;
         let base_is_empty = match writer.state().await? {
             replica_store::ReplicaState::Complete { head_position, .. } => {
@@ -188,10 +191,7 @@ async fn frozen(
 ) -> Result<Option<Taken>, Trouble> {
     let host = &item.context.hypervisor;
     let vm = find_vm(item).await?;
-    let disks = find_disks(item, &vm).await?;
-    shared
-        .update(item, |state| state.disks.clone_from(&disks))
-        .await?;
+    let disks = learn_disks(item, shared, &vm).await?;
     let folders: Vec<PathBuf> = disks
         .iter()
         .filter_map(|disk| disk.path.parent().map(PathBuf::from))
@@ -413,6 +413,19 @@ async fn find_vm(item: &Item) -> Result<VirtualMachine, Trouble> {
         .into_iter()
         .find(|vm| vm.id == item.spec.vm)
         .ok_or_else(|| Trouble::VmNotFound(item.spec.vm.to_string()))
+}
+
+/// Where the disks are now; kept, because logs lie beside them.
+async fn learn_disks(
+    item: &Item,
+    shared: &Shared,
+    vm: &VirtualMachine,
+) -> Result<Vec<ItemDisk>, Trouble> {
+    let disks = find_disks(item, vm).await?;
+    shared
+        .update(item, |state| state.disks.clone_from(&disks))
+        .await?;
+    Ok(disks)
 }
 
 async fn find_disks(item: &Item, vm: &VirtualMachine) -> Result<Vec<ItemDisk>, Trouble> {

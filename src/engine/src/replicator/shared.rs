@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hypervisor::{Hypervisor, TrackingId};
+use replica_store::fault::Faults;
 use replica_store::{DiskSpec, ReplicaReader, ReplicaWriter};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ pub struct Context {
     pub pauses: Arc<dyn Pauses>,
     /// Milliseconds since the Unix epoch, for retention.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Faults in the durable steps of the store, for crash tests; `None` in the product.
+    pub store_faults: Option<Arc<dyn Faults>>,
     /// Free bytes on a volume, for captures.
     pub free_bytes: Arc<dyn Fn(&std::path::Path) -> Option<u64> + Send + Sync>,
 }
@@ -185,13 +188,14 @@ impl Shared {
                 name: disk.name.clone(),
             })
             .collect();
-        let opened = ReplicaWriter::open(
-            &item.spec.store,
-            &item.spec.key,
-            item.spec.generation,
-            &disks,
-        )
-        .await?;
+        let (store, key, generation) = (&item.spec.store, &item.spec.key, item.spec.generation);
+        let opened = match &item.context.store_faults {
+            None => ReplicaWriter::open(store, key, generation, &disks).await?,
+            Some(faults) => {
+                ReplicaWriter::open_with_faults(faults.clone(), store, key, generation, &disks)
+                    .await?
+            }
+        };
         *writer = Some(opened.clone());
         Ok(opened)
     }

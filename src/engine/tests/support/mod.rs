@@ -1,0 +1,692 @@
+//! A host in memory that remembers what every disk held at every freeze, and ways to cut the engine off.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use engine::board::Board;
+use engine::replicator::Context;
+use engine::replicator::pauses::Pauses;
+use engine::replicator::spec::{Policy, Spec, Wish};
+use engine_protocol::v1::ReplicationStatus;
+use hypervisor::{
+    Changes, DiskId, ErrorKind, Extent, FrozenDisk, FrozenPoint, FrozenReader, Generation,
+    HostFacts, Hypervisor, HypervisorError, NewVirtualMachine, PowerState, Stop, TrackingId,
+    VirtualDisk, VirtualMachine, VmId,
+};
+use replica_store::fault::{Fault, Faults, StepKind};
+use replica_store::{
+    PointSelector, RecoveryPoint, ReplicaKey, ReplicaReader, RetentionPolicy, StoreTarget,
+};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub const BLOCK: usize = 64 << 10;
+pub const ITEM: &str = "11111111-2222-3333-4444-555555555555";
+pub const VAULT: &str = "vault-0a1b2c3d";
+
+/// Numbers from a seed, the same everywhere.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1))
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+struct Disk {
+    id: DiskId,
+    path: PathBuf,
+    data: Vec<u8>,
+    allocated: BTreeSet<usize>,
+}
+
+struct Inner {
+    disks: Vec<Disk>,
+    running: bool,
+    frozen: bool,
+    /// Intervals, oldest first, with the blocks written in each.
+    tracking: Vec<(TrackingId, BTreeSet<(usize, usize)>)>,
+    /// What each disk held at each freeze.
+    history: BTreeMap<i64, Vec<Arc<Vec<u8>>>>,
+    /// Blocks written since each freeze.
+    written: BTreeMap<i64, BTreeSet<(usize, usize)>>,
+    clock: i64,
+    random: Random,
+    read_bytes: u64,
+    fail_reads: bool,
+}
+
+/// One VM with two disks.
+pub struct FakeHost {
+    pub vm: VmId,
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl FakeHost {
+    pub fn new(folder: &Path, seed: u64) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        let disk = |number: u128, name: &str, blocks: usize| Disk {
+            id: DiskId(Uuid::from_u128(number)),
+            path: folder.join(name),
+            data: vec![0; blocks * BLOCK],
+            allocated: BTreeSet::new(),
+        };
+        let host = Self {
+            vm: VmId(Uuid::from_u128(7)),
+            inner: Arc::new(Mutex::new(Inner {
+                disks: vec![disk(1, "os.vhdx", 40), disk(2, "data.vhdx", 33)],
+                running: true,
+                frozen: false,
+                tracking: Vec::new(),
+                history: BTreeMap::new(),
+                written: BTreeMap::new(),
+                clock: 1_700_000_000_000,
+                random: Random::new(seed ^ 0xABCD),
+                read_bytes: 0,
+                fail_reads: false,
+            })),
+        };
+        for _ in 0..40 {
+            host.guest_writes();
+        }
+        host
+    }
+
+    pub fn disks(&self) -> Vec<DiskId> {
+        self.inner
+            .lock()
+            .unwrap()
+            .disks
+            .iter()
+            .map(|disk| disk.id)
+            .collect()
+    }
+
+    pub fn disk_paths(&self) -> Vec<PathBuf> {
+        self.inner
+            .lock()
+            .unwrap()
+            .disks
+            .iter()
+            .map(|disk| disk.path.clone())
+            .collect()
+    }
+
+    /// One random write, as the guest does them all the time.
+    pub fn guest_writes(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.running {
+            inner.guest_writes();
+        }
+    }
+
+    /// QEMU ends and is started again: memory of changes is lost.
+    pub fn restart_vm(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.tracking.clear();
+        inner.frozen = false;
+        inner.running = true;
+    }
+
+    pub fn set_running(&self, running: bool) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.running = running;
+        if !running {
+            inner.tracking.clear();
+            inner.frozen = false;
+        }
+    }
+
+    pub fn fail_reads(&self, fail: bool) {
+        self.inner.lock().unwrap().fail_reads = fail;
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.inner.lock().unwrap().frozen
+    }
+
+    pub fn tracking_count(&self) -> usize {
+        self.inner.lock().unwrap().tracking.len()
+    }
+
+    pub fn read_bytes(&self) -> u64 {
+        self.inner.lock().unwrap().read_bytes
+    }
+
+    pub fn now(&self) -> i64 {
+        self.inner.lock().unwrap().clock
+    }
+
+    pub fn allocated_bytes(&self) -> u64 {
+        let inner = self.inner.lock().unwrap();
+        inner
+            .disks
+            .iter()
+            .map(|disk| (disk.allocated.len() * BLOCK) as u64)
+            .sum()
+    }
+
+    pub fn total_bytes(&self) -> u64 {
+        self.inner
+            .lock()
+            .unwrap()
+            .disks
+            .iter()
+            .map(|disk| disk.data.len() as u64)
+            .sum()
+    }
+
+    /// Checks every point of the replica against what the disks held at its freeze, and that no cycle sent more
+    /// than the guest had written since the point before. Returns the points.
+    pub async fn check_store(&self, store: &Path) -> Vec<RecoveryPoint> {
+        let target = StoreTarget::Folder(store.to_owned());
+        let key = ReplicaKey::new(VAULT, ITEM).unwrap();
+        let reader = ReplicaReader::open(&target, &key).await.unwrap();
+        let points = reader.points().await.unwrap();
+        for point in &points {
+            let view = reader.view(PointSelector::Id(point.id)).await.unwrap();
+            let (expected, ids) = {
+                let inner = self.inner.lock().unwrap();
+                let expected = inner
+                    .history
+                    .get(&point.time_unix_ms)
+                    .expect("a point at a freeze")
+                    .clone();
+                (
+                    expected,
+                    inner.disks.iter().map(|disk| disk.id).collect::<Vec<_>>(),
+                )
+            };
+            for (id, expected) in ids.iter().zip(&expected) {
+                let got = view.read(id.0, 0, expected.len()).await.unwrap();
+                if got != ***expected {
+                    let block = (0..expected.len() / BLOCK).find(|block| {
+                        got[block * BLOCK..][..BLOCK] != expected[block * BLOCK..][..BLOCK]
+                    });
+                    panic!(
+                        "disk {id} at position {} differs in block {block:?}",
+                        point.position.0
+                    );
+                }
+            }
+        }
+        for pair in points.windows(2) {
+            let (before, after) = (&pair[0], &pair[1]);
+            if after.position.0 != before.position.0 + 1 {
+                continue;
+            }
+            let inner = self.inner.lock().unwrap();
+            let written: BTreeSet<_> = inner
+                .written
+                .range(before.time_unix_ms..after.time_unix_ms)
+                .flat_map(|(_, blocks)| blocks.iter().copied())
+                .collect();
+            assert!(
+                after.changed_bytes <= (written.len() * BLOCK) as u64,
+                "cycle {} moved {} bytes although the guest wrote {} blocks",
+                after.position.0,
+                after.changed_bytes,
+                written.len()
+            );
+        }
+        points
+    }
+}
+
+impl Inner {
+    fn guest_writes(&mut self) {
+        let disk = self.random.below(self.disks.len() as u64) as usize;
+        let blocks = self.disks[disk].data.len() / BLOCK;
+        // A third of the disk stays untouched for ever, so that allocation matters.
+        let block = self.random.below((blocks * 2 / 3) as u64) as usize;
+        let offset = block * BLOCK + (self.random.below(120) as usize) * 512;
+        let value = if self.random.chance(15) {
+            0
+        } else {
+            self.random.below(256) as u8
+        };
+        let length = 512 * (1 + self.random.below(8) as usize);
+        self.disks[disk].data[offset..offset + length].fill(value);
+        let blocks = offset / BLOCK..=(offset + length - 1) / BLOCK;
+        for block in blocks {
+            self.disks[disk].allocated.insert(block);
+            if let Some((_, dirty)) = self.tracking.last_mut() {
+                dirty.insert((disk, block));
+            }
+            if let Some(mut newest) = self.written.last_entry() {
+                newest.get_mut().insert((disk, block));
+            }
+        }
+    }
+}
+
+struct Reader {
+    inner: Arc<Mutex<Inner>>,
+    data: Arc<Vec<u8>>,
+}
+
+#[async_trait]
+impl FrozenReader for Reader {
+    async fn read(&self, offset: u64, length: usize) -> Result<Bytes, HypervisorError> {
+        tokio::task::yield_now().await;
+        let mut inner = self.inner.lock().unwrap();
+        if inner.fail_reads {
+            return Err(HypervisorError::new(ErrorKind::Io, "read of a frozen disk"));
+        }
+        assert!(inner.frozen, "read of a point that was given back");
+        inner.read_bytes += length as u64;
+        // The guest does not stop for us.
+        inner.guest_writes();
+        Ok(Bytes::copy_from_slice(
+            &self.data[offset as usize..offset as usize + length],
+        ))
+    }
+}
+
+fn error(kind: ErrorKind) -> HypervisorError {
+    HypervisorError::new(kind, format!("{kind:?}"))
+}
+
+#[async_trait]
+impl Hypervisor for FakeHost {
+    async fn host(&self) -> Result<HostFacts, HypervisorError> {
+        Ok(HostFacts {
+            name: "fake".to_owned(),
+            operating_system: "memory".to_owned(),
+            hypervisor: "qemu".to_owned(),
+            hypervisor_version: String::new(),
+            free_bytes: 1 << 40,
+            accelerated: false,
+        })
+    }
+
+    async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
+        let inner = self.inner.lock().unwrap();
+        Ok(vec![VirtualMachine {
+            id: self.vm,
+            name: "web01".to_owned(),
+            generation: Generation::Two,
+            processors: 2,
+            memory_bytes: 1 << 29,
+            os_type: "Linux".to_owned(),
+            power_state: if inner.running {
+                PowerState::Running
+            } else {
+                PowerState::Off
+            },
+            disks: inner
+                .disks
+                .iter()
+                .enumerate()
+                .map(|(number, disk)| VirtualDisk {
+                    id: disk.id,
+                    name: disk
+                        .path
+                        .file_name()
+                        .unwrap()
+                        .to_string_lossy()
+                        .into_owned(),
+                    size_bytes: disk.data.len() as u64,
+                    operating_system: number == 0,
+                })
+                .collect(),
+            network_adapters: Vec::new(),
+            findings: Vec::new(),
+        }])
+    }
+
+    async fn freeze(
+        &self,
+        vm: VmId,
+        disks: &[DiskId],
+        since: Option<TrackingId>,
+        next: TrackingId,
+    ) -> Result<FrozenPoint, HypervisorError> {
+        let mut inner = self.inner.lock().unwrap();
+        if vm != self.vm {
+            return Err(error(ErrorKind::VmNotFound));
+        }
+        if !inner.running {
+            return Err(error(ErrorKind::VmNotRunning));
+        }
+        if inner.frozen {
+            return Err(error(ErrorKind::Busy));
+        }
+        assert!(
+            inner.tracking.iter().all(|(id, _)| *id < next),
+            "tracking ids must grow"
+        );
+        inner.frozen = true;
+        inner.clock += 1000;
+        let taken_unix_ms = inner.clock;
+        let snapshot: Vec<Arc<Vec<u8>>> = inner
+            .disks
+            .iter()
+            .map(|disk| Arc::new(disk.data.clone()))
+            .collect();
+        inner.history.insert(taken_unix_ms, snapshot.clone());
+        inner.written.insert(taken_unix_ms, BTreeSet::new());
+        let from = since.and_then(|since| inner.tracking.iter().position(|(id, _)| *id == since));
+        let dirty: Option<BTreeSet<(usize, usize)>> = from.map(|from| {
+            inner.tracking[from..]
+                .iter()
+                .flat_map(|(_, blocks)| blocks.iter().copied())
+                .collect()
+        });
+        inner.tracking.push((next, BTreeSet::new()));
+        let frozen = disks
+            .iter()
+            .map(|id| {
+                let index = inner
+                    .disks
+                    .iter()
+                    .position(|disk| disk.id == *id)
+                    .ok_or_else(|| error(ErrorKind::DiskNotFound))?;
+                let extents = |blocks: Vec<usize>| {
+                    blocks
+                        .into_iter()
+                        .map(|block| Extent {
+                            offset: (block * BLOCK) as u64,
+                            length: BLOCK as u64,
+                        })
+                        .collect::<Vec<_>>()
+                };
+                Ok(FrozenDisk {
+                    disk: *id,
+                    size_bytes: inner.disks[index].data.len() as u64,
+                    changes: match &dirty {
+                        Some(dirty) => Changes::Since(extents(
+                            dirty
+                                .iter()
+                                .filter(|(disk, _)| *disk == index)
+                                .map(|(_, block)| *block)
+                                .collect(),
+                        )),
+                        None => Changes::Unknown,
+                    },
+                    allocated: extents(inner.disks[index].allocated.iter().copied().collect()),
+                    reader: Box::new(Reader {
+                        inner: self.inner.clone(),
+                        data: snapshot[index].clone(),
+                    }),
+                })
+            })
+            .collect::<Result<Vec<_>, HypervisorError>>()?;
+        Ok(FrozenPoint {
+            vm,
+            taken_unix_ms,
+            tracking: next,
+            disks: frozen,
+        })
+    }
+
+    async fn release(&self, _point: FrozenPoint) -> Result<(), HypervisorError> {
+        self.inner.lock().unwrap().frozen = false;
+        Ok(())
+    }
+
+    async fn tracking(&self, _vm: VmId) -> Result<Vec<TrackingId>, HypervisorError> {
+        Ok(self
+            .inner
+            .lock()
+            .unwrap()
+            .tracking
+            .iter()
+            .map(|(id, _)| *id)
+            .collect())
+    }
+
+    async fn forget(&self, _vm: VmId, older_than: TrackingId) -> Result<(), HypervisorError> {
+        self.inner
+            .lock()
+            .unwrap()
+            .tracking
+            .retain(|(id, _)| *id >= older_than);
+        Ok(())
+    }
+
+    async fn forget_all(&self, _vm: VmId) -> Result<(), HypervisorError> {
+        self.inner.lock().unwrap().tracking.clear();
+        Ok(())
+    }
+
+    async fn clean_up(&self, _vm: VmId) -> Result<(), HypervisorError> {
+        self.inner.lock().unwrap().frozen = false;
+        Ok(())
+    }
+
+    async fn disk_path(&self, _vm: VmId, disk: DiskId) -> Result<PathBuf, HypervisorError> {
+        let inner = self.inner.lock().unwrap();
+        let found = inner.disks.iter().find(|found| found.id == disk);
+        found
+            .map(|disk| disk.path.clone())
+            .ok_or_else(|| error(ErrorKind::DiskNotFound))
+    }
+
+    async fn start(&self, _vm: VmId) -> Result<(), HypervisorError> {
+        self.set_running(true);
+        Ok(())
+    }
+
+    async fn stop(&self, _vm: VmId, _how: Stop) -> Result<(), HypervisorError> {
+        self.set_running(false);
+        Ok(())
+    }
+
+    async fn create(&self, _vm: NewVirtualMachine) -> Result<(), HypervisorError> {
+        Err(error(ErrorKind::InvalidRequest))
+    }
+
+    async fn remove(&self, _vm: VmId) -> Result<(), HypervisorError> {
+        Ok(())
+    }
+
+    async fn console(&self, _vm: VmId) -> Result<PathBuf, HypervisorError> {
+        Err(error(ErrorKind::VmNotFound))
+    }
+}
+
+/// Stops the world at the n-th visit of a place.
+pub struct StopAt {
+    place: Option<&'static str>,
+    visits: AtomicU64,
+    pub reached: Notify,
+}
+
+impl StopAt {
+    pub fn never() -> Arc<Self> {
+        Self::new(None, 0)
+    }
+
+    pub fn new(place: Option<&'static str>, visits: u64) -> Arc<Self> {
+        Arc::new(Self {
+            place,
+            visits: AtomicU64::new(visits),
+            reached: Notify::new(),
+        })
+    }
+}
+
+#[async_trait]
+impl Pauses for StopAt {
+    async fn pass(&self, place: &'static str) {
+        if self.place != Some(place) {
+            return;
+        }
+        if self
+            .visits
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            })
+            .is_err()
+        {
+            self.reached.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A store that is away, or that fails now and then in all three ways.
+#[derive(Debug)]
+pub struct BadStore {
+    pub away: AtomicBool,
+    percent: u64,
+    random: Mutex<Random>,
+}
+
+impl BadStore {
+    pub fn new(seed: u64, percent: u64) -> Arc<Self> {
+        Arc::new(Self {
+            away: AtomicBool::new(false),
+            percent,
+            random: Mutex::new(Random::new(seed)),
+        })
+    }
+}
+
+impl Faults for BadStore {
+    fn before(&self, _kind: StepKind, _path: &Path) -> Fault {
+        if self.away.load(Ordering::SeqCst) {
+            return Fault::Fail(std::io::ErrorKind::HostUnreachable);
+        }
+        let mut random = self.random.lock().unwrap();
+        if self.percent == 0 || !random.chance(self.percent) {
+            return Fault::None;
+        }
+        match random.below(3) {
+            0 => Fault::Fail(std::io::ErrorKind::StorageFull),
+            1 => Fault::Torn(std::io::ErrorKind::TimedOut),
+            _ => Fault::DoneButFails(std::io::ErrorKind::TimedOut),
+        }
+    }
+}
+
+/// One engine's worth of folders around a fake host. Lives end, this stays.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub host: Arc<FakeHost>,
+    pub free_bytes: Arc<AtomicU64>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        // Thousands of syncs: in memory where the machine has such a folder.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let host = Arc::new(FakeHost::new(&folder.path().join("vm"), seed));
+        std::fs::create_dir_all(folder.path().join("state")).unwrap();
+        std::fs::create_dir_all(folder.path().join("store")).unwrap();
+        Self {
+            folder,
+            host,
+            free_bytes: Arc::new(AtomicU64::new(1 << 40)),
+        }
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    pub fn context(
+        &self,
+        pauses: Arc<dyn Pauses>,
+        faults: Option<Arc<dyn Faults>>,
+    ) -> Arc<Context> {
+        let (host, free) = (self.host.clone(), self.free_bytes.clone());
+        Arc::new(Context {
+            hypervisor: self.host.clone(),
+            board: Arc::new(Board::default()),
+            state_folder: self.folder.path().join("state"),
+            pauses,
+            clock: Arc::new(move || host.now()),
+            store_faults: faults,
+            free_bytes: Arc::new(move |_| Some(free.load(Ordering::SeqCst))),
+        })
+    }
+
+    pub fn spec(&self, generation: u64) -> Spec {
+        Spec {
+            item_id: ITEM.to_owned(),
+            key: ReplicaKey::new(VAULT, ITEM).unwrap(),
+            generation: replica_store::Generation(generation),
+            vm: self.host.vm,
+            vm_name: "web01".to_owned(),
+            disks: self.host.disks(),
+            store: StoreTarget::Folder(self.store()),
+            store_folder: self.store(),
+        }
+    }
+
+    /// Files of ours beside the disks and in the state folder.
+    pub fn leftovers(&self) -> Vec<String> {
+        ["vm", "state"]
+            .iter()
+            .flat_map(|name| std::fs::read_dir(self.folder.path().join(name)).unwrap())
+            .map(|entry| entry.unwrap().path().display().to_string())
+            .collect()
+    }
+}
+
+/// Every ten seconds, kept for a hundred hours.
+pub fn active() -> Wish {
+    Wish::Active(Policy {
+        interval: Duration::from_secs(10),
+        retention: RetentionPolicy { hours: 100 },
+    })
+}
+
+/// Runs `life` as one life of the engine process: what it leaves running ends with it, as by `kill -9`; the clock
+/// jumps from timer to timer.
+pub fn life<T>(life: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(life)
+}
+
+/// Waits until the item's status is as wanted, while the guest goes on writing.
+pub async fn wait_for(
+    context: &Context,
+    host: &FakeHost,
+    what: &str,
+    wanted: impl Fn(&ReplicationStatus) -> bool,
+) -> ReplicationStatus {
+    for _ in 0..3_000 {
+        if let Some(status) = context.board.replication(ITEM)
+            && wanted(&status)
+        {
+            return status;
+        }
+        host.guest_writes();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    panic!(
+        "never came true: {what}; status is {:#?}",
+        context.board.replication(ITEM)
+    );
+}
