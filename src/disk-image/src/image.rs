@@ -88,7 +88,7 @@ pub struct DiskImage {
 enum Inner {
     Raw(RawImage),
     Vhd(VhdImage),
-    Vhdx(VhdxImage),
+    Vhdx(Box<VhdxImage>),
 }
 
 /// Runs one expression on whichever format it is.
@@ -112,7 +112,7 @@ impl DiskImage {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         match extension.to_str() {
             Some("vhdx" | "avhdx") => Ok(Self {
-                inner: Inner::Vhdx(VhdxImage::open(file, access)?),
+                inner: Inner::Vhdx(Box::new(VhdxImage::open(file, access)?)),
             }),
             Some("vhd" | "avhd") => Ok(Self {
                 inner: Inner::Vhd(VhdImage::open(file, access)?),
@@ -125,7 +125,7 @@ impl DiskImage {
     /// Opens a VHDX or VHD in `file`, found by its content; `NotAnImage` when it is neither.
     pub fn open_file(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
         let inner = if crate::vhdx::detect(file.as_ref())? {
-            Inner::Vhdx(VhdxImage::open(file, access)?)
+            Inner::Vhdx(Box::new(VhdxImage::open(file, access)?))
         } else if crate::vhd::detect(file.as_ref())? {
             Inner::Vhd(VhdImage::open(file, access)?)
         } else {
@@ -172,7 +172,7 @@ impl DiskImage {
             Format::Raw => Inner::Raw(RawImage::create(file, options)?),
             Format::VhdFixed | Format::VhdDynamic => Inner::Vhd(VhdImage::create(file, options)?),
             Format::VhdxFixed | Format::VhdxDynamic => {
-                Inner::Vhdx(VhdxImage::create(file, options)?)
+                Inner::Vhdx(Box::new(VhdxImage::create(file, options)?))
             }
         };
         Ok(Self { inner })

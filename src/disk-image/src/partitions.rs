@@ -282,9 +282,7 @@ fn read_gpt(
             format!("{count} entries of {length} bytes are not allowed"),
         ));
     }
-    let entries_at = le64(&header, 72)
-        .checked_mul(sector_size)
-        .unwrap_or(u64::MAX);
+    let entries_at = le64(&header, 72).saturating_mul(sector_size);
     let mut entries = vec![0; (count * length) as usize];
     if entries_at
         .checked_add(entries.len() as u64)

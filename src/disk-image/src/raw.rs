@@ -48,7 +48,9 @@ impl RawImage {
         options: &CreateOptions,
     ) -> Result<Self, ImageError> {
         if options.virtual_size == 0
-            || options.virtual_size % u64::from(options.logical_sector_size.max(1)) != 0
+            || !options
+                .virtual_size
+                .is_multiple_of(u64::from(options.logical_sector_size.max(1)))
         {
             return Err(ImageError::new(
                 ErrorKind::OutOfRange,

@@ -125,7 +125,8 @@ impl Table {
         let table_end = at
             .checked_add(u64::from(header.entries) * 4)
             .filter(|end| *end <= file_length);
-        let Some(table_end) = table_end.filter(|_| at % SECTOR == 0 && at >= SECTOR) else {
+        let Some(table_end) = table_end.filter(|_| at.is_multiple_of(SECTOR) && at >= SECTOR)
+        else {
             return Err(ImageError::corrupt(
                 OBJECT,
                 at,

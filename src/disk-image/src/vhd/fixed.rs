@@ -14,7 +14,7 @@ pub const MAX_FOOTER_SIZE: u64 = 64 << 40;
 /// The footer of a fixed VHD of `size` bytes, created `created_unix` seconds after the Unix epoch.
 /// `OutOfRange` unless `size` is a whole number of 512-byte sectors, not 0, and at most 64 TiB.
 pub fn footer(size: u64, id: Uuid, created_unix: u64) -> Result<[u8; 512], ImageError> {
-    if size == 0 || size % SECTOR != 0 || size > MAX_FOOTER_SIZE {
+    if size == 0 || !size.is_multiple_of(SECTOR) || size > MAX_FOOTER_SIZE {
         return Err(ImageError::new(
             ErrorKind::OutOfRange,
             "fixed VHD",

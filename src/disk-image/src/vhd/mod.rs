@@ -104,7 +104,7 @@ impl VhdImage {
     ) -> Result<Self, ImageError> {
         let size = options.virtual_size;
         let refuse = |cause: String| Err(ImageError::new(ErrorKind::OutOfRange, "new VHD", cause));
-        if size == 0 || size % SECTOR != 0 {
+        if size == 0 || !size.is_multiple_of(SECTOR) {
             return refuse(format!(
                 "size {size} is no whole number of 512-byte sectors"
             ));
@@ -519,7 +519,7 @@ fn checked_size(footer: &Footer) -> Result<u64, ImageError> {
     } else {
         MAX_SIZE
     };
-    if size == 0 || size % SECTOR != 0 || size > limit {
+    if size == 0 || !size.is_multiple_of(SECTOR) || size > limit {
         return Err(ImageError::new(
             ErrorKind::Corrupt,
             "VHD footer",

@@ -95,7 +95,8 @@ fn plan(options: &CreateOptions) -> Result<Metadata, ImageError> {
         }
     }
     let size = options.virtual_size;
-    if size == 0 || size > MAX_SIZE || size % u64::from(options.logical_sector_size) != 0 {
+    if size == 0 || size > MAX_SIZE || !size.is_multiple_of(u64::from(options.logical_sector_size))
+    {
         return refuse(format!(
             "size {size} is no whole number of sectors up to 64 TiB"
         ));

@@ -188,13 +188,13 @@ fn check_log_place(header: &Header, slot: usize) -> Result<(), ImageError> {
             format!("log version {} is unknown", header.log_version),
         ));
     }
-    if header.log_offset % MIB != 0 || header.log_offset < HEADER_SECTION_END {
+    if !header.log_offset.is_multiple_of(MIB) || header.log_offset < HEADER_SECTION_END {
         return refuse(format!(
             "log offset {} is no multiple of 1 MiB behind the headers",
             header.log_offset
         ));
     }
-    if u64::from(header.log_length) % MIB != 0 || header.log_length == 0 {
+    if !u64::from(header.log_length).is_multiple_of(MIB) || header.log_length == 0 {
         return refuse(format!(
             "log length {} is no multiple of 1 MiB",
             header.log_length

@@ -52,7 +52,7 @@ impl EntryHeader {
             flushed_file_offset: le64(sector, 48),
             last_file_offset: le64(sector, 56),
         };
-        let whole = |n: u32| n % LOG_SECTOR as u32 == 0;
+        let whole = |n: u32| n.is_multiple_of(LOG_SECTOR as u32);
         let good = header.log_guid == log_guid
             && header.sequence_number != 0
             && header.length != 0
@@ -109,7 +109,8 @@ impl EntryHeader {
             let end = offset
                 .checked_add(length)
                 .filter(|end| *end <= self.last_file_offset.max(self.flushed_file_offset));
-            let Some(end) = end.filter(|_| (offset | length) % LOG_SECTOR as u64 == 0) else {
+            let Some(end) = end.filter(|_| (offset | length).is_multiple_of(LOG_SECTOR as u64))
+            else {
                 return Err(format!(
                     "descriptor {i} changes {length} bytes at {offset}: not aligned or outside the file"
                 ));

@@ -62,7 +62,7 @@ impl Metadata {
         let virtual_size = le64(&item(VIRTUAL_DISK_SIZE, 8)?, 0);
         if virtual_size == 0
             || virtual_size > MAX_SIZE
-            || virtual_size % u64::from(logical_sector_size) != 0
+            || !virtual_size.is_multiple_of(u64::from(logical_sector_size))
         {
             return Err(refuse(
                 VIRTUAL_DISK_SIZE,

@@ -6,11 +6,14 @@ use std::io;
 use super::layout::LOG_SECTOR;
 use crate::ImageFile;
 
+/// End of a patched range, and its data, which is always one sector; `None` is zeroes.
+type Patch = (u64, Option<Box<[u8]>>);
+
 /// What replay changes: ranges of zeroes and whole 4 KiB sectors, later ones over earlier ones.
 #[derive(Debug, Default)]
 pub(super) struct Patches {
-    /// By first byte: the end, and the data, which is always one sector; `None` is zeroes.
-    ranges: BTreeMap<u64, (u64, Option<Box<[u8]>>)>,
+    /// By first byte; disjoint.
+    ranges: BTreeMap<u64, Patch>,
     /// The file is at least this long afterwards.
     pub(super) file_length: u64,
 }

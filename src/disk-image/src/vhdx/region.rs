@@ -135,13 +135,13 @@ fn check(
             )
             .at(at));
         }
-        if entry.offset % MIB != 0 || entry.offset < HEADER_SECTION_END {
+        if !entry.offset.is_multiple_of(MIB) || entry.offset < HEADER_SECTION_END {
             return refuse(format!(
                 "region {}: offset {} is not allowed",
                 entry.id, entry.offset
             ));
         }
-        if entry.length == 0 || u64::from(entry.length) % MIB != 0 {
+        if entry.length == 0 || !u64::from(entry.length).is_multiple_of(MIB) {
             return refuse(format!(
                 "region {}: length {} is no multiple of 1 MiB",
                 entry.id, entry.length
