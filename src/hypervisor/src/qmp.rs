@@ -287,8 +287,10 @@ mod tests {
                 .write_all(lines.next().unwrap_or_default())
                 .await
                 .unwrap();
-            while let (Ok(Some(_)), Some(line)) = (requests.next_line().await, lines.next()) {
-                writer.write_all(line).await.unwrap();
+            for line in lines {
+                if matches!(requests.next_line().await, Ok(Some(_))) {
+                    writer.write_all(line).await.unwrap();
+                }
             }
         });
         let qmp = Qmp::connect(&path, Duration::from_secs(5)).await;

@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::path::Path;
+use std::time::Duration;
 
 use hypervisor::{Changes, ErrorKind, Hypervisor, conformance};
+use serde_json::json;
 use support::{
     BLOCK, Lab, LabFixture, MIB, apply, changed_blocks, content, frozen_content, kill_qemu,
     tracking,
@@ -277,15 +278,47 @@ async fn a_qemu_that_is_killed_while_a_point_is_frozen_starts_again_and_tracks_a
 async fn a_freeze_that_fails_leaves_tracking_as_it_was() {
     let lab = Lab::new();
     let vm = lab.running_vm("fails", 1, &[16, 16]).await;
-    let point = lab
-        .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
-        .await
-        .unwrap();
+    let freeze = async |since, next| lab.driver.freeze(vm.id, &vm.disks, since, next).await;
+    let point = freeze(None, tracking(1)).await.unwrap();
     lab.driver.release(point).await.unwrap();
     lab.write(&vm, 0, BLOCK, 512, 1).await;
+    lab.write(&vm, 1, 8 * MIB, 8 * BLOCK, 1).await;
 
-    // Somebody else's job on the second disk: the transaction can't be carried out.
+    // The transaction fails: somebody uses the bitmap that it has to end on the second disk.
+    foreign_job_begins(&lab, &vm, "sr-1-1").await;
+    let error = freeze(Some(tracking(1)), tracking(2)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    foreign_job_ends(&lab, &vm).await;
+    assert_eq!(lab.driver.tracking(vm.id).await.unwrap(), [tracking(1)]);
+    lab.write(&vm, 0, 2 * BLOCK, 512, 2).await;
+    let point = freeze(Some(tracking(1)), tracking(2)).await.unwrap();
+    assert_eq!(changed_blocks(&point.disks[0]), [1, 2]);
+    assert_eq!(
+        changed_blocks(&point.disks[1]),
+        (128..136).collect::<Vec<_>>()
+    );
+    lab.driver.release(point).await.unwrap();
+    lab.write(&vm, 0, 3 * BLOCK, 512, 3).await;
+
+    // The export behind the transaction fails: somebody uses an older bitmap that it has to show.
+    foreign_job_begins(&lab, &vm, "sr-1-1").await;
+    let error = freeze(Some(tracking(1)), tracking(3)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(error.to_string().contains("export disk"), "{error:?}");
+    foreign_job_ends(&lab, &vm).await;
+    assert_eq!(
+        lab.driver.tracking(vm.id).await.unwrap(),
+        [tracking(1), tracking(2)]
+    );
+    lab.write(&vm, 0, 4 * BLOCK, 512, 4).await;
+    let point = freeze(Some(tracking(2)), tracking(3)).await.unwrap();
+    assert_eq!(changed_blocks(&point.disks[0]), [3, 4]);
+    assert_eq!(changed_blocks(&point.disks[1]), [0u64; 0]);
+    lab.driver.release(point).await.unwrap();
+}
+
+/// A slow backup by somebody else that keeps a bitmap of the second disk busy.
+async fn foreign_job_begins(lab: &Lab, vm: &support::LabVm, bitmap: &str) {
     let target = lab.folder.path().join("foreign.qcow2");
     support::tool(
         "qemu-img",
@@ -298,58 +331,37 @@ async fn a_freeze_that_fails_leaves_tracking_as_it_was() {
             "16M",
         ],
     );
-    foreign_job(&lab, &vm, &target).await;
-    let error = lab
-        .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
-    assert_eq!(lab.driver.tracking(vm.id).await.unwrap(), [tracking(1)]);
+    let mut qmp = lab.driver.qmp(vm.id).await.unwrap();
+    let node = json!({
+        "driver": "qcow2", "node-name": "foreign-target",
+        "file": { "driver": "file", "filename": target.to_str().unwrap() },
+    });
+    qmp.execute("blockdev-add", node).await.unwrap();
+    let job = json!({
+        "job-id": "foreign", "device": "disk1", "target": "foreign-target",
+        "speed": 1, "x-perf": { "max-workers": 1, "max-chunk": 65536 },
+        "sync": "bitmap", "bitmap": bitmap, "bitmap-mode": "never",
+    });
+    qmp.execute("blockdev-backup", job).await.unwrap();
+}
+
+async fn foreign_job_ends(lab: &Lab, vm: &support::LabVm) {
     let mut qmp = lab.driver.qmp(vm.id).await.unwrap();
     qmp.execute(
         "block-job-cancel",
-        serde_json::json!({ "device": "foreign" }),
+        json!({ "device": "foreign", "force": true }),
     )
     .await
     .unwrap();
     qmp.wait_event(
         |event| event.name == "BLOCK_JOB_CANCELLED",
-        std::time::Duration::from_secs(30),
+        Duration::from_secs(30),
     )
     .await
     .unwrap();
-    drop(qmp);
-
-    lab.write(&vm, 1, 2 * BLOCK, 512, 2).await;
-    let point = lab
-        .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+    qmp.execute("blockdev-del", json!({ "node-name": "foreign-target" }))
         .await
         .unwrap();
-    assert_eq!(changed_blocks(&point.disks[0]), [1]);
-    assert_eq!(changed_blocks(&point.disks[1]), [2]);
-    lab.driver.release(point).await.unwrap();
-}
-
-/// A backup job that blocks a second one on the same disk.
-async fn foreign_job(lab: &Lab, vm: &support::LabVm, target: &Path) {
-    let mut qmp = lab.driver.qmp(vm.id).await.unwrap();
-    qmp.execute(
-        "blockdev-add",
-        serde_json::json!({
-            "driver": "qcow2", "node-name": "foreign-target",
-            "file": { "driver": "file", "filename": target.to_str().unwrap() },
-        }),
-    )
-    .await
-    .unwrap();
-    qmp.execute(
-        "blockdev-backup",
-        serde_json::json!({ "job-id": "foreign", "device": "disk1", "target": "foreign-target", "sync": "none" }),
-    )
-    .await
-    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -380,7 +380,7 @@ fn unreadable(
 fn unreadable_disk(name: &str, error: &Arc<ImageError>) -> Finding {
     let text = chain(error.as_ref());
     match error.kind() {
-        disk_image::ErrorKind::Io => critical(
+        disk_image::ErrorKind::Io if !ends_too_early(error.as_ref()) => critical(
             "DiskUnreadable",
             format!("The disk {name} can't be read: {text}."),
             "The file is missing, or the engine has no right to read it.",
@@ -399,6 +399,13 @@ fn unreadable_disk(name: &str, error: &Arc<ImageError>) -> Finding {
             "Check it with qemu-img check, or restore it.",
         ),
     }
+}
+
+/// A file that was cut off can be read, and is damaged.
+fn ends_too_early(error: &ImageError) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .is_some_and(|source| source.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
 /// An error with all its causes on one line.

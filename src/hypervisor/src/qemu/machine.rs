@@ -34,8 +34,8 @@ const FIRMWARE: [(&str, &str); 3] = [
 const IDE_DISKS: usize = 4;
 /// How long a VM waits for the server of its recovery point to come back before its guest sees an error.
 const NBD_RECONNECT_SECONDS: u32 = 600;
-/// How long a start waits for it.
-const NBD_OPEN_SECONDS: u32 = 30;
+/// How long a start waits for it; a server that refuses is asked again until then, too.
+const NBD_OPEN_SECONDS: u32 = 5;
 
 /// The block node of a disk, by its place in `vm.toml`.
 pub(super) fn node_name(index: usize) -> String {

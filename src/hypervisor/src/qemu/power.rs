@@ -16,7 +16,7 @@ use super::folder::VmFolder;
 use super::{FoundVm, QEMU, QemuDriver, connect, create_qcow2, from_qmp, machine, missing_or_io};
 use crate::{DiskSource, ErrorKind, Generation, HypervisorError, NewVirtualMachine, Stop, VmId};
 
-/// Until QEMU has opened all its files: it may wait 30 s for the server of a recovery point.
+/// Until QEMU has opened all its files: it may wait 5 s a disk for the server of a recovery point.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// For writing out what it holds after `quit`.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(15);

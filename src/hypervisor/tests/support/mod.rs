@@ -1,5 +1,7 @@
 //! Real QEMU machines without a guest, for the driver's tests. Nothing of them is left when a test ends, however it ends.
 
+#![allow(dead_code, reason = "each test program uses its part of it")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
