@@ -31,10 +31,16 @@ impl Console {
         Self(path.to_owned())
     }
 
-    /// All lines that begin with `LAB `, without it.
+    /// All whole lines that hold `LAB `, from behind it. Firmware may have written before it on the same line, and the last
+    /// line counts only once its end is there, because a serial port works character by character.
     pub fn lines(&self) -> Vec<String> {
         let bytes = fs::read(&self.0).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes).replace('\r', "\n");
+        let whole = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let text =
+            String::from_utf8_lossy(bytes.get(..whole).unwrap_or_default()).replace('\r', "\n");
         text.lines()
             .filter_map(|line| {
                 line.split_once("LAB ")

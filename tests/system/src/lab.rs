@@ -31,10 +31,11 @@ pub struct Guest {
 // === impl Lab ===
 
 impl Lab {
-    /// An empty lab in `target/lab/<name>`; what an earlier run left there is killed and removed.
+    /// An empty lab; what an earlier run left there is killed and removed. Its folder lies in the temporary folder and not
+    /// below the checkout, because a unix socket's address holds 107 bytes only.
     pub fn new(name: &str) -> Result<Self> {
         let root = root()?;
-        let folder = root.join("target/lab").join(name);
+        let folder = std::env::temp_dir().join("site-recovery-lab").join(name);
         let lab = Self {
             folder,
             root,
@@ -53,7 +54,7 @@ impl Lab {
 
     /// Tells what the programs logged, ends every process, and keeps the files for a look.
     pub fn failed(&mut self) {
-        for log in ["orchestrator/stderr.log", "host/engine.log"] {
+        for log in ["orchestrator/stderr.log", "host/data/engine.log"] {
             let text = fs::read_to_string(self.folder.join(log)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let tail = lines
@@ -107,7 +108,7 @@ impl Lab {
             .arg(self.vm_folder());
         command
             .arg("--work")
-            .arg(self.root.join("target/lab/guest-cache"));
+            .arg(self.root.join("target/guest-cache"));
         let mut append = Vec::new();
         append.extend(
             guest

@@ -71,7 +71,7 @@ impl Story {
             lab,
             "first-light",
             &orchestrator.environment()?,
-            &variables(lab, false),
+            &variables(lab, &GUESTS.map(|(name, _)| name), false),
         )?;
         terraform.show = true;
         terraform.run(&["init"])?;
@@ -88,7 +88,7 @@ impl Story {
 
         story.step("5/6  drill: a siterecovery_test_failover of the plan");
         let before = sequences(lab)?;
-        terraform.variables(&variables(lab, true))?;
+        terraform.variables(&variables(lab, &GUESTS.map(|(name, _)| name), true))?;
         terraform.apply()?;
         let vms = drill_vms(&terraform)?;
         check_drill(&vms)?;
@@ -108,7 +108,7 @@ impl Story {
 
         story.step("6/6  destroy the drill, plan again, destroy everything");
         let points_before = newest_positions(&cli)?;
-        terraform.variables(&variables(lab, false))?;
+        terraform.variables(&variables(lab, &GUESTS.map(|(name, _)| name), false))?;
         terraform.apply()?;
         drill_is_gone(lab)?;
         replication_went_on(&cli, &points_before)?;
@@ -168,13 +168,14 @@ pub fn start_guests(lab: &Lab, guests: &[(&'static str, u8)]) -> Result<()> {
     Ok(())
 }
 
-/// Variables of `examples/first-light`.
-pub fn variables(lab: &Lab, run_drill: bool) -> Value {
+/// Variables of `examples/first-light`: each VM is a group of the plan, in this order.
+pub fn variables(lab: &Lab, boot_order: &[&str], run_drill: bool) -> Value {
     json!({
         "vm_folder": lab.vm_folder(),
-        "host_folder": lab.folder().join("host"),
-        "storage_folder": lab.folder().join("storage"),
-        "vm_names": GUESTS.map(|(name, _)| name),
+        "data_folder": lab.folder().join("host/data"),
+        "install_folder": lab.folder().join("host/bin"),
+        "replica_folder": lab.folder().join("storage"),
+        "boot_order": boot_order.iter().map(|name| [name]).collect::<Vec<_>>(),
         "run_drill": run_drill,
     })
 }
@@ -296,7 +297,7 @@ fn seconds(milliseconds: i64) -> f64 {
 }
 
 fn drill_is_gone(lab: &Lab) -> Result<()> {
-    let recovered = lab.folder().join("host/recovered");
+    let recovered = lab.folder().join("host/data/recovered");
     let left = std::fs::read_dir(&recovered).map(|entries| {
         entries
             .flatten()

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
 use system_tests::process::{is_alive, kill_9, pid_in, wait_for};
 use system_tests::story::{
     BOOT, check_drill, drill_vms, files_below, newest_position, show, start_guests, variables,
@@ -37,10 +36,9 @@ fn kills(lab: &Lab) -> Result<()> {
         lab,
         "first-light",
         &orchestrator.environment()?,
-        &of(lab, &[], false),
+        &variables(lab, &["db01"], false),
     )?;
     terraform.run(&["init"])?;
-    terraform.apply()?;
 
     show("kill -9 of the engine in initial replication");
     in_initial_replication(lab, &terraform, &["db01"], || kill_engine(lab))?;
@@ -67,17 +65,11 @@ fn kills(lab: &Lab) -> Result<()> {
     in_a_cycle(lab, &cli, "db03", || kill_qemu(lab, "db03"))?;
 
     show("a drill of all three");
-    terraform.variables(&of(lab, &GUESTS.map(|(name, _)| name), true))?;
+    terraform.variables(&variables(lab, &GUESTS.map(|(name, _)| name), true))?;
     terraform.apply()?;
     check_drill(&drill_vms(&terraform)?)?;
     terraform.destroy()?;
     Ok(())
-}
-
-fn of(lab: &Lab, names: &[&str], run_drill: bool) -> Value {
-    let mut variables = variables(lab, run_drill);
-    variables["vm_names"] = json!(names);
-    variables
 }
 
 /// Applies with `names` protected and acts when the newest of them is half-way; the apply has to succeed all the same.
@@ -88,7 +80,7 @@ fn in_initial_replication(
     act: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let complete_before = replicas(lab).len();
-    terraform.variables(&of(lab, names, false))?;
+    terraform.variables(&variables(lab, names, false))?;
     let apply = terraform.spawn(&["apply", "-auto-approve"])?;
     wait_for("initial replication is half-way", LIMIT, || {
         let begun = replicas(lab)

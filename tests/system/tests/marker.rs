@@ -59,8 +59,7 @@ fn follow_the_marker(lab: &Lab) -> Result<()> {
         "SITERECOVERY_ENDPOINT".to_owned(),
         format!("https://{}", rest.address()),
     );
-    let mut of_vm = variables(lab, false);
-    of_vm["vm_names"] = json!([VM]);
+    let mut of_vm = variables(lab, &[VM], false);
     let terraform = Terraform::new(lab, "first-light", &recorded, &of_vm)?;
     terraform.run(&["init"])?;
     terraform.apply()?;
