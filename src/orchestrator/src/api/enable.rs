@@ -1,0 +1,414 @@
+//! PUT on a protected item: everything is checked here, so that a wrong request is told at its property
+//! and makes no job.
+
+use arm_model::protected_item::{EnableDetails, EnableProtection};
+use arm_model::{
+    ArmError, HYPER_V_REPLICA_AZURE, PolicyId, ProtectableItemId, StorageAccountId, VaultId,
+    VirtualNetworkId, validate,
+};
+use engine_protocol::v1;
+use protection::Generation;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::entry::Call;
+use super::load::{self, Located};
+use super::reply::Reply;
+use super::storage_accounts::{folder_of, sku_of};
+use crate::fault::Fault;
+use crate::gateway::desired::hex;
+use crate::saga::enable_protection;
+use crate::saga::start::{self, NewJob};
+use crate::store::records::{self, Item, Mapping, Network, Policy, Storage};
+
+/// Enables replication.
+///
+/// # Errors
+/// What is refused, at its property.
+pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
+    let located = load::container(call).await?;
+    let (_, vault) = load::vault(call).await?;
+    let region = vault.record.0.location;
+    let name = load::name(call, "replicationProtectedItems")?;
+    validate::resource_name(&name)
+        .map_err(|violation| Fault::refuse(400, violation.into_error("name")))?;
+    let id = located.item(&name);
+    let body: EnableProtection = call.properties()?;
+    let details = body.provider_specific_details.unwrap_or_default();
+    if details.instance_type != HYPER_V_REPLICA_AZURE {
+        return Err(Fault::invalid(
+            &at("instanceType"),
+            format!(
+                "An item of type `{}` is not possible here; use `{HYPER_V_REPLICA_AZURE}`.",
+                details.instance_type
+            ),
+        ));
+    }
+    let policy = policy(
+        call,
+        &located,
+        body.policy_id.as_deref().unwrap_or_default(),
+    )
+    .await?;
+    let (engine_id, machine) = machine(
+        call,
+        &located,
+        body.protectable_item_id.as_deref().unwrap_or_default(),
+    )?;
+    if let Some(wanted) = &details.hv_host_vm_id
+        && !wanted.eq_ignore_ascii_case(&machine.id)
+    {
+        return Err(Fault::invalid(
+            &at("hvHostVmId"),
+            format!(
+                "The VM of the protectable item has the id `{}`.",
+                machine.id
+            ),
+        ));
+    }
+    let disk_ids = disks(&details, &machine)?;
+    let storage = storage(call, &details, &policy, &region).await?;
+    if let Some(wanted) = &details.target_azure_network_id {
+        network(call, wanted, &region, &at("targetAzureNetworkId")).await?;
+    }
+    let target = details
+        .target_azure_vm_name
+        .clone()
+        .unwrap_or_else(|| machine.name.clone());
+    target_name(&target)?;
+    let stored = records::get::<Item>(call.app.store.as_ref(), &id.key()).await?;
+    call.precondition(stored.as_ref().map(|stored| stored.etag))?;
+    let item = Item {
+        id: stored
+            .as_ref()
+            .map_or_else(|| id.as_str().to_owned(), |stored| stored.record.id.clone()),
+        machine: protection::Item::new(Generation(0)),
+        engine_id,
+        vm_id: machine.id.clone(),
+        vm_name: machine.name.clone(),
+        disk_ids,
+        policy_id: policy.id.clone(),
+        storage_id: storage.0.id.clone(),
+        folder: folder_of(&storage),
+        vault_key: vault_key(&located.vault),
+        request: EnableDetails {
+            target_azure_vm_name: Some(target),
+            ..details
+        },
+        last_test_failover: None,
+        drill_job: None,
+        correlation_id: Uuid::new_v4().to_string(),
+    };
+    present_allows(stored.as_ref().map(|stored| &stored.record), &item)?;
+    elsewhere(call, &located, &item).await?;
+    let job = start::start(
+        call.app,
+        NewJob {
+            vault: &located.vault,
+            resource: &id,
+            removes: false,
+            scenario: "EnableDr",
+            friendly_name: "Enable replication",
+            target_name: &machine.name,
+            target_type: "ProtectionEntity",
+            workflow: "enableProtection",
+            input: json!({ "item": item }),
+            tasks: enable_protection::tasks(),
+            details: super::item_answer::job_details(&item),
+            locks: vec![id.key()],
+            request_id: &call.request_id,
+            changes: Vec::new(),
+            name: None,
+        },
+    )
+    .await?;
+    Ok(Reply::accepted(job, &id))
+}
+
+fn at(property: &str) -> String {
+    format!("properties.providerSpecificDetails.{property}")
+}
+
+/// The policy, which must be associated with the container.
+async fn policy(call: &Call<'_>, located: &Located, wanted: &str) -> Result<Policy, Fault> {
+    let target = "properties.policyId";
+    let id =
+        PolicyId::parse(wanted).map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    let store = call.app.store.as_ref();
+    let policy = records::get::<Policy>(store, &id.key()).await?;
+    let policy = policy.filter(|_| VaultId::of(&id).is_some_and(|vault| vault == located.vault));
+    let Some(policy) = policy else {
+        return Err(Fault::refuse(
+            400,
+            ArmError::new(
+                "PolicyNotFound",
+                format!("The vault has no policy `{}`.", id.name()),
+            )
+            .at(target)
+            .advise("", "Make the policy in the same vault first."),
+        ));
+    };
+    let mappings =
+        records::list::<Mapping>(store, &format!("{}/", located.container.key())).await?;
+    if !mappings
+        .iter()
+        .any(|mapping| mapping.record.policy_id.eq_ignore_ascii_case(id.as_str()))
+    {
+        return Err(Fault::refuse(
+            400,
+            ArmError::new(
+                "PolicyNotAssociated",
+                format!(
+                    "The policy `{}` is not associated with the site `{}`.",
+                    id.name(),
+                    located.fabric.name()
+                ),
+            )
+            .at(target)
+            .advise("", "Associate the policy with the site's container first."),
+        ));
+    }
+    Ok(policy.record)
+}
+
+/// The VM and the engine of its host.
+fn machine(
+    call: &Call<'_>,
+    located: &Located,
+    wanted: &str,
+) -> Result<(String, v1::VirtualMachine), Fault> {
+    let target = "properties.protectableItemId";
+    let id = ProtectableItemId::parse(wanted)
+        .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    let found = located
+        .engines
+        .iter()
+        .filter(|_| {
+            id.parent()
+                .is_some_and(|parent| parent == *located.container.as_arm())
+        })
+        .find_map(|engine| {
+            let live = call.app.fleet.get(&engine.engine_id)?;
+            let machine = live.machine(id.name())?.clone();
+            Some((engine.engine_id.clone(), live, machine))
+        });
+    let Some((engine_id, live, machine)) = found else {
+        return Err(Fault::refuse(
+            404,
+            ArmError::new(
+                "ProtectableItemNotFound",
+                format!(
+                    "The site `{}` has no VM with the id `{}`.",
+                    located.fabric.name(),
+                    id.name()
+                ),
+            )
+            .at(target)
+            .advise(
+                "The VM was removed, or its host is not registered in this site.",
+                "Choose one of the protectable items of the site's container.",
+            ),
+        ));
+    };
+    if !live.connected(call.app.now_ms()) {
+        return Err(enable_protection::host_disconnected(call.app, &engine_id));
+    }
+    if let Some(finding) = machine.findings.iter().find(|finding| finding.critical) {
+        return Err(Fault::refuse(
+            400,
+            enable_protection::from_finding(finding, target),
+        ));
+    }
+    Ok((engine_id, machine))
+}
+
+/// Disks to replicate, in the order of the host.
+fn disks(details: &EnableDetails, machine: &v1::VirtualMachine) -> Result<Vec<String>, Fault> {
+    let has = |wanted: &str| {
+        machine
+            .disks
+            .iter()
+            .any(|disk| disk.id.eq_ignore_ascii_case(wanted))
+    };
+    if let Some(disk) = &details.vhd_id
+        && !has(disk)
+    {
+        return Err(Fault::invalid(
+            &at("vhdId"),
+            format!("The VM `{}` has no disk `{disk}`.", machine.name),
+        ));
+    }
+    let Some(wanted) = &details.disks_to_include else {
+        return Ok(machine.disks.iter().map(|disk| disk.id.clone()).collect());
+    };
+    if let Some(disk) = wanted.iter().find(|disk| !has(disk)) {
+        return Err(Fault::invalid(
+            &at("disksToInclude"),
+            format!("The VM `{}` has no disk `{disk}`.", machine.name),
+        ));
+    }
+    let chosen: Vec<_> = machine
+        .disks
+        .iter()
+        .filter(|disk| wanted.iter().any(|one| one.eq_ignore_ascii_case(&disk.id)))
+        .collect();
+    if !chosen.iter().any(|disk| disk.operating_system) {
+        return Err(Fault::invalid(
+            &at("disksToInclude"),
+            "The operating system disk must be replicated: without it nothing boots.",
+        ));
+    }
+    Ok(chosen.into_iter().map(|disk| disk.id.clone()).collect())
+}
+
+/// The storage account: of the vault's region, of a kind that suits the policy.
+async fn storage(
+    call: &Call<'_>,
+    details: &EnableDetails,
+    policy: &Policy,
+    region: &str,
+) -> Result<Storage, Fault> {
+    let target = at("targetStorageAccountId");
+    let wanted = details
+        .target_storage_account_id
+        .as_ref()
+        .or(policy.details.active_storage_account_id.as_ref());
+    let Some(wanted) = wanted else {
+        return Err(Fault::invalid(
+            &target,
+            "A storage account is required, here or in the policy.",
+        ));
+    };
+    let id = StorageAccountId::parse(wanted)
+        .map_err(|error| Fault::invalid(&target, format!("{error}.")))?;
+    let account = records::get::<Storage>(call.app.store.as_ref(), &id.key())
+        .await?
+        .ok_or_else(|| {
+            Fault::refuse(
+                400,
+                ArmError::new(
+                    "StorageAccountNotFound",
+                    format!("There is no storage account `{}`.", id.name()),
+                )
+                .at(&*target),
+            )
+        })?
+        .record;
+    let refuse = |violation: validate::Violation| Fault::refuse(400, violation.into_error(&target));
+    validate::regions_equal(region, "storage account", &account.0.location).map_err(refuse)?;
+    validate::interval_with_storage(policy.details.replication_interval, &sku_of(&account))
+        .map_err(refuse)?;
+    Ok(account)
+}
+
+/// A network of the vault's region.
+///
+/// # Errors
+/// 400 at `target`.
+pub async fn network(
+    call: &Call<'_>,
+    wanted: &str,
+    region: &str,
+    target: &str,
+) -> Result<Network, Fault> {
+    let id = VirtualNetworkId::parse(wanted)
+        .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    let network = records::get::<Network>(call.app.store.as_ref(), &id.key())
+        .await?
+        .ok_or_else(|| {
+            Fault::refuse(
+                400,
+                ArmError::new(
+                    "NetworkNotFound",
+                    format!("There is no virtual network `{}`.", id.name()),
+                )
+                .at(target),
+            )
+        })?
+        .record;
+    validate::regions_equal(region, "virtual network", &network.0.location)
+        .map_err(|violation| Fault::refuse(400, violation.into_error(target)))?;
+    Ok(network)
+}
+
+/// Name of the recovery VM; it becomes a folder on the recovery host.
+///
+/// # Errors
+/// 400.
+pub fn target_name(name: &str) -> Result<(), Fault> {
+    validate::resource_name(name)
+        .map_err(|violation| Fault::refuse(400, violation.into_error(&at("targetAzureVmName"))))
+}
+
+/// Whether what is there lets the request through: a failed or interrupted activation is taken up again, a
+/// running one with the same parameters is left as it is.
+fn present_allows(present: Option<&Item>, wanted: &Item) -> Result<(), Fault> {
+    let Some(present) = present else {
+        return Ok(());
+    };
+    let refuse = |message: &str, advice: &str| {
+        Err(Fault::conflict(
+            "AlreadyProtected",
+            &present.id,
+            message,
+            advice,
+        ))
+    };
+    if !present.machine.is_active() {
+        return refuse(
+            "Protection of the VM is being switched off.",
+            "Wait until that has ended.",
+        );
+    }
+    if enable_protection::goes_on(present, wanted) {
+        return Ok(());
+    }
+    if !present.vm_id.eq_ignore_ascii_case(&wanted.vm_id) {
+        return refuse(
+            "The name belongs to another protected VM.",
+            "Use another name for the item.",
+        );
+    }
+    if present.machine.copied_once
+        && present.machine.replication != protection::ReplicationState::Fenced
+    {
+        return refuse(
+            "The VM is protected with other disks or another storage account.",
+            "Switch protection off first.",
+        );
+    }
+    Ok(())
+}
+
+/// A VM is protected once.
+async fn elsewhere(call: &Call<'_>, located: &Located, wanted: &Item) -> Result<(), Fault> {
+    let items = records::list::<Item>(
+        call.app.store.as_ref(),
+        &format!("{}/", located.container.key()),
+    )
+    .await?;
+    let other = items.iter().find(|item| {
+        item.record.vm_id.eq_ignore_ascii_case(&wanted.vm_id)
+            && !item.record.id.eq_ignore_ascii_case(&wanted.id)
+    });
+    match other {
+        None => Ok(()),
+        Some(other) => Err(Fault::conflict(
+            "AlreadyProtected",
+            "properties.protectableItemId",
+            format!(
+                "The VM `{}` is protected already, as `{}`.",
+                wanted.vm_name, other.record.id
+            ),
+            "Use that item, or switch its protection off first.",
+        )),
+    }
+}
+
+/// The vault's folder name in the store.
+#[must_use]
+pub fn vault_key(vault: &VaultId) -> String {
+    let digest = hex(&Sha256::digest(vault.key().as_bytes()));
+    format!("{}-{}", vault.name(), digest.get(..8).unwrap_or_default())
+}

@@ -1,0 +1,339 @@
+//! A protected item as the API shows it: the record, what its engine last said, and the figures of both.
+
+use std::collections::BTreeMap;
+
+use arm_model::health::HealthError;
+use arm_model::job::JobDetails;
+use arm_model::protectable_item::OsDetails;
+use arm_model::protected_item::{
+    CurrentScenario, InitialReplicationDetails, ProtectedItemProperties, ReplicatedDisk,
+    ReplicationDetails, VmNic,
+};
+use arm_model::{
+    HYPER_V_REPLICA_AZURE, HYPER_V_SITE, MICROSOFT_AZURE, ProtectedItemId, Resource, VaultId,
+    timestamp,
+};
+use base64::Engine as _;
+use engine_protocol::v1;
+use protection::health::{Signs, replication_health};
+use protection::{Health, ReplicationState, rpo_seconds};
+
+use super::entry::Call;
+use super::operations::current_job;
+use crate::fault::Fault;
+use crate::fleet::Live;
+use crate::saga::initial_replication::percent;
+use crate::store::records::{self, EngineRecord, Item, Policy};
+
+/// Many.
+///
+/// # Errors
+/// Failures of the store.
+pub async fn answers<'a>(
+    call: &Call<'_>,
+    items: impl Iterator<Item = &'a Item>,
+) -> Result<Vec<Resource<ProtectedItemProperties>>, Fault> {
+    let mut answers = Vec::new();
+    for item in items {
+        answers.push(answer(call, item).await?);
+    }
+    Ok(answers)
+}
+
+/// One.
+///
+/// # Errors
+/// Failures of the store.
+pub async fn answer(
+    call: &Call<'_>,
+    item: &Item,
+) -> Result<Resource<ProtectedItemProperties>, Fault> {
+    let id = ProtectedItemId::parse(&item.id)
+        .map_err(|error| Fault::invalid("id", error.to_string()))?;
+    let store = call.app.store.as_ref();
+    let live = call.app.fleet.get(&item.engine_id).unwrap_or_default();
+    let status = live
+        .replication(id.name())
+        .filter(|status| status.generation == item.machine.generation.0)
+        .cloned()
+        .unwrap_or_default();
+    let policy = records::get::<Policy>(store, &item.policy_id.to_ascii_lowercase()).await?;
+    let engine = records::get::<EngineRecord>(store, &records::engine_key(&item.engine_id)).await?;
+    let now = call.app.now_ms();
+    let newest = status
+        .recovery_points
+        .last()
+        .map(|point| point.time_unix_ms);
+    let rpo = rpo_seconds(newest, now);
+    let health = replication_health(&Signs {
+        state: item.machine.replication,
+        connected: live.connected(now),
+        critical_findings: status.findings.iter().any(|finding| finding.critical),
+        findings: !status.findings.is_empty(),
+        rpo_seconds: rpo,
+        interval_seconds: policy.as_ref().map_or(300, |policy| {
+            u64::from(policy.record.details.replication_interval)
+        }),
+    });
+    let mut health_errors: Vec<HealthError> = status
+        .findings
+        .iter()
+        .map(|finding| health_error(finding, id.name()))
+        .collect();
+    if !live.connected(now) && item.machine.is_active() {
+        health_errors.push(super::fabrics::disconnected(live.host_name()));
+    }
+    let (state, state_text) = item.machine.replication.texts();
+    let (drill, drill_text) = item.machine.drill.texts();
+    let job = current_job(call, &id.key()).await?;
+    let allowed = if job.is_some() {
+        Vec::new()
+    } else {
+        item.machine.allowed_operations()
+    };
+    let site = id
+        .name_of("replicationFabrics")
+        .unwrap_or_default()
+        .to_owned();
+    let container = id
+        .parent()
+        .map(|container| container.as_str().to_owned())
+        .unwrap_or_default();
+    let failover_health = if item.machine.copied_once {
+        health
+    } else {
+        Health::None
+    };
+    let vault = VaultId::of(&id)
+        .map(|vault| vault.to_string())
+        .unwrap_or_default();
+    Ok(Resource::answer(
+        &id,
+        ProtectedItemProperties {
+            friendly_name: item.vm_name.clone(),
+            protected_item_type: "HyperVVirtualMachine".to_owned(),
+            protectable_item_id: format!("{container}/replicationProtectableItems/{}", item.vm_id),
+            recovery_services_provider_id: engine
+                .map(|engine| engine.record.provider_id)
+                .unwrap_or_default(),
+            primary_fabric_friendly_name: site.clone(),
+            primary_fabric_provider: HYPER_V_SITE.to_owned(),
+            recovery_fabric_friendly_name: MICROSOFT_AZURE.to_owned(),
+            recovery_fabric_id: MICROSOFT_AZURE.to_owned(),
+            primary_protection_container_friendly_name: site,
+            recovery_protection_container_friendly_name: MICROSOFT_AZURE.to_owned(),
+            protection_state: state.to_owned(),
+            protection_state_description: if item.machine.drill
+                == protection::DrillState::WaitingForCleanup
+            {
+                "Cleanup test failover pending".to_owned()
+            } else {
+                state_text.to_owned()
+            },
+            active_location: "Primary".to_owned(),
+            test_failover_state: drill.to_owned(),
+            test_failover_state_description: drill_text.to_owned(),
+            allowed_operations: allowed
+                .into_iter()
+                .map(|operation| operation.as_str().to_owned())
+                .collect(),
+            replication_health: health.as_str().to_owned(),
+            failover_health: failover_health.as_str().to_owned(),
+            health_errors,
+            policy_id: item.policy_id.clone(),
+            policy_friendly_name: item
+                .policy_id
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+            last_successful_test_failover_time: item.last_test_failover.clone(),
+            last_successful_failover_time: None,
+            current_scenario: match job {
+                Some(job) => CurrentScenario {
+                    scenario_name: job.record.properties.scenario_name,
+                    job_id: job.record.id,
+                    start_time: job.record.properties.start_time,
+                },
+                None => CurrentScenario {
+                    job_id: format!("{vault}/replicationJobs/None"),
+                    ..CurrentScenario::default()
+                },
+            },
+            failover_recovery_point_id: None,
+            event_correlation_id: Some(item.correlation_id.clone()),
+            provider_specific_details: details(item, &status, &live, now, rpo),
+        },
+    ))
+}
+
+fn details(
+    item: &Item,
+    status: &v1::ReplicationStatus,
+    live: &Live,
+    now: i64,
+    rpo: Option<u64>,
+) -> ReplicationDetails {
+    let (state, state_text) = item.machine.replication.texts();
+    let machine = live.machine(&item.vm_id).cloned().unwrap_or_default();
+    let newest = status
+        .recovery_points
+        .last()
+        .map(|point| point.time_unix_ms);
+    let instant = |ms: Option<i64>| ms.and_then(timestamp::from_unix_ms);
+    let account = item.storage_id.rsplit('/').next().unwrap_or_default();
+    let percentage = if item.machine.copied_once {
+        100
+    } else {
+        percent(status.progress_done_bytes, status.progress_total_bytes).unwrap_or_default()
+    };
+    let nics: Vec<VmNic> = machine
+        .network_adapters
+        .iter()
+        .map(|adapter| nic(item, adapter))
+        .collect();
+    ReplicationDetails {
+        instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+        vm_id: item.vm_id.clone(),
+        vm_protection_state: state.to_owned(),
+        vm_protection_state_description: state_text.to_owned(),
+        azure_vm_disk_details: item
+            .disk_ids
+            .iter()
+            .enumerate()
+            .map(|(lun, disk)| replicated_disk(&machine, disk, lun, account))
+            .collect(),
+        recovery_azure_vm_name: item
+            .request
+            .target_azure_vm_name
+            .clone()
+            .unwrap_or_else(|| item.vm_name.clone()),
+        recovery_azure_vm_size: item.request.target_vm_size.clone(),
+        recovery_azure_resource_group_id: item.request.target_azure_v2_resource_group_id.clone(),
+        recovery_azure_storage_account: item.storage_id.clone(),
+        recovery_azure_log_storage_account_id: item.request.log_storage_account_id.clone(),
+        selected_recovery_azure_network_id: item.request.target_azure_network_id.clone(),
+        selected_source_nic_id: nics.first().map(|nic| nic.nic_id.clone()),
+        vm_nics: nics,
+        last_replicated_time: instant(newest),
+        last_rpo_calculated_time: rpo.and_then(|_| timestamp::from_unix_ms(now)),
+        last_recovery_point_received: instant(newest),
+        rpo_in_seconds: rpo,
+        initial_replication_details: InitialReplicationDetails {
+            initial_replication_type: "Online".to_owned(),
+            initial_replication_progress_percentage: percentage.to_string(),
+        },
+        encryption: "Disabled".to_owned(),
+        os_details: Some(OsDetails {
+            os_type: item
+                .request
+                .os_type
+                .clone()
+                .unwrap_or_else(|| machine.os_type.clone()),
+            ..OsDetails::default()
+        }),
+        source_vm_ram_size_in_mb: machine.memory_bytes >> 20,
+        source_vm_cpu_count: machine.processor_count,
+        use_managed_disks: item
+            .request
+            .use_managed_disks
+            .clone()
+            .unwrap_or_else(|| "false".to_owned()),
+        last_cycle_changed_bytes: status.last_cycle_changed_bytes,
+        last_cycle_sent_bytes: status.last_cycle_sent_bytes,
+        last_cycle_time: timestamp::from_unix_ms(status.last_cycle_unix_ms),
+        total_sent_bytes: status.total_sent_bytes,
+        backlog_cycles: status.backlog_cycles,
+        progress_done_bytes: status.progress_done_bytes,
+        progress_total_bytes: status.progress_total_bytes,
+        recovery_point_count: u64::try_from(status.recovery_points.len()).unwrap_or(u64::MAX),
+        replication_generation: item.machine.generation.0,
+        replica_folder: (item.machine.replication != ReplicationState::Removed).then(|| {
+            format!(
+                "{}/{}/{}",
+                item.folder,
+                item.vault_key,
+                item.id.rsplit('/').next().unwrap_or_default()
+            )
+        }),
+        extra: item.request.extra.clone(),
+    }
+}
+
+fn replicated_disk(
+    machine: &v1::VirtualMachine,
+    id: &str,
+    lun: usize,
+    account: &str,
+) -> ReplicatedDisk {
+    let disk = machine
+        .disks
+        .iter()
+        .find(|disk| disk.id.eq_ignore_ascii_case(id))
+        .cloned()
+        .unwrap_or_default();
+    ReplicatedDisk {
+        vhd_type: if disk.operating_system {
+            "OperatingSystem"
+        } else {
+            "Data"
+        }
+        .to_owned(),
+        vhd_id: id.to_owned(),
+        disk_id: id.to_owned(),
+        vhd_name: disk.name.clone(),
+        max_size_mb: disk.size_bytes.div_ceil(1 << 20).to_string(),
+        target_disk_location: account.to_owned(),
+        target_disk_name: disk.name,
+        lun_id: lun.to_string(),
+    }
+}
+
+fn nic(item: &Item, adapter: &v1::NetworkAdapter) -> VmNic {
+    let text = format!("Microsoft:{}\\{}", item.vm_id, adapter.id);
+    VmNic {
+        nic_id: base64::engine::general_purpose::STANDARD.encode(text),
+        vm_network_name: adapter.network_name.clone(),
+        selection_type: "SelectedByDefault".to_owned(),
+        recovery_vm_network_id: item.request.target_azure_network_id.clone(),
+        ip_configs: vec![serde_json::json!({
+            "name": "ip0", "isPrimary": true, "isSeletedForFailover": true, "ipAddressType": "Dynamic",
+            "recoverySubnetName": item.request.target_azure_subnet_id,
+        })],
+    }
+}
+
+fn health_error(finding: &v1::Finding, entity: &str) -> HealthError {
+    HealthError {
+        error_source: Some("Engine".to_owned()),
+        error_level: Some(if finding.critical { "Error" } else { "Warning" }.to_owned()),
+        error_category: Some("Replication".to_owned()),
+        error_code: Some(finding.code.clone()),
+        summary_message: Some(finding.summary.clone()),
+        error_message: Some(finding.summary.clone()),
+        possible_causes: Some(finding.possible_causes.clone()),
+        recommended_action: Some(finding.recommended_action.clone()),
+        creation_time_utc: None,
+        entity_id: Some(entity.to_owned()),
+    }
+}
+
+/// What a job about an item tells of it.
+#[must_use]
+pub fn job_details(item: &Item) -> JobDetails {
+    let pairs = [
+        ("primaryVmId", item.vm_id.as_str()),
+        ("primaryVmName", item.vm_name.as_str()),
+        ("protectionProfileId", item.policy_id.as_str()),
+        ("primaryFabricProviderId", HYPER_V_SITE),
+        ("recoveryFabricProviderId", "Azure"),
+    ];
+    let affected: BTreeMap<String, String> = pairs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    JobDetails {
+        affected_object_details: affected,
+        ..JobDetails::default()
+    }
+}

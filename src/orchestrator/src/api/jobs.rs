@@ -1,0 +1,158 @@
+//! Jobs: list, get, cancel.
+
+use arm_model::job::JobProperties;
+use arm_model::{ArmError, JobId, Page, Resource, timestamp};
+
+use super::entry::{Call, unknown_path};
+use super::filter::Filter;
+use super::load;
+use super::reply::Reply;
+use crate::fault::Fault;
+use crate::saga::state::Phase;
+use crate::store::records::{self, JobRecord};
+
+/// Entries of a page.
+const PAGE: usize = 100;
+
+/// GET, POST cancel.
+///
+/// # Errors
+/// What is refused.
+pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let id = vault.job(&load::name(call, "replicationJobs")?);
+    match (call.method, call.route.tail.as_deref()) {
+        ("GET", None) => {
+            let stored = load::require::<JobRecord>(call.app, id.as_str()).await?;
+            Reply::versioned(&answer(&stored.record, true)?, stored.etag)
+        }
+        ("POST", Some("cancel")) => cancel(call, &id).await,
+        ("POST", Some("restart" | "resume")) => Err(Fault::conflict(
+            "OperationNotAllowed",
+            id.as_str(),
+            "This job can't be started again.",
+            "Repeat the request that made the job.",
+        )),
+        _ => Err(unknown_path(&call.path)),
+    }
+}
+
+/// `V/replicationJobs`, newest first, without their tasks.
+///
+/// # Errors
+/// 404 without a vault; 400 for a filter that can't be read.
+pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let filter = Filter::parse(call.query.get("$filter").map_or("", String::as_str))?;
+    let instant = |name: &str| match filter.first(name) {
+        None => Ok(None),
+        Some(text) => timestamp::to_unix_ms(text).map(Some).ok_or_else(|| {
+            Fault::invalid(
+                "$filter",
+                format!("`{text}` is no instant such as 2031-03-04T05:06:07Z."),
+            )
+        }),
+    };
+    let (from, to) = (instant("startTime")?, instant("endTime")?);
+    let fabric = filter.first("fabricId").map(str::to_ascii_lowercase);
+    let mut jobs: Vec<JobRecord> =
+        records::list::<JobRecord>(call.app.store.as_ref(), &format!("{}/", vault.key()))
+            .await?
+            .into_iter()
+            .map(|stored| stored.record)
+            .filter(|job| filter.allows("jobStatus", job.properties.state.as_str()))
+            .filter(|job| filter.allows("jobName", &job.properties.scenario_name))
+            .filter(|job| {
+                filter.allows("affectedObjectTypes", &job.properties.target_instance_type)
+            })
+            .filter(|job| {
+                fabric.as_ref().is_none_or(|fabric| {
+                    job.resource
+                        .to_ascii_lowercase()
+                        .starts_with(fabric.as_str())
+                })
+            })
+            .filter(|job| {
+                from.is_none_or(|from| job.created_unix_ms >= from)
+                    && to.is_none_or(|to| job.created_unix_ms <= to)
+            })
+            .collect();
+    jobs.sort_by(|left, right| {
+        right
+            .created_unix_ms
+            .cmp(&left.created_unix_ms)
+            .then_with(|| left.id.cmp(&right.id))
+    });
+    let skip = call
+        .query
+        .get("$skipToken")
+        .and_then(|text| text.parse::<usize>().ok())
+        .unwrap_or_default();
+    let more = jobs.len() > skip.saturating_add(PAGE);
+    let value = jobs
+        .iter()
+        .skip(skip)
+        .take(PAGE)
+        .map(|job| answer(job, false))
+        .collect::<Result<Vec<_>, _>>()?;
+    let next_link = more.then(|| {
+        format!(
+            "{}{vault}/replicationJobs?api-version={}&%24skipToken={}",
+            call.app.public_url,
+            call.api_version,
+            skip + PAGE
+        )
+    });
+    Reply::ok(&Page { value, next_link })
+}
+
+async fn cancel(call: &Call<'_>, id: &JobId) -> Result<Reply, Fault> {
+    load::require::<JobRecord>(call.app, id.as_str()).await?;
+    let job = records::update::<JobRecord>(call.app.store.as_ref(), &id.key(), |job| {
+        (job.phase == Phase::Forward && !job.cancel).then(|| {
+            let mut job = job.clone();
+            job.cancel = true;
+            job.properties.allowed_actions.clear();
+            job
+        })
+    })
+    .await?
+    .ok_or_else(|| Fault::not_found(id.as_str()))?;
+    if !job.cancel {
+        return Err(Fault::refuse(
+            409,
+            ArmError::new(
+                "OperationNotAllowed",
+                "The job has ended already and can't be cancelled.",
+            )
+            .at(id.as_str()),
+        ));
+    }
+    call.app.ring();
+    // The answer is the job itself; whoever waits for its end polls the job's own operation.
+    Reply::ok(&answer(&job, true)?)
+}
+
+fn answer(job: &JobRecord, whole: bool) -> Result<Resource<JobProperties>, Fault> {
+    let id = JobId::parse(&job.id).map_err(|error| Fault::invalid("id", error.to_string()))?;
+    let mut properties = job.properties.clone();
+    if !whole {
+        properties.tasks.clear();
+    }
+    let mut answer = Resource::answer(&id, properties);
+    // Clients of before 2021 polled the job itself by these.
+    answer.extra.insert(
+        "status".to_owned(),
+        serde_json::json!(job.properties.state.as_str()),
+    );
+    answer.extra.insert(
+        "startTime".to_owned(),
+        serde_json::json!(job.properties.start_time),
+    );
+    if let Some(end) = &job.properties.end_time {
+        answer
+            .extra
+            .insert("endTime".to_owned(), serde_json::json!(end));
+    }
+    Ok(answer)
+}

@@ -1,0 +1,34 @@
+//! The orchestration API: ASR's REST surface over our store and jobs.
+//!
+//! ```text
+//!  server (TLS) ─► entry (token, rights, limits) ─► route (path → resource, types, rest) ─► one file per resource
+//!                                                                                            │
+//!                           reply (JSON, 202 with both operation headers, ARM errors) ◄──────┘
+//! ```
+
+pub mod containers;
+pub mod enable;
+pub mod entry;
+pub mod fabrics;
+pub mod filter;
+pub mod item_answer;
+pub mod jobs;
+pub mod load;
+pub mod mappings;
+pub mod networks;
+pub mod operations;
+pub mod plain;
+pub mod plans;
+pub mod policies;
+pub mod protectable_items;
+pub mod protected_items;
+pub mod recovery_points;
+pub mod reply;
+pub mod resource_groups;
+pub mod route;
+pub mod server;
+pub mod services_providers;
+pub mod storage_accounts;
+pub mod test_failover;
+pub mod vault_health;
+pub mod vaults;

@@ -1,0 +1,222 @@
+//! Protected VMs: list, get, update, disable, purge. Enabling is in [`super::enable`], the answer in
+//! [`super::item_answer`].
+
+use arm_model::ProtectedItemId;
+use arm_model::protected_item::{DisableProtection, UpdateProtectedItem};
+use axum::http::StatusCode;
+use protection::Event;
+use serde_json::json;
+
+use super::entry::{Call, page, unknown_path};
+use super::filter::Filter;
+use super::item_answer::{answer, answers};
+use super::load;
+use super::reply::Reply;
+use crate::fault::Fault;
+use crate::saga::disable_protection;
+use crate::saga::start::{self, NewJob};
+use crate::store::records::{self, Item, Plan, Recovered};
+use crate::store::{Change, Expect};
+
+/// PUT, PATCH, GET, POST remove, DELETE.
+///
+/// # Errors
+/// What is refused.
+pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
+    match (call.method, call.route.tail.as_deref()) {
+        ("GET", None) => {
+            let (_, _, stored) = load::item(call).await?;
+            Reply::versioned(&answer(call, &stored.record).await?, stored.etag)
+        }
+        ("PUT", None) => super::enable::put(call).await,
+        ("PATCH", None) => patch(call).await,
+        ("POST", Some("remove")) => disable(call).await,
+        ("DELETE", None) => purge(call).await,
+        _ => Err(unknown_path(&call.path)),
+    }
+}
+
+/// `C/replicationProtectedItems`.
+///
+/// # Errors
+/// 404 without a container.
+pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
+    let located = load::container(call).await?;
+    let items = records::list::<Item>(
+        call.app.store.as_ref(),
+        &format!("{}/", located.container.key()),
+    )
+    .await?;
+    page(answers(call, items.iter().map(|item| &item.record)).await?)
+}
+
+/// `V/replicationProtectedItems`.
+///
+/// # Errors
+/// 404 without a vault; 400 for a filter that can't be read.
+pub async fn list_of_vault(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let filter = Filter::parse(call.query.get("$filter").map_or("", String::as_str))?;
+    let store = call.app.store.as_ref();
+    let members: Option<Vec<String>> = match filter.first("recoveryPlanName") {
+        None => None,
+        Some(plan) => Some(
+            load::require::<Plan>(call.app, vault.plan(plan).as_str())
+                .await?
+                .record
+                .groups
+                .iter()
+                .flat_map(|group| {
+                    group
+                        .replication_protected_items
+                        .iter()
+                        .map(|item| item.id.to_ascii_lowercase())
+                })
+                .collect(),
+        ),
+    };
+    let items = records::list::<Item>(store, &format!("{}/", vault.key())).await?;
+    let chosen = items.iter().map(|item| &item.record).filter(|item| {
+        let site = ProtectedItemId::parse(&item.id)
+            .ok()
+            .and_then(|id| id.name_of("replicationFabrics").map(str::to_owned));
+        filter.allows("sourceFabricName", &site.unwrap_or_default())
+            && filter.allows("instanceType", arm_model::HYPER_V_REPLICA_AZURE)
+            && members
+                .as_ref()
+                .is_none_or(|members| members.contains(&item.id.to_ascii_lowercase()))
+    });
+    page(answers(call, chosen).await?)
+}
+
+/// Settings of the recovery VM. Nothing is copied, so it is done at once.
+async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (_, _, stored) = load::item(call).await?;
+    call.precondition(Some(stored.etag))?;
+    let update: UpdateProtectedItem = call.properties()?;
+    let mut item = stored.record;
+    if let Some(name) = update.recovery_azure_vm_name {
+        super::enable::target_name(&name)?;
+        item.request.target_azure_vm_name = Some(name);
+    }
+    if update.recovery_azure_vm_size.is_some() {
+        item.request.target_vm_size = update.recovery_azure_vm_size;
+    }
+    if let Some(network) = update.selected_recovery_azure_network_id {
+        let (_, vault) = load::vault(call).await?;
+        super::enable::network(
+            call,
+            &network,
+            &vault.record.0.location,
+            "properties.selectedRecoveryAzureNetworkId",
+        )
+        .await?;
+        item.request.target_azure_network_id = Some(network);
+    }
+    let etags = call
+        .app
+        .store
+        .apply(vec![records::put(
+            stored.key,
+            &item,
+            Expect::Etag(stored.etag),
+        )?])
+        .await?;
+    Reply::versioned(
+        &answer(call, &item).await?,
+        etags.first().copied().unwrap_or_default(),
+    )
+}
+
+async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, id, stored) = load::item(call).await?;
+    call.precondition(Some(stored.etag))?;
+    let body: DisableProtection = call.properties()?;
+    let delete_replica = body.delete_replica.unwrap_or(true);
+    protection::step(stored.record.machine, Event::Disable { delete_replica })?;
+    in_plan(call, &id).await?;
+    if !call
+        .app
+        .fleet
+        .connected(&stored.record.engine_id, call.app.now_ms())
+    {
+        return Err(crate::saga::enable_protection::host_disconnected(
+            call.app,
+            &stored.record.engine_id,
+        ));
+    }
+    let job = start::start(
+        call.app,
+        NewJob {
+            vault: &vault,
+            resource: &id,
+            removes: true,
+            scenario: "DisableDr",
+            friendly_name: "Disable replication",
+            target_name: &stored.record.vm_name,
+            target_type: "ProtectionEntity",
+            workflow: "disableProtection",
+            input: json!({ "item": id, "deleteReplica": delete_replica }),
+            tasks: disable_protection::tasks(),
+            details: super::item_answer::job_details(&stored.record),
+            locks: vec![id.key()],
+            request_id: &call.request_id,
+            changes: Vec::new(),
+            name: None,
+        },
+    )
+    .await?;
+    Ok(Reply::accepted(job, &id))
+}
+
+async fn in_plan(call: &Call<'_>, id: &ProtectedItemId) -> Result<(), Fault> {
+    let vault = id
+        .ancestor(1)
+        .map(|vault| format!("{}/", vault.key()))
+        .unwrap_or_default();
+    let plans = records::list::<Plan>(call.app.store.as_ref(), &vault).await?;
+    let member = plans.iter().find(|plan| {
+        plan.record.groups.iter().any(|group| {
+            group
+                .replication_protected_items
+                .iter()
+                .any(|item| item.id.eq_ignore_ascii_case(id.as_str()))
+        })
+    });
+    match member {
+        None => Ok(()),
+        Some(plan) => Err(Fault::conflict(
+            "ItemInRecoveryPlan",
+            id.as_str(),
+            format!(
+                "The VM belongs to the recovery plan `{}`.",
+                plan.record.id.rsplit('/').next().unwrap_or_default()
+            ),
+            "Take it out of the plan, or remove the plan first.",
+        )),
+    }
+}
+
+/// DELETE: drops the record without the host; works with the host away and whatever state the item is in.
+async fn purge(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (_, id, stored) = match load::item(call).await {
+        Ok(found) => found,
+        Err(Fault::Refused { status: 404, .. }) => return Ok(Reply::Empty(StatusCode::NO_CONTENT)),
+        Err(fault) => return Err(fault),
+    };
+    call.precondition(Some(stored.etag))?;
+    in_plan(call, &id).await?;
+    let store = call.app.store.as_ref();
+    let mut changes = vec![Change::Delete {
+        key: stored.key,
+        expect: Expect::Etag(stored.etag),
+    }];
+    for vm in records::list::<Recovered>(store, "~recovered/").await? {
+        if vm.record.item.eq_ignore_ascii_case(id.as_str()) {
+            changes.push(records::delete(vm.key));
+        }
+    }
+    store.apply(changes).await?;
+    call.app.ring();
+    Ok(Reply::Empty(StatusCode::NO_CONTENT))
+}

@@ -1,0 +1,368 @@
+//! Drills: start and cleanup, of an item and of a plan.
+
+use arm_model::job::JobDetails;
+use arm_model::test_failover::{
+    NO_NETWORK, PlanTestFailover, TestFailover, TestFailoverCleanup, VM_NETWORK,
+};
+use arm_model::{ArmError, ArmId, RecoveryPointId, VaultId};
+use protection::{DrillState, Event};
+use serde_json::json;
+
+use super::entry::Call;
+use super::reply::Reply;
+use super::{enable, item_answer, load, plans};
+use crate::fault::Fault;
+use crate::saga::drill::{self, DrillInput};
+use crate::saga::drill_cleanup;
+use crate::saga::start::{self, NewJob};
+use crate::store::records::{self, Item, Plan};
+
+/// Network of a drill, checked.
+struct DrillNetwork {
+    isolated: bool,
+    name: Option<String>,
+    kind: String,
+}
+
+/// `I/testFailover`.
+///
+/// # Errors
+/// What is refused.
+pub async fn start_item(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, id, stored) = load::item(call).await?;
+    let body: TestFailover = call.properties()?;
+    direction(body.failover_direction.as_deref())?;
+    let network = network(
+        call,
+        body.network_type.as_deref(),
+        body.network_id.as_deref(),
+    )
+    .await?;
+    protection::step(stored.record.machine, Event::DrillStart)?;
+    let wanted = body
+        .provider_specific_details
+        .and_then(|details| details.recovery_point_id)
+        .filter(|id| !id.is_empty());
+    let point = match wanted {
+        None => None,
+        Some(wanted) => Some(point_name(call, &id, &stored.record, &wanted)?),
+    };
+    let input = DrillInput {
+        plan: None,
+        groups: vec![vec![stored.record.id.clone()]],
+        point,
+        application_consistent: false,
+        isolated: network.isolated,
+        requested_unix_ms: call.app.now_ms(),
+    };
+    let details = item_answer::job_details(&stored.record);
+    begin(
+        call,
+        &vault,
+        &id,
+        &stored.record.vm_name,
+        "ProtectionEntity",
+        input,
+        network,
+        details,
+        vec![id.key()],
+    )
+    .await
+}
+
+/// `V/replicationRecoveryPlans/{plan}/testFailover`.
+///
+/// # Errors
+/// What is refused.
+pub async fn start_plan(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let id = load::plan_id(call, &vault)?;
+    let plan = load::require::<Plan>(call.app, id.as_str()).await?.record;
+    let body: PlanTestFailover = call.properties()?;
+    direction(body.failover_direction.as_deref())?;
+    let network = network(
+        call,
+        body.network_type.as_deref(),
+        body.network_id.as_deref(),
+    )
+    .await?;
+    let choice = body
+        .provider_specific_details
+        .iter()
+        .find_map(|choice| choice.recovery_point_type.as_deref());
+    let application_consistent = match choice {
+        None | Some("Latest" | "LatestProcessed") => false,
+        Some("LatestApplicationConsistent") => true,
+        Some(other) => {
+            return Err(Fault::invalid(
+                "properties.providerSpecificDetails[0].recoveryPointType",
+                format!("`{other}` is no choice of recovery points."),
+            ));
+        }
+    };
+    if plan.drill_job.is_some() {
+        return Err(Fault::conflict(
+            "OperationNotAllowed",
+            id.as_str(),
+            "A test failover of the plan waits for its cleanup.",
+            "Clean the test failover up first.",
+        ));
+    }
+    let groups = plans::boot_order(&plan.groups)
+        .map_err(|error| Fault::invalid("groups", format!("{error}.")))?;
+    let mut locks = vec![id.key()];
+    for item in groups.iter().flatten() {
+        let stored = load::require::<Item>(call.app, item).await?;
+        protection::step(stored.record.machine, Event::DrillStart)?;
+        locks.push(stored.key);
+    }
+    let input = DrillInput {
+        plan: Some(plan.id.clone()),
+        groups,
+        point: None,
+        application_consistent,
+        isolated: network.isolated,
+        requested_unix_ms: call.app.now_ms(),
+    };
+    begin(
+        call,
+        &vault,
+        &id,
+        id.name(),
+        "RecoveryPlan",
+        input,
+        network,
+        JobDetails::default(),
+        locks,
+    )
+    .await
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of it is the job's head")]
+async fn begin(
+    call: &Call<'_>,
+    vault: &VaultId,
+    id: &ArmId,
+    name: &str,
+    kind: &'static str,
+    input: DrillInput,
+    network: DrillNetwork,
+    details: JobDetails,
+    locks: Vec<String>,
+) -> Result<Reply, Fault> {
+    let tasks = drill::tasks(&input.groups, input.plan.is_some());
+    let input = serde_json::to_value(&input)
+        .map_err(|error| Fault::refuse(500, ArmError::new("InternalError", error.to_string())))?;
+    let job = start::start(
+        call.app,
+        NewJob {
+            vault,
+            resource: id,
+            removes: false,
+            scenario: "TestFailover",
+            friendly_name: "Test failover",
+            target_name: name,
+            target_type: kind,
+            workflow: "testFailover",
+            input,
+            tasks,
+            details: JobDetails {
+                instance_type: "TestFailoverJobDetails".to_owned(),
+                test_failover_status: Some("Active".to_owned()),
+                network_name: network.name,
+                network_type: Some(network.kind),
+                protected_item_details: Some(Vec::new()),
+                ..details
+            },
+            locks,
+            request_id: &call.request_id,
+            changes: Vec::new(),
+            name: None,
+        },
+    )
+    .await?;
+    Ok(Reply::accepted(job, id))
+}
+
+fn direction(direction: Option<&str>) -> Result<(), Fault> {
+    match direction {
+        None | Some("PrimaryToRecovery") => Ok(()),
+        Some(other) => Err(Fault::invalid(
+            "properties.failoverDirection",
+            format!("A test failover goes `PrimaryToRecovery`, not `{other}`."),
+        )),
+    }
+}
+
+async fn network(
+    call: &Call<'_>,
+    kind: Option<&str>,
+    id: Option<&str>,
+) -> Result<DrillNetwork, Fault> {
+    match kind.filter(|kind| !kind.is_empty()).unwrap_or(NO_NETWORK) {
+        NO_NETWORK => Ok(DrillNetwork {
+            isolated: true,
+            name: None,
+            kind: NO_NETWORK.to_owned(),
+        }),
+        VM_NETWORK => {
+            let Some(id) = id else {
+                return Err(Fault::invalid(
+                    "properties.networkId",
+                    format!("`{VM_NETWORK}` needs the id of a virtual network."),
+                ));
+            };
+            let (_, vault) = load::vault(call).await?;
+            let network =
+                enable::network(call, id, &vault.record.0.location, "properties.networkId").await?;
+            let name = network.0.id.rsplit('/').next().map(str::to_owned);
+            Ok(DrillNetwork {
+                isolated: false,
+                name,
+                kind: VM_NETWORK.to_owned(),
+            })
+        }
+        other => Err(Fault::invalid(
+            "properties.networkType",
+            format!("`{other}` is not possible; use `{NO_NETWORK}` or `{VM_NETWORK}`."),
+        )),
+    }
+}
+
+fn point_name(call: &Call<'_>, item: &ArmId, record: &Item, wanted: &str) -> Result<String, Fault> {
+    let target = "properties.providerSpecificDetails.recoveryPointId";
+    let id = RecoveryPointId::parse(wanted)
+        .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    if id.parent().is_none_or(|parent| parent != *item) {
+        return Err(Fault::invalid(
+            target,
+            "The recovery point belongs to another item.",
+        ));
+    }
+    let live = call.app.fleet.get(&record.engine_id).unwrap_or_default();
+    let known = live.replication(item.name()).is_some_and(|status| {
+        status
+            .recovery_points
+            .iter()
+            .any(|point| point.id.eq_ignore_ascii_case(id.name()))
+    });
+    if !known {
+        return Err(Fault::refuse(
+            400,
+            ArmError::new(
+                "RecoveryPointNotFound",
+                format!("The item has no recovery point `{}`.", id.name()),
+            )
+            .at(target)
+            .advise(
+                "The point is older than the retention of the policy.",
+                "Choose one of the listed recovery points.",
+            ),
+        ));
+    }
+    Ok(id.name().to_owned())
+}
+
+/// `I/testFailoverCleanup`.
+///
+/// # Errors
+/// What is refused.
+pub async fn clean_item(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, id, stored) = load::item(call).await?;
+    let body: TestFailoverCleanup = call.properties()?;
+    protection::step(stored.record.machine, Event::CleanupStart)?;
+    let item = stored.record.id.clone();
+    clean(
+        call,
+        &vault,
+        &id,
+        &stored.record.vm_name,
+        "ProtectionEntity",
+        None,
+        vec![item],
+        body.comments,
+    )
+    .await
+}
+
+/// `V/replicationRecoveryPlans/{plan}/testFailoverCleanup`.
+///
+/// # Errors
+/// What is refused.
+pub async fn clean_plan(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let id = load::plan_id(call, &vault)?;
+    let plan = load::require::<Plan>(call.app, id.as_str()).await?.record;
+    let body: TestFailoverCleanup = call.properties()?;
+    let Some(drill) = &plan.drill_job else {
+        return Err(Fault::conflict(
+            "OperationNotAllowed",
+            id.as_str(),
+            "There is no test failover of the plan to clean up.",
+            "Start a test failover first.",
+        ));
+    };
+    // Members whose test VM was cleaned up one by one are left out.
+    let mut items = Vec::new();
+    for item in records::list::<Item>(call.app.store.as_ref(), &format!("{}/", vault.key())).await?
+    {
+        if item.record.drill_job.as_deref() == Some(drill.as_str())
+            && item.record.machine.drill != DrillState::None
+        {
+            items.push(item.record.id);
+        }
+    }
+    clean(
+        call,
+        &vault,
+        &id,
+        id.name(),
+        "RecoveryPlan",
+        Some(plan.id.clone()),
+        items,
+        body.comments,
+    )
+    .await
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of it is the job's head")]
+async fn clean(
+    call: &Call<'_>,
+    vault: &VaultId,
+    id: &ArmId,
+    name: &str,
+    kind: &'static str,
+    plan: Option<String>,
+    items: Vec<String>,
+    comments: Option<String>,
+) -> Result<Reply, Fault> {
+    let mut locks: Vec<String> = items.iter().map(|item| item.to_ascii_lowercase()).collect();
+    if plan.is_some() {
+        locks.push(id.key());
+    }
+    let job = start::start(
+        call.app,
+        NewJob {
+            vault,
+            resource: id,
+            removes: false,
+            scenario: "TestFailoverCleanup",
+            friendly_name: "Test failover cleanup",
+            target_name: name,
+            target_type: kind,
+            workflow: "testFailoverCleanup",
+            input: json!({ "plan": plan, "items": items, "comments": comments }),
+            tasks: drill_cleanup::tasks(),
+            details: JobDetails {
+                comments,
+                ..JobDetails::default()
+            },
+            locks,
+            request_id: &call.request_id,
+            changes: Vec::new(),
+            name: None,
+        },
+    )
+    .await?;
+    Ok(Reply::accepted(job, id))
+}

@@ -1,0 +1,135 @@
+//! What every part of the orchestrator shares: store, fleet, clock, the bell that wakes waiters.
+
+use std::sync::Arc;
+
+use engine_protocol::Authority;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+
+use crate::auth::token::TokenIssuer;
+use crate::fleet::Fleet;
+use crate::store::ResourceStore;
+
+/// Times after which waiting gives up.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For an engine to take up a replication, in milliseconds.
+    pub engine_ms: i64,
+    /// For a recovered VM to write its first line, in milliseconds.
+    pub boot_ms: i64,
+    /// For a recovered VM to go away, and for a replica to be retired, in milliseconds.
+    pub removal_ms: i64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            engine_ms: 120_000,
+            boot_ms: 900_000,
+            removal_ms: 600_000,
+        }
+    }
+}
+
+/// See the module.
+pub struct App {
+    /// Resource store.
+    pub store: Arc<dyn ResourceStore>,
+    /// Engines as last seen.
+    pub fleet: Fleet,
+    /// Certificate authority.
+    pub authority: Authority,
+    /// Issuer of access tokens.
+    pub tokens: TokenIssuer,
+    /// Absolute base of our URLs, without a slash at the end.
+    pub public_url: String,
+    /// `host:port` of the engine gateway as hosts reach it.
+    pub gateway: String,
+    /// Regions of this installation; empty = any.
+    pub regions: Vec<String>,
+    /// Tenant of the built-in issuer.
+    pub tenant_id: String,
+    /// Times after which waiting gives up.
+    pub patience: Patience,
+    bell: watch::Sender<u64>,
+    jobs: mpsc::UnboundedSender<String>,
+}
+
+// === impl App ===
+
+/// The parts of an [`App`] that are made outside.
+pub struct Parts {
+    /// Resource store.
+    pub store: Arc<dyn ResourceStore>,
+    /// Certificate authority.
+    pub authority: Authority,
+    /// Issuer of access tokens.
+    pub tokens: TokenIssuer,
+    /// Absolute base of our URLs.
+    pub public_url: String,
+    /// `host:port` of the engine gateway as hosts reach it.
+    pub gateway: String,
+    /// Regions; empty = any.
+    pub regions: Vec<String>,
+    /// Tenant of the built-in issuer.
+    pub tenant_id: String,
+    /// Times after which waiting gives up.
+    pub patience: Patience,
+}
+
+impl App {
+    /// Puts it together. The receiver gives the keys of jobs that shall be run.
+    #[must_use]
+    pub fn new(parts: Parts) -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
+        let (jobs, receiver) = mpsc::unbounded_channel();
+        let app = Self {
+            store: parts.store,
+            fleet: Fleet::default(),
+            authority: parts.authority,
+            tokens: parts.tokens,
+            public_url: parts.public_url,
+            gateway: parts.gateway,
+            regions: parts.regions,
+            tenant_id: parts.tenant_id,
+            patience: parts.patience,
+            bell: watch::Sender::new(0),
+            jobs,
+        };
+        (Arc::new(app), receiver)
+    }
+
+    /// Now.
+    #[must_use]
+    pub fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc()
+    }
+
+    /// Now, Unix milliseconds.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        i64::try_from(self.now().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+    }
+
+    /// Now, as the API writes it.
+    #[must_use]
+    pub fn now_text(&self) -> String {
+        arm_model::timestamp::format(self.now())
+    }
+
+    /// Wakes everybody who waits for a change of resources or reports.
+    pub fn ring(&self) {
+        self.bell
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// The bell.
+    #[must_use]
+    pub fn listen(&self) -> watch::Receiver<u64> {
+        self.bell.subscribe()
+    }
+
+    /// Hands a stored job to the runner. Without a runner (it is stopping) the next start takes it up.
+    pub fn start_job(&self, key: &str) {
+        let _runner_is_gone = self.jobs.send(key.to_owned());
+    }
+}

@@ -1,0 +1,175 @@
+//! The engine gateway: enrolment, and one stream per engine.
+//!
+//! ```text
+//!  engine ── EngineReport ──► reports  : fleet (memory), state machine of items (store), bell
+//!         ◄── DesiredState ── watcher  : whenever the bell rings and the desired state has changed,
+//!                                        and from time to time anyway
+//! ```
+//!
+//! Nothing relies on a message arriving once: reports are whole, desired states are whole.
+
+pub mod desired;
+pub mod enrol;
+pub mod reports;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine_protocol::v1::engine_gateway_server::{EngineGateway, EngineGatewayServer};
+use engine_protocol::{MAX_MESSAGE_BYTES, tls, v1};
+use futures::Stream;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use crate::app::App;
+use crate::store::records::{self, EngineRecord};
+
+/// The whole desired state is repeated after so long.
+const REPEAT: Duration = Duration::from_secs(15);
+
+/// Serves the gateway until `stop`.
+///
+/// # Errors
+/// When TLS can't be set up or the listener fails.
+pub async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    certificate: engine_protocol::authority::KeyedCertificate,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let tls = tls::server_config(
+        app.authority.certificate_pem(),
+        &certificate.certificate_pem,
+        &certificate.key_pem,
+    );
+    let service = EngineGatewayServer::new(Gateway {
+        app,
+        stop: stop.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    tonic::transport::Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .await
+}
+
+struct Gateway {
+    app: Arc<App>,
+    stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl EngineGateway for Gateway {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::DesiredState, Status>> + Send>>;
+
+    async fn enrol(
+        &self,
+        request: Request<v1::EnrolRequest>,
+    ) -> Result<Response<v1::EnrolResponse>, Status> {
+        enrol::enrol(&self.app, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::EngineReport>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let engine_id = tls::engine_id(&request)?;
+        let key = records::engine_key(&engine_id);
+        records::get::<EngineRecord>(self.app.store.as_ref(), &key)
+            .await
+            .map_err(enrol::failed)?
+            .ok_or_else(|| {
+                Status::permission_denied(
+                    "this host was unregistered; enrol with a new registration key",
+                )
+            })?;
+        let session = self.app.fleet.begin_session(&engine_id);
+        info!(engine = %engine_id, session, "engine connected");
+        let (sender, receiver) = mpsc::channel(4);
+        let stream = EngineStream {
+            app: Arc::clone(&self.app),
+            engine_id,
+            session,
+            stop: self.stop.clone(),
+        };
+        tokio::spawn(stream.run(request.into_inner(), sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// One stream of an engine.
+struct EngineStream {
+    app: Arc<App>,
+    engine_id: String,
+    session: u64,
+    stop: CancellationToken,
+}
+
+impl EngineStream {
+    async fn run(
+        self,
+        mut reports: Streaming<v1::EngineReport>,
+        sender: mpsc::Sender<Result<v1::DesiredState, Status>>,
+    ) {
+        let mut intake = reports::Intake::new(&self.engine_id);
+        let mut bell = self.app.listen();
+        bell.mark_changed();
+        let mut told = None;
+        let mut repeat = tokio::time::interval(REPEAT);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                report = reports.message() => match report {
+                    Ok(Some(report)) => {
+                        if !self.app.fleet.is_current(&self.engine_id, self.session) {
+                            break;
+                        }
+                        if let Err(error) = intake.take(&self.app, report).await {
+                            warn!(engine = %self.engine_id, error = &error as &dyn std::error::Error, "report can't be stored; the next one will be");
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(status) => {
+                        info!(engine = %self.engine_id, code = ?status.code(), "stream broke");
+                        break;
+                    }
+                },
+                _ = repeat.tick() => told = None,
+                _ = bell.changed() => {}
+            }
+            if !self.app.fleet.is_current(&self.engine_id, self.session) {
+                let superseded = Status::aborted(
+                    "a newer stream of this engine took over, or the host was unregistered",
+                );
+                let _gone_already = sender.try_send(Err(superseded));
+                break;
+            }
+            match desired::refresh(&self.app, &self.engine_id).await {
+                Ok(state) if told != Some(state.generation) => {
+                    let generation = state.generation;
+                    // A full channel means that the engine doesn't read; the next round tries again.
+                    match sender.try_send(Ok(state)) {
+                        Ok(()) => told = Some(generation),
+                        Err(mpsc::error::TrySendError::Full(_)) => {}
+                        Err(mpsc::error::TrySendError::Closed(_)) => break,
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(engine = %self.engine_id, error = &error as &dyn std::error::Error, "desired state can't be computed")
+                }
+            }
+        }
+        info!(engine = %self.engine_id, session = self.session, "engine's stream ended");
+    }
+}

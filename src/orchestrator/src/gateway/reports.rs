@@ -1,0 +1,162 @@
+//! Takes up reports: memory at once, the store when it matters.
+//!
+//! Stored at once: a new state of a replication or a new inventory. Stored at intervals: heartbeat, points,
+//! figures; the engine repeats them, and a restart only needs to know roughly.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use engine_protocol::v1::{self, replication_status::State};
+use prost::Message as _;
+use protection::{Effect, Event, Generation, Observed};
+use tracing::info;
+
+use super::enrol::encode_report;
+use crate::app::App;
+use crate::store::records::{self, EngineRecord, Item};
+use crate::store::{Change, Expect, StoreError};
+
+/// Heartbeat and figures are stored at most so often.
+const STORE_EVERY_MS: i64 = 10_000;
+
+/// Takes up the reports of one stream.
+pub struct Intake {
+    engine_id: String,
+    /// (generation, state) that the item's record has already seen.
+    seen: HashMap<String, (u64, i32)>,
+    inventory: Vec<u8>,
+    stored_ms: i64,
+}
+
+// === impl Intake ===
+
+impl Intake {
+    /// Knows nothing: the first report is stored whole.
+    #[must_use]
+    pub fn new(engine_id: &str) -> Self {
+        Self {
+            engine_id: engine_id.to_owned(),
+            seen: HashMap::new(),
+            inventory: Vec::new(),
+            stored_ms: 0,
+        }
+    }
+
+    /// Takes up one report.
+    ///
+    /// # Errors
+    /// Failures of the store; the report is in memory nevertheless.
+    pub async fn take(&mut self, app: &App, report: v1::EngineReport) -> Result<(), StoreError> {
+        let now = app.now_ms();
+        let report = Arc::new(report);
+        let inventory = v1::EngineReport {
+            host: report.host.clone().map(|host| v1::Host {
+                free_bytes: 0,
+                ..host
+            }),
+            virtual_machines: report.virtual_machines.clone(),
+            ..v1::EngineReport::default()
+        }
+        .encode_to_vec();
+        app.fleet.observe(&self.engine_id, Arc::clone(&report), now);
+        let mut news = inventory != self.inventory;
+        for status in &report.replications {
+            let present = (status.generation, status.state);
+            if self.seen.get(&status.item_id) != Some(&present) {
+                self.advance(app, status).await?;
+                self.seen.insert(status.item_id.clone(), present);
+                news = true;
+            }
+        }
+        if news || now - self.stored_ms >= STORE_EVERY_MS {
+            records::update::<EngineRecord>(
+                app.store.as_ref(),
+                &records::engine_key(&self.engine_id),
+                |engine| {
+                    Some(EngineRecord {
+                        report: encode_report(&report),
+                        last_seen_unix_ms: now,
+                        ..engine.clone()
+                    })
+                },
+            )
+            .await?;
+            self.inventory = inventory;
+            self.stored_ms = now;
+        }
+        app.ring();
+        Ok(())
+    }
+
+    /// Moves the state machine of an item.
+    async fn advance(&self, app: &App, status: &v1::ReplicationStatus) -> Result<(), StoreError> {
+        let Some(observed) = observed(status.state()) else {
+            return Ok(());
+        };
+        let event = Event::Report {
+            generation: Generation(status.generation),
+            observed,
+        };
+        let store = app.store.as_ref();
+        let engine =
+            records::get::<EngineRecord>(store, &records::engine_key(&self.engine_id)).await?;
+        let Some(engine) = engine else {
+            return Ok(());
+        };
+        let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
+        let ours = |item: &Item| {
+            item.engine_id == self.engine_id
+                && item
+                    .id
+                    .rsplit('/')
+                    .next()
+                    .is_some_and(|name| name.eq_ignore_ascii_case(&status.item_id))
+        };
+        loop {
+            let items = records::list::<Item>(store, &below).await?;
+            let Some(item) = items.into_iter().find(|item| ours(&item.record)) else {
+                return Ok(());
+            };
+            let Ok((machine, effects)) = protection::step(item.record.machine, event) else {
+                return Ok(());
+            };
+            if machine == item.record.machine {
+                return Ok(());
+            }
+            info!(item = %item.record.id, from = ?item.record.machine.replication, to = ?machine.replication, "replication state changes");
+            let change = if effects.contains(&Effect::RemoveRecord) {
+                Change::Delete {
+                    key: item.key,
+                    expect: Expect::Etag(item.etag),
+                }
+            } else {
+                records::put(
+                    item.key,
+                    &Item {
+                        machine,
+                        ..item.record
+                    },
+                    Expect::Etag(item.etag),
+                )?
+            };
+            match store.apply(vec![change]).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn observed(state: State) -> Option<Observed> {
+    Some(match state {
+        State::Unspecified => return None,
+        State::Starting => Observed::Starting,
+        State::InitialReplication => Observed::InitialReplication,
+        State::Protected => Observed::Protected,
+        State::Comparing => Observed::Comparing,
+        State::Blocked => Observed::Blocked,
+        State::Retired => Observed::Retired,
+        State::Fenced => Observed::Fenced,
+    })
+}

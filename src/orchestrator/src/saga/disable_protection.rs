@@ -1,0 +1,74 @@
+//! Switch protection off. Input: `{item, deleteReplica}`. The engine stops, forgets its tracking, deletes
+//! the replica if asked and reports it; then the gateway drops the record. A job that fails leaves the item
+//! in state DisablingProtection: the same request again goes on, and DELETE drops the record without the host.
+
+use arm_model::ArmError;
+use arm_model::job::Task;
+use async_trait::async_trait;
+use protection::Event;
+
+use super::state::fresh_task;
+use super::{Outcome, Run, Workflow};
+use crate::fault::Fault;
+use crate::store::Expect;
+use crate::store::records::{self, Item};
+
+/// See the module.
+pub struct DisableProtection;
+
+/// Tasks.
+#[must_use]
+pub fn tasks() -> Vec<Task> {
+    vec![
+        fresh_task(
+            "DisableProtectionPreflightChecksTask",
+            "Prerequisites check for disabling protection",
+        ),
+        fresh_task(
+            "DisableProtectionOnPrimary",
+            "Disabling protection on the host",
+        ),
+        fresh_task("UpdateDraState", "Updating the provider states"),
+    ]
+}
+
+#[async_trait]
+impl Workflow for DisableProtection {
+    async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        let app = run.app;
+        let key = run.input("item").to_ascii_lowercase();
+        let Some(item) = records::get::<Item>(app.store.as_ref(), &key).await? else {
+            return Ok(Outcome::Done);
+        };
+        match node {
+            0 => {
+                if !app.fleet.connected(&item.record.engine_id, app.now_ms()) {
+                    return Err(super::enable_protection::host_disconnected(app, &item.record.engine_id));
+                }
+                Ok(Outcome::Done)
+            }
+            1 => {
+                let delete_replica = run.job.input.get("deleteReplica").and_then(serde_json::Value::as_bool).unwrap_or(true);
+                let (machine, _) = protection::step(item.record.machine, Event::Disable { delete_replica })?;
+                let changed = Item { machine, ..item.record };
+                app.store.apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?]).await?;
+                app.ring();
+                Ok(Outcome::Done)
+            }
+            _ if run.waited_ms() > app.patience.removal_ms => Err(Fault::refuse(
+                504,
+                ArmError::new("EngineSilent", "The engine did not report the end of protection.")
+                    .at("replicationProtectedItems")
+                    .advise(
+                        "The host is away, or the replica can't be deleted.",
+                        "Repeat the request when the host is back, or remove the record alone with DELETE.",
+                    ),
+            )),
+            _ => Ok(Outcome::Wait),
+        }
+    }
+
+    async fn undo(&self, _run: &mut Run<'_>, _node: usize) -> Result<Outcome, Fault> {
+        Ok(Outcome::Done)
+    }
+}

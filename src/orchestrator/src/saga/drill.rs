@@ -1,0 +1,616 @@
+//! Test failover of an item or a plan. Input: [`DrillInput`].
+//!
+//! ```text
+//!  preflight ─► begin (points, hosts; items marked) ─► prepare (VMs of later groups are made, not started)
+//!            ─► boot group 1 ─► boot group 2 ─► …   (next one when all of the present have booted)
+//! ```
+//!
+//! Replication is not touched: the drill has its own state axis and its own desired state entries.
+//! A node that fails takes all test VMs away again.
+
+use arm_model::job::{GroupTaskDetails, JobState, Task, TaskDetails};
+use arm_model::test_failover::DrillVm;
+use arm_model::{ArmError, ProtectedItemId};
+use async_trait::async_trait;
+use engine_protocol::v1::{self, recovered_vm_status::State};
+use protection::{DrillState, Event};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::enable_protection::{from_finding, host_disconnected, item_name};
+use super::state::{children, fresh_task};
+use super::{Outcome, Run, Workflow};
+use crate::app::App;
+use crate::fault::Fault;
+use crate::fleet::Live;
+use crate::store::records::{self, Item, Plan, Recovered};
+
+/// Nodes before the boot groups.
+const BEFORE_GROUPS: usize = 3;
+/// A VM that is made without being started may take so long before we go on without it.
+const PREPARE_MS: i64 = 30_000;
+
+/// See the module.
+pub struct TestFailover;
+
+/// Parameters.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DrillInput {
+    /// ARM id of the plan, for a plan's drill.
+    pub plan: Option<String>,
+    /// ARM ids of the items by group.
+    pub groups: Vec<Vec<String>>,
+    /// Point of a single item's drill.
+    pub point: Option<String>,
+    /// Whether only application-consistent points count.
+    pub application_consistent: bool,
+    /// No adapter is connected.
+    pub isolated: bool,
+    /// When it was asked for.
+    pub requested_unix_ms: i64,
+}
+
+/// What `begin` decides for each VM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Chosen {
+    /// Item's key.
+    item: String,
+    /// Id of the test VM.
+    vm_id: String,
+    /// Recovery host's engine.
+    engine_id: String,
+    /// Recovery point.
+    point_id: String,
+    /// Instant of that point.
+    point_ms: i64,
+    /// Group, from 0.
+    group: usize,
+}
+
+/// Tasks of a drill.
+#[must_use]
+pub fn tasks(groups: &[Vec<String>], plan: bool) -> Vec<Task> {
+    let mut tasks = vec![
+        fresh_task(
+            "TestFailoverPreflightChecksTask",
+            "Prerequisites check for test failover",
+        ),
+        fresh_task("BeginTestFailoverTask", "Create test virtual machine"),
+        fresh_task(
+            "PrepareTestProtectedEntitiesTask",
+            "Preparing the virtual machine",
+        ),
+    ];
+    for (index, group) in groups.iter().enumerate() {
+        if !plan {
+            tasks.push(fresh_task(
+                "BootTestProtectedEntitiesTask",
+                "Start the virtual machine",
+            ));
+            continue;
+        }
+        let name = format!("Group {}", index + 1);
+        let mut task = fresh_task(
+            &format!("RecoveryPlanBootGroup{}Task", index + 1),
+            &format!("{name}: start"),
+        );
+        "RecoveryPlanGroupTask".clone_into(&mut task.task_type);
+        task.group_task_custom_details = Some(GroupTaskDetails {
+            instance_type: "RecoveryPlanGroupTaskDetails".to_owned(),
+            child_tasks: group
+                .iter()
+                .map(|item| Task {
+                    custom_details: Some(TaskDetails {
+                        instance_type: "VirtualMachineTaskDetails".to_owned(),
+                        ..TaskDetails::default()
+                    }),
+                    ..fresh_task("BootTestProtectedEntitiesTask", item_name(item))
+                })
+                .collect(),
+            name,
+            group_id: (index + 1).to_string(),
+            rp_group_type: "Boot".to_owned(),
+        });
+        tasks.push(task);
+    }
+    tasks
+}
+
+#[async_trait]
+impl Workflow for TestFailover {
+    async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        let input = input(run)?;
+        match node {
+            0 => {
+                choose(run, &input).await?;
+                Ok(Outcome::Done)
+            }
+            1 => begin(run, &input).await,
+            2 => prepare(run, &input).await,
+            _ => boot(run, &input, node - BEFORE_GROUPS).await,
+        }
+    }
+
+    async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        match node {
+            2 => {
+                remove_vms(
+                    run.app,
+                    &chosen(run),
+                    run.waited_ms() > run.app.patience.removal_ms,
+                )
+                .await
+            }
+            1 => {
+                let input = input(run)?;
+                mark_items(run, &input, Event::DrillAbort, None).await?;
+                Ok(Outcome::Done)
+            }
+            _ => Ok(Outcome::Done),
+        }
+    }
+}
+
+fn input(run: &Run<'_>) -> Result<DrillInput, Fault> {
+    serde_json::from_value(run.job.input.clone()).map_err(|error| {
+        Fault::refuse(
+            500,
+            ArmError::new(
+                "InternalError",
+                format!("The stored request can't be read: {error}."),
+            ),
+        )
+    })
+}
+
+fn chosen(run: &Run<'_>) -> Vec<Chosen> {
+    let memo = run.job.recall("vms").cloned().unwrap_or_default();
+    serde_json::from_value(memo).unwrap_or_default()
+}
+
+/// Looks whether a drill is possible, and decides point and host of each VM.
+async fn choose(run: &Run<'_>, input: &DrillInput) -> Result<Vec<Chosen>, Fault> {
+    let app = run.app;
+    let mut vms = Vec::new();
+    for (group, ids) in input.groups.iter().enumerate() {
+        for id in ids {
+            let key = id.to_ascii_lowercase();
+            let item = records::get::<Item>(app.store.as_ref(), &key)
+                .await?
+                .ok_or_else(|| Fault::not_found(id))?
+                .record;
+            let ours = item.drill_job.as_deref() == Some(run.job.id.as_str());
+            if !ours {
+                protection::step(item.machine, Event::DrillStart)?;
+            }
+            let point = choose_point(app, &item, input)?;
+            let engine_id = recovery_engine(app, &item).await?;
+            vms.push(Chosen {
+                // Follows from job and item: a repeated node makes no second VM.
+                vm_id: Uuid::new_v5(
+                    &Uuid::NAMESPACE_URL,
+                    format!("{}|{key}", run.job.id).as_bytes(),
+                )
+                .to_string(),
+                item: key,
+                engine_id,
+                point_id: point.id,
+                point_ms: point.time_unix_ms,
+                group,
+            });
+        }
+    }
+    Ok(vms)
+}
+
+/// The newest point, or the one that was asked for.
+fn choose_point(app: &App, item: &Item, input: &DrillInput) -> Result<v1::RecoveryPoint, Fault> {
+    let live = app.fleet.get(&item.engine_id).unwrap_or_default();
+    let points = live
+        .replication(item_name(&item.id))
+        .map_or(&[][..], |status| status.recovery_points.as_slice());
+    let fits = |point: &&v1::RecoveryPoint| match &input.point {
+        Some(wanted) => point.id.eq_ignore_ascii_case(wanted),
+        None => {
+            !input.application_consistent
+                || point.kind() == v1::recovery_point::Kind::ApplicationConsistent
+        }
+    };
+    points.iter().rev().find(fits).cloned().ok_or_else(|| {
+        Fault::refuse(
+            409,
+            ArmError::new("RecoveryPointNotFound", format!("The VM `{}` has no such recovery point.", item.vm_name))
+                .at("properties.providerSpecificDetails.recoveryPointId")
+                .advise("The point is older than the retention of the policy, or no point has been made yet.", "Choose one of the listed recovery points."),
+        )
+    })
+}
+
+/// A connected host of the vault with the recovery role; the item's own one first.
+async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
+    let id = ProtectedItemId::parse(&item.id)
+        .map_err(|error| Fault::invalid("id", error.to_string()))?;
+    let vault = id
+        .ancestor(1)
+        .map(|vault| format!("{}/", vault.key()))
+        .unwrap_or_default();
+    let now = app.now_ms();
+    let mut engines: Vec<String> =
+        records::list::<records::EngineRecord>(app.store.as_ref(), "~engine/")
+            .await?
+            .into_iter()
+            .filter(|engine| {
+                engine
+                    .record
+                    .fabric_id
+                    .to_ascii_lowercase()
+                    .starts_with(&vault)
+            })
+            .map(|engine| engine.record.engine_id)
+            .filter(|engine| {
+                app.fleet
+                    .get(engine)
+                    .is_some_and(|live| live.recovery_role() && live.connected(now))
+            })
+            .collect();
+    engines.sort_by_key(|engine| *engine != item.engine_id);
+    engines.into_iter().next().ok_or_else(|| {
+        Fault::refuse(
+            409,
+            ArmError::new(
+                "NoRecoveryHost",
+                "No connected host of the vault may run recovered VMs.",
+            )
+            .advise(
+                "No host was registered with the recovery role, or it is away.",
+                "Give a host the role `recovery`, or start its engine.",
+            ),
+        )
+    })
+}
+
+async fn begin(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault> {
+    if run.job.recall("vms").is_none() {
+        let vms = choose(run, input).await?;
+        let value = serde_json::to_value(&vms).unwrap_or_default();
+        run.job.remember("vms", value);
+    }
+    let job = run.job.id.clone();
+    mark_items(run, input, Event::DrillStart, Some(&job)).await?;
+    Ok(Outcome::Done)
+}
+
+/// Moves the drill axis of all items and the plan's mark.
+async fn mark_items(
+    run: &Run<'_>,
+    input: &DrillInput,
+    event: Event,
+    job: Option<&str>,
+) -> Result<(), Fault> {
+    let store = run.app.store.as_ref();
+    for id in input.groups.iter().flatten() {
+        records::update::<Item>(store, &id.to_ascii_lowercase(), |item| {
+            // Another drill's item is none of our business.
+            let foreign = item
+                .drill_job
+                .as_deref()
+                .is_some_and(|owner| owner != run.job.id);
+            let repeated = event == Event::DrillStart && item.machine.drill == DrillState::Starting;
+            let untouched = job.is_none() && item.drill_job.is_none();
+            if foreign || repeated || untouched {
+                return None;
+            }
+            let (machine, _) = protection::step(item.machine, event).ok()?;
+            Some(Item {
+                machine,
+                drill_job: job.map(str::to_owned),
+                ..item.clone()
+            })
+        })
+        .await?;
+    }
+    if let Some(plan) = &input.plan {
+        records::update::<Plan>(store, &plan.to_ascii_lowercase(), |plan| {
+            let foreign = plan
+                .drill_job
+                .as_deref()
+                .is_some_and(|owner| owner != run.job.id);
+            (!foreign).then(|| Plan {
+                drill_job: job.map(str::to_owned),
+                ..plan.clone()
+            })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn prepare(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault> {
+    let app = run.app;
+    let vms = chosen(run);
+    for vm in &vms {
+        let item = records::get::<Item>(app.store.as_ref(), &vm.item)
+            .await?
+            .ok_or_else(|| Fault::not_found(&vm.item))?
+            .record;
+        let target = item
+            .request
+            .target_azure_vm_name
+            .clone()
+            .unwrap_or_else(|| item.vm_name.clone());
+        let record = Recovered {
+            id: vm.vm_id.clone(),
+            name: format!("{target}-test"),
+            engine_id: vm.engine_id.clone(),
+            item: item.id.clone(),
+            item_id: item_name(&item.id).to_owned(),
+            vault_key: item.vault_key.clone(),
+            folder: item.folder.clone(),
+            point_id: vm.point_id.clone(),
+            isolated: input.isolated,
+            running: vm.group == 0,
+            job: run.job.id.clone(),
+        };
+        let key = records::recovered_key(&vm.engine_id, &vm.vm_id);
+        if app.store.get(&key).await?.is_none() {
+            app.store
+                .apply(vec![records::put(
+                    key,
+                    &record,
+                    crate::store::Expect::Absent,
+                )?])
+                .await?;
+        }
+    }
+    app.ring();
+    show(run, input).await?;
+    // VMs of later groups are made early, so that their points are held while the first group boots.
+    let waiting = vms.iter().filter(|vm| vm.group > 0).any(|vm| {
+        let live = app.fleet.get(&vm.engine_id).unwrap_or_default();
+        live.recovered(&vm.vm_id)
+            .is_none_or(|status| matches!(status.state(), State::Unspecified | State::Preparing))
+    });
+    if waiting && run.waited_ms() < PREPARE_MS {
+        return Ok(Outcome::Wait);
+    }
+    Ok(Outcome::Done)
+}
+
+async fn boot(run: &mut Run<'_>, input: &DrillInput, group: usize) -> Result<Outcome, Fault> {
+    let app = run.app;
+    let vms = chosen(run);
+    let mut all_up = true;
+    for vm in vms.iter().filter(|vm| vm.group == group) {
+        let key = records::recovered_key(&vm.engine_id, &vm.vm_id);
+        records::update::<Recovered>(app.store.as_ref(), &key, |vm| {
+            (!vm.running).then(|| Recovered {
+                running: true,
+                ..vm.clone()
+            })
+        })
+        .await?;
+        let live = app.fleet.get(&vm.engine_id).unwrap_or_default();
+        all_up &= is_up(run, vm, &live)?;
+    }
+    app.ring();
+    show(run, input).await?;
+    if !all_up {
+        return Ok(Outcome::Wait);
+    }
+    let last = group + 1 == input.groups.len();
+    if last {
+        let now = app.now_text();
+        for id in input.groups.iter().flatten() {
+            records::update::<Item>(app.store.as_ref(), &id.to_ascii_lowercase(), |item| {
+                let (machine, _) = protection::step(item.machine, Event::DrillReady).ok()?;
+                Some(Item {
+                    machine,
+                    last_test_failover: Some(now.clone()),
+                    ..item.clone()
+                })
+            })
+            .await?;
+        }
+        if let Some(plan) = &input.plan {
+            records::update::<Plan>(app.store.as_ref(), &plan.to_ascii_lowercase(), |plan| {
+                Some(Plan {
+                    last_test_failover: Some(now.clone()),
+                    ..plan.clone()
+                })
+            })
+            .await?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Whether a VM of the present group has booted, or has been running for as long as we wait.
+fn is_up(run: &Run<'_>, vm: &Chosen, live: &Live) -> Result<bool, Fault> {
+    let patience = run.app.patience;
+    let status = live.recovered(&vm.vm_id);
+    match status.map(v1::RecoveredVmStatus::state) {
+        Some(State::Booted) => return Ok(true),
+        Some(State::Failed) => {
+            let finding = status.and_then(|status| status.findings.first());
+            return Err(Fault::refuse(
+                409,
+                finding.map_or_else(
+                    || {
+                        ArmError::new(
+                            "TestVirtualMachineFailed",
+                            "The test VM could not be started and the engine gave no reason.",
+                        )
+                    },
+                    |finding| from_finding(finding, &vm.item),
+                ),
+            ));
+        }
+        // Running without a word on the console: told as a note, not as a failure.
+        Some(State::Running) if run.waited_ms() > patience.boot_ms => return Ok(true),
+        _ => {}
+    }
+    if !live.connected(run.app.now_ms()) && run.waited_ms() > patience.engine_ms {
+        return Err(host_disconnected(run.app, &vm.engine_id));
+    }
+    if run.waited_ms() > patience.boot_ms {
+        return Err(Fault::refuse(
+            504,
+            ArmError::new(
+                "TestVirtualMachineTimeout",
+                "The test VM did not start in time.",
+            )
+            .at(vm.item.clone())
+            .advise(
+                "The recovery host is busy or the replica can't be read.",
+                "See the engine's log on the recovery host.",
+            ),
+        ));
+    }
+    Ok(false)
+}
+
+/// Writes what is known of the VMs into the job.
+async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fault> {
+    let app = run.app;
+    let mut details = Vec::new();
+    let mut states = Vec::new();
+    for vm in chosen(run) {
+        let Some(item) = records::get::<Item>(app.store.as_ref(), &vm.item).await? else {
+            continue;
+        };
+        let live = app.fleet.get(&vm.engine_id).unwrap_or_default();
+        let detail = detail(
+            &vm,
+            &item.record,
+            &live,
+            input,
+            app.patience.boot_ms < run.waited_ms(),
+        );
+        states.push((vm.group, item.record.vm_name.clone(), detail.state.clone()));
+        details.push(detail);
+    }
+    run.job.properties.custom_details.protected_item_details = Some(details);
+    run.job.properties.custom_details.test_failover_status = Some("Active".to_owned());
+    let now = app.now_text();
+    for group in 0..input.groups.len() {
+        let Some(task) = run.job.properties.tasks.get_mut(BEFORE_GROUPS + group) else {
+            continue;
+        };
+        let members = states.iter().filter(|(member, _, _)| *member == group);
+        for (child, (_, name, state)) in children(task).iter_mut().zip(members) {
+            child.friendly_name = format!("Start {name}");
+            let (job_state, text) = match state.as_str() {
+                "Booted" => (JobState::Succeeded, "Completed"),
+                "Failed" => (JobState::Failed, "Failed"),
+                "Preparing" | "Running" => (JobState::InProgress, "InProgress"),
+                _ => (JobState::NotStarted, "NotStarted"),
+            };
+            if child.state != job_state {
+                if child.state == JobState::NotStarted {
+                    now.clone_into(&mut child.start_time);
+                }
+                if job_state.is_final() {
+                    now.clone_into(&mut child.end_time);
+                }
+                child.state = job_state;
+                text.clone_into(&mut child.state_description);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn detail(vm: &Chosen, item: &Item, live: &Live, input: &DrillInput, late: bool) -> DrillVm {
+    let status = live.recovered(&vm.vm_id).cloned().unwrap_or_default();
+    let instant = arm_model::timestamp::from_unix_ms;
+    let point_ms = if status.point_time_unix_ms > 0 {
+        status.point_time_unix_ms
+    } else {
+        vm.point_ms
+    };
+    let up = Some(status.first_output_unix_ms)
+        .filter(|ms| *ms > 0)
+        .or(Some(status.started_unix_ms).filter(|ms| *ms > 0));
+    let seconds = |ms: i64| {
+        std::time::Duration::from_millis(u64::try_from(ms.max(0)).unwrap_or_default()).as_secs_f64()
+    };
+    let target = item
+        .request
+        .target_azure_vm_name
+        .clone()
+        .unwrap_or_else(|| item.vm_name.clone());
+    DrillVm {
+        name: item_name(&item.id).to_owned(),
+        friendly_name: item.vm_name.clone(),
+        test_vm_name: vm.vm_id.clone(),
+        test_vm_friendly_name: format!("{target}-test"),
+        network_connection_status: if input.isolated {
+            "NotConnected"
+        } else {
+            "Connected"
+        }
+        .to_owned(),
+        recovery_point_id: format!(
+            "{}/recoveryPoints/{}",
+            item.id,
+            if status.point_id.is_empty() {
+                &vm.point_id
+            } else {
+                &status.point_id
+            }
+        ),
+        recovery_point_time: instant(point_ms),
+        group: u32::try_from(vm.group + 1).unwrap_or(u32::MAX),
+        requested_time: instant(input.requested_unix_ms),
+        started_time: instant(status.started_unix_ms),
+        first_output_time: instant(status.first_output_unix_ms),
+        rto_in_seconds: up.map(|up| seconds(up - input.requested_unix_ms)),
+        rpo_in_seconds: Some(seconds(input.requested_unix_ms - point_ms)).filter(|_| point_ms > 0),
+        recovery_host: live.host_name().to_owned(),
+        console_path: status.console_path.clone(),
+        state: match status.state() {
+            State::Unspecified => "",
+            State::Preparing => "Preparing",
+            State::Running => "Running",
+            State::Booted => "Booted",
+            State::Off => "Off",
+            State::Failed => "Failed",
+        }
+        .to_owned(),
+        note: (late && status.state() == State::Running)
+            .then(|| "The VM runs but has written nothing to its console.".to_owned()),
+        ..DrillVm::default()
+    }
+}
+
+/// Takes test VMs off their hosts; done when the hosts say so. `give_up` drops the records alone.
+pub async fn remove_vms(app: &App, vms: &[Chosen], give_up: bool) -> Result<Outcome, Fault> {
+    let keys: Vec<(String, String)> = vms
+        .iter()
+        .map(|vm| (vm.engine_id.clone(), vm.vm_id.clone()))
+        .collect();
+    remove(app, &keys, give_up).await
+}
+
+/// The same by (engine, VM).
+pub async fn remove(app: &App, vms: &[(String, String)], give_up: bool) -> Result<Outcome, Fault> {
+    let changes = vms
+        .iter()
+        .map(|(engine, vm)| records::delete(records::recovered_key(engine, vm)))
+        .collect();
+    app.store.apply(changes).await?;
+    app.ring();
+    for (engine, vm) in vms {
+        let Some(live) = app.fleet.get(engine) else {
+            continue;
+        };
+        let generation = crate::gateway::desired::refresh(app, engine)
+            .await?
+            .generation;
+        let gone = live.report.observed_generation >= generation && live.recovered(vm).is_none();
+        if !gone && !give_up {
+            return Ok(Outcome::Wait);
+        }
+    }
+    Ok(Outcome::Done)
+}

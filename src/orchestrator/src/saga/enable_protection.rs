@@ -1,0 +1,422 @@
+//! Enable replication of a VM. Input: `{item}`, the record as it shall be; its generation is given here.
+//!
+//! ```text
+//!  preflight ─► target (new fencing generation) ─► enable (record; engine is told) ─► first copy has begun
+//!            ─► start the job that waits for the end of the first copy
+//! ```
+//!
+//! When the engine can't begin (a store folder that is full or read-only), the job fails with the
+//! engine's own words and the item stays: it can be removed, and the same request again mends it.
+
+use arm_model::job::Task;
+use arm_model::{ArmError, ProtectedItemId, VaultId};
+use async_trait::async_trait;
+use engine_protocol::v1::{self, replication_status::State};
+use protection::{DrillState, Event, Generation, ReplicationState};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::state::fresh_task;
+use super::{Outcome, Run, Workflow, start};
+use crate::app::App;
+use crate::fault::Fault;
+use crate::store::records::{self, Fence, Item, Mapping, Policy};
+use crate::store::{Change, Expect};
+
+/// A first copy that reports no byte for so long counts as begun all the same.
+const QUIET_START_MS: i64 = 20_000;
+
+/// See the module.
+pub struct EnableProtection;
+
+/// Tasks, as the service names them.
+#[must_use]
+pub fn tasks() -> Vec<Task> {
+    vec![
+        fresh_task(
+            "EnableProtectionPreflightChecksTask",
+            "Prerequisites check for enabling protection",
+        ),
+        fresh_task(
+            "CreateProtectionTargetTask",
+            "Identifying replication target",
+        ),
+        fresh_task("EnableProtectionTask", "Enable replication"),
+        fresh_task(
+            "StartInitialReplicationTask",
+            "Starting initial replication",
+        ),
+        fresh_task("UpdateDraStateTask", "Updating the provider states"),
+    ]
+}
+
+#[async_trait]
+impl Workflow for EnableProtection {
+    async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        let wanted = wanted(run)?;
+        match node {
+            0 => preflight(run.app, &wanted).await,
+            1 => next_generation(run, &wanted).await,
+            2 => write_item(run, wanted).await,
+            3 => first_copy_begun(run, &wanted).await,
+            _ => start_completion(run, &wanted).await,
+        }
+    }
+
+    async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        if node != 2 || run.job.recall("keep").is_some() {
+            return Ok(Outcome::Done);
+        }
+        let wanted = wanted(run)?;
+        let generation = generation(run);
+        retire(run, &wanted.id.to_ascii_lowercase(), generation).await
+    }
+}
+
+fn wanted(run: &Run<'_>) -> Result<Item, Fault> {
+    let item = run.job.input.get("item").cloned().unwrap_or_default();
+    serde_json::from_value(item).map_err(|error| {
+        Fault::refuse(
+            500,
+            ArmError::new(
+                "InternalError",
+                format!("The stored request can't be read: {error}."),
+            ),
+        )
+    })
+}
+
+fn generation(run: &Run<'_>) -> Generation {
+    Generation(
+        run.job
+            .recall("generation")
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or_default(),
+    )
+}
+
+/// What must hold before anything is done.
+async fn preflight(app: &App, wanted: &Item) -> Result<Outcome, Fault> {
+    let live = app
+        .fleet
+        .get(&wanted.engine_id)
+        .filter(|live| live.connected(app.now_ms()));
+    let Some(live) = live else {
+        return Err(host_disconnected(app, &wanted.engine_id));
+    };
+    let Some(machine) = live.machine(&wanted.vm_id) else {
+        return Err(Fault::refuse(
+            404,
+            ArmError::new(
+                "VirtualMachineNotFound",
+                format!(
+                    "The VM `{}` is not on host `{}` any more.",
+                    wanted.vm_name,
+                    live.host_name()
+                ),
+            )
+            .at("properties.protectableItemId")
+            .advise(
+                "The VM was removed or moved to another host.",
+                "Refresh the list of protectable items and choose again.",
+            ),
+        ));
+    };
+    if let Some(finding) = machine.findings.iter().find(|finding| finding.critical) {
+        return Err(Fault::refuse(
+            400,
+            from_finding(finding, "properties.protectableItemId"),
+        ));
+    }
+    if !any_mapping(app, wanted).await? {
+        return Err(Fault::refuse(
+            409,
+            ArmError::new(
+                "PolicyNotAssociated",
+                "The policy is not associated with the site's container any more.",
+            )
+            .at("properties.policyId"),
+        ));
+    }
+    Ok(Outcome::Done)
+}
+
+async fn any_mapping(app: &App, wanted: &Item) -> Result<bool, Fault> {
+    let container = wanted.id.to_ascii_lowercase();
+    let container = container
+        .rsplit_once("/replicationprotecteditems/")
+        .map_or("", |(container, _)| container);
+    let mappings = records::list::<Mapping>(app.store.as_ref(), &format!("{container}/")).await?;
+    let policy =
+        records::get::<Policy>(app.store.as_ref(), &wanted.policy_id.to_ascii_lowercase()).await?;
+    Ok(policy.is_some()
+        && mappings.iter().any(|mapping| {
+            mapping
+                .record
+                .policy_id
+                .eq_ignore_ascii_case(&wanted.policy_id)
+        }))
+}
+
+/// Takes a new fencing generation, or the present one of an activation that only has to go on.
+async fn next_generation(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fault> {
+    let store = run.app.store.as_ref();
+    let key = wanted.id.to_ascii_lowercase();
+    if let Some(present) = records::get::<Item>(store, &key).await?
+        && goes_on(&present.record, wanted)
+    {
+        run.job
+            .remember("generation", present.record.machine.generation.0);
+        return Ok(Outcome::Done);
+    }
+    let fence_key = records::fence_key(&key);
+    let fence = records::get::<Fence>(store, &fence_key).await?;
+    let next = fence
+        .as_ref()
+        .map_or(1, |fence| fence.record.generation + 1);
+    let expect = fence.map_or(Expect::Absent, |fence| Expect::Etag(fence.etag));
+    store
+        .apply(vec![records::put(
+            fence_key,
+            &Fence { generation: next },
+            expect,
+        )?])
+        .await?;
+    run.job.remember("generation", next);
+    Ok(Outcome::Done)
+}
+
+/// Whether the present activation already does what is wanted.
+#[must_use]
+pub fn goes_on(present: &Item, wanted: &Item) -> bool {
+    present.machine.is_active()
+        && present.machine.replication != ReplicationState::Fenced
+        && present.vm_id.eq_ignore_ascii_case(&wanted.vm_id)
+        && present.engine_id == wanted.engine_id
+        && present.folder == wanted.folder
+        && present.disk_ids == wanted.disk_ids
+}
+
+async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Fault> {
+    let store = run.app.store.as_ref();
+    let key = wanted.id.to_ascii_lowercase();
+    let generation = generation(run);
+    let present = records::get::<Item>(store, &key).await?;
+    let expect = match &present {
+        None => {
+            wanted.machine = protection::Item::new(generation);
+            Expect::Absent
+        }
+        Some(present) => {
+            wanted.machine = present.record.machine;
+            wanted
+                .correlation_id
+                .clone_from(&present.record.correlation_id);
+            wanted
+                .last_test_failover
+                .clone_from(&present.record.last_test_failover);
+            wanted.drill_job.clone_from(&present.record.drill_job);
+            if present.record.machine.generation != generation {
+                let (machine, _) =
+                    protection::step(present.record.machine, Event::Activate { generation })?;
+                wanted.machine = machine;
+            }
+            Expect::Etag(present.etag)
+        }
+    };
+    let policy = Change::Check {
+        key: wanted.policy_id.to_ascii_lowercase(),
+        expect: Expect::Present,
+    };
+    store
+        .apply(vec![policy, records::put(key, &wanted, expect)?])
+        .await?;
+    Ok(Outcome::Done)
+}
+
+async fn first_copy_begun(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fault> {
+    let app = run.app;
+    let key = wanted.id.to_ascii_lowercase();
+    let Some(item) = records::get::<Item>(app.store.as_ref(), &key).await? else {
+        return Err(Fault::refuse(
+            409,
+            ArmError::new(
+                "ItemRemoved",
+                "Protection was switched off while it was being enabled.",
+            ),
+        ));
+    };
+    if item.record.machine.copied_once {
+        return Ok(Outcome::Done);
+    }
+    let live = app.fleet.get(&wanted.engine_id).unwrap_or_default();
+    let status = live
+        .replication(item_name(&wanted.id))
+        .filter(|status| status.generation == generation(run).0);
+    match status {
+        Some(status) => match status.state() {
+            State::Protected | State::Comparing => return Ok(Outcome::Done),
+            State::InitialReplication if status.progress_done_bytes > 0 => {
+                return Ok(Outcome::Done);
+            }
+            State::InitialReplication
+                if run.waited_ms() > QUIET_START_MS
+                    && status.findings.iter().all(|f| !f.critical) =>
+            {
+                return Ok(Outcome::Done);
+            }
+            State::Blocked => {
+                run.job.remember("keep", true);
+                let error = status.findings.first().map_or_else(
+                    || {
+                        ArmError::new(
+                            "ReplicationBlocked",
+                            "The engine can't begin the first copy and gave no reason.",
+                        )
+                    },
+                    |finding| {
+                        from_finding(
+                            finding,
+                            "properties.providerSpecificDetails.targetStorageAccountId",
+                        )
+                    },
+                );
+                return Err(Fault::refuse(409, error));
+            }
+            State::Fenced => {
+                run.job.remember("keep", true);
+                return Err(Fault::refuse(409, ArmError::new("StaleActivation", "The store holds a newer activation of this VM.")
+                    .advise("Another vault or an older backup of this one replicates into the same folder.", "Use another storage account, or remove the replica in the folder.")));
+            }
+            _ => {}
+        },
+        None if !live.connected(app.now_ms()) => {
+            if run.waited_ms() > app.patience.engine_ms {
+                run.job.remember("keep", true);
+                return Err(host_disconnected(app, &wanted.engine_id));
+            }
+            return Ok(Outcome::Wait);
+        }
+        None => {}
+    }
+    if run.waited_ms() > app.patience.engine_ms {
+        run.job.remember("keep", true);
+        return Err(Fault::refuse(
+            504,
+            ArmError::new(
+                "EngineSilent",
+                format!(
+                    "The engine on `{}` did not begin the first copy.",
+                    live.host_name()
+                ),
+            )
+            .advise(
+                "The engine is busy or can't read the VM's disks.",
+                "See the engine's log on the host; the same request again goes on waiting.",
+            ),
+        ));
+    }
+    Ok(Outcome::Wait)
+}
+
+/// Starts the job that ends with the first copy; its name follows from ours, so that a repeat finds it.
+async fn start_completion(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fault> {
+    let id = ProtectedItemId::parse(&wanted.id)
+        .map_err(|error| Fault::invalid("id", error.to_string()))?;
+    let vault = VaultId::of(&id).ok_or_else(|| Fault::not_found(&wanted.id))?;
+    let name = Uuid::new_v5(&Uuid::NAMESPACE_URL, run.job.id.as_bytes()).to_string();
+    let job_key = vault.job(&name).key();
+    if run.app.store.get(&job_key).await?.is_none() {
+        start::start(
+            run.app,
+            start::NewJob {
+                vault: &vault,
+                resource: &id,
+                removes: false,
+                scenario: "IrCompletion",
+                friendly_name: "Finalize protection on the virtual machine",
+                target_name: &wanted.vm_name,
+                target_type: "ProtectionEntity",
+                workflow: "initialReplication",
+                input: json!({ "item": wanted.id, "generation": generation(run).0 }),
+                tasks: super::initial_replication::tasks(),
+                details: run.job.properties.custom_details.clone(),
+                locks: Vec::new(),
+                request_id: "",
+                changes: Vec::new(),
+                name: Some(name),
+            },
+        )
+        .await?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Takes an activation back: the engine forgets it and the replica, then the record goes. With the host
+/// away the record goes at once.
+pub async fn retire(
+    run: &mut Run<'_>,
+    key: &str,
+    generation: Generation,
+) -> Result<Outcome, Fault> {
+    let app = run.app;
+    let Some(item) = records::get::<Item>(app.store.as_ref(), key).await? else {
+        return Ok(Outcome::Done);
+    };
+    if item.record.machine.generation != generation || item.record.machine.drill != DrillState::None
+    {
+        return Ok(Outcome::Done);
+    }
+    let away = !app.fleet.connected(&item.record.engine_id, app.now_ms());
+    if away || run.waited_ms() > app.patience.removal_ms {
+        app.store.apply(vec![records::delete(key)]).await?;
+        return Ok(Outcome::Done);
+    }
+    if item.record.machine.is_active() {
+        let (machine, _) = protection::step(
+            item.record.machine,
+            Event::Disable {
+                delete_replica: true,
+            },
+        )?;
+        let changed = Item {
+            machine,
+            ..item.record
+        };
+        app.store
+            .apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?])
+            .await?;
+        app.ring();
+    }
+    Ok(Outcome::Wait)
+}
+
+/// The item's name: last segment of its id.
+#[must_use]
+pub fn item_name(id: &str) -> &str {
+    id.rsplit('/').next().unwrap_or_default()
+}
+
+/// A host that doesn't report.
+#[must_use]
+pub fn host_disconnected(app: &App, engine_id: &str) -> Fault {
+    let name = app
+        .fleet
+        .get(engine_id)
+        .map(|live| live.host_name().to_owned())
+        .unwrap_or_default();
+    Fault::refuse(
+        409,
+        ArmError::new("HostDisconnected", format!("The host `{name}` has not reported for 30 seconds."))
+            .at("properties.recoveryServicesProviderId")
+            .advise("The engine on the host is stopped, or the host can't reach the gateway.", "Start the engine and check the way from the host to the gateway; then repeat the request."),
+    )
+}
+
+/// A finding of an engine as an ARM error.
+#[must_use]
+pub fn from_finding(finding: &v1::Finding, target: &str) -> ArmError {
+    ArmError::new(&finding.code, finding.summary.clone())
+        .at(target)
+        .advise(&finding.possible_causes, &finding.recommended_action)
+}

@@ -1,0 +1,105 @@
+//! Jobs run as sagas.
+//!
+//! A workflow is a list of nodes. Each node is idempotent and has an undo; after each one the job is
+//! written to the store, so a killed orchestrator goes on where it was: at worst one node is repeated. When
+//! a node fails or the job is cancelled, the nodes done so far (and the one that failed, which may be half
+//! done) are undone in reverse order.
+//!
+//! ```text
+//!   Forward: node 0 ─► node 1 ─► node 2 ─► Ended (Succeeded)
+//!                         │ refused or cancelled
+//!                         ▼
+//!   Unwinding: undo 1 ─► undo 0 ─► Ended (Failed or Cancelled)
+//! ```
+//!
+//! A node that waits ([`Outcome::Wait`]) is asked again when the bell rings or a second has passed.
+
+pub mod disable_protection;
+pub mod drill;
+pub mod drill_cleanup;
+pub mod enable_protection;
+pub mod initial_replication;
+pub mod runner;
+pub mod simple;
+pub mod start;
+pub mod state;
+
+#[cfg(test)]
+mod tests;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::app::App;
+use crate::fault::Fault;
+use state::JobRecord;
+
+/// Result of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The node is done.
+    Done,
+    /// Ask again later.
+    Wait,
+}
+
+/// What a node works with.
+pub struct Run<'a> {
+    /// Shared parts.
+    pub app: &'a App,
+    /// The job; changes are stored after the node.
+    pub job: &'a mut JobRecord,
+}
+
+// === impl Run ===
+
+impl Run<'_> {
+    /// How long the present node has been waiting, over restarts.
+    #[must_use]
+    pub fn waited_ms(&self) -> i64 {
+        self.app
+            .now_ms()
+            .saturating_sub(self.job.node_since_unix_ms)
+    }
+
+    /// Text parameter of the workflow.
+    #[must_use]
+    pub fn input(&self, name: &str) -> &str {
+        self.job
+            .input
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+}
+
+/// One kind of job.
+#[async_trait]
+pub trait Workflow: Send + Sync {
+    /// Does a node. Repeating it must be harmless.
+    async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault>;
+
+    /// Takes a node back, done or half done. Repeating it must be harmless.
+    async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault>;
+
+    /// Called once when the job has failed and everything is undone.
+    async fn failed(&self, _run: &mut Run<'_>) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+/// The workflow of a name; names are stored, so they never change their meaning.
+#[must_use]
+pub fn workflow(name: &str) -> Option<&'static dyn Workflow> {
+    Some(match name {
+        "put" => &simple::Put,
+        "remove" => &simple::Remove,
+        "refresh" => &simple::Refresh,
+        "enableProtection" => &enable_protection::EnableProtection,
+        "initialReplication" => &initial_replication::InitialReplication,
+        "disableProtection" => &disable_protection::DisableProtection,
+        "testFailover" => &drill::TestFailover,
+        "testFailoverCleanup" => &drill_cleanup::TestFailoverCleanup,
+        _ => return None,
+    })
+}

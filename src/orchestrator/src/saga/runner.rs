@@ -1,0 +1,247 @@
+//! Runs stored jobs: one task per job, one step at a time, each step stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arm_model::ArmError;
+use arm_model::job::{JobError, JobState};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::state::{JobRecord, Phase};
+use super::{Outcome, Run, workflow};
+use crate::app::App;
+use crate::fault::Fault;
+use crate::store::records::{self, Lock, Stored};
+use crate::store::{Change, Expect, StoreError};
+
+/// A waiting node is asked again after so long, even when no bell rings.
+const RECHECK: Duration = Duration::from_secs(1);
+/// Pause after a failure of the store.
+const STORE_RETRY: Duration = Duration::from_millis(500);
+
+/// Result of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done and stored.
+    Advanced,
+    /// The node waits.
+    Waiting,
+    /// The job has ended.
+    Ended,
+}
+
+/// Takes up unfinished jobs, then runs new ones until `stop`. Unfinished jobs stay for the next start.
+///
+/// # Errors
+/// When the store can't be read at the start.
+pub async fn run(
+    app: Arc<App>,
+    mut new_jobs: mpsc::UnboundedReceiver<String>,
+    stop: CancellationToken,
+) -> Result<(), StoreError> {
+    let tracker = TaskTracker::new();
+    for job in records::list::<JobRecord>(app.store.as_ref(), "").await? {
+        if job.record.phase != Phase::Ended {
+            info!(job = %job.record.id, "job goes on after a restart");
+            tracker.spawn(drive(Arc::clone(&app), job.key, stop.clone()));
+        }
+    }
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            key = new_jobs.recv() => match key {
+                Some(key) => { tracker.spawn(drive(Arc::clone(&app), key, stop.clone())); }
+                None => break,
+            },
+        }
+    }
+    tracker.close();
+    tracker.wait().await;
+    Ok(())
+}
+
+async fn drive(app: Arc<App>, key: String, stop: CancellationToken) {
+    let mut bell = app.listen();
+    while !stop.is_cancelled() {
+        bell.mark_unchanged();
+        match step(&app, &key).await {
+            Ok(Step::Advanced) => {}
+            Ok(Step::Ended) => return,
+            Ok(Step::Waiting) => {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = bell.changed() => {}
+                    () = tokio::time::sleep(RECHECK) => {}
+                }
+            }
+            // Somebody (a cancel, a report) changed what the node read: look again.
+            Err(error) if error.is_conflict() => tokio::task::yield_now().await,
+            Err(error) => {
+                error!(job = %key, error = &error as &dyn std::error::Error, "job can't be stored; trying again");
+                tokio::time::sleep(STORE_RETRY).await;
+            }
+        }
+    }
+}
+
+/// One step of a job.
+///
+/// # Errors
+/// Failures of the store; the step may be repeated.
+pub async fn step(app: &App, key: &str) -> Result<Step, StoreError> {
+    let Some(stored) = records::get::<JobRecord>(app.store.as_ref(), key).await? else {
+        return Ok(Step::Ended);
+    };
+    let Some(workflow) = workflow(&stored.record.workflow) else {
+        warn!(job = %key, workflow = %stored.record.workflow, "a newer release made this job; leaving it alone");
+        return Ok(Step::Ended);
+    };
+    let mut job = stored.record.clone();
+    match job.phase {
+        Phase::Ended => return Ok(Step::Ended),
+        Phase::Forward if job.cancel => {
+            job.failure = Some(ArmError::new(
+                "OperationCancelled",
+                "The job was cancelled.",
+            ));
+            unwind(app, &mut job, JobState::Cancelled);
+        }
+        Phase::Forward => {
+            let node = job.node;
+            job.mark(node, JobState::InProgress, "InProgress", &app.now_text());
+            let result = workflow.act(&mut Run { app, job: &mut job }, node).await;
+            match result {
+                Ok(Outcome::Wait) => {
+                    let changed = job.properties != stored.record.properties
+                        || job.memo != stored.record.memo;
+                    if changed {
+                        save(app, &stored, &job).await?;
+                    }
+                    return Ok(Step::Waiting);
+                }
+                Ok(Outcome::Done) => {
+                    job.mark(node, JobState::Succeeded, "Completed", &app.now_text());
+                    job.node += 1;
+                    job.node_since_unix_ms = app.now_ms();
+                    if job.node >= job.properties.tasks.len() {
+                        return end(app, &stored, job, JobState::Succeeded).await;
+                    }
+                }
+                Err(Fault::Store(error)) => return Err(error),
+                Err(Fault::Refused { error, .. }) => {
+                    warn!(job = %job.id, node, code = %error.code, message = %error.message, "job fails");
+                    fail(app, &mut job, error);
+                }
+            }
+        }
+        Phase::Unwinding => {
+            let Some(node) = job.node.checked_sub(1) else {
+                let state = if job.cancel {
+                    JobState::Cancelled
+                } else {
+                    JobState::Failed
+                };
+                if let Err(Fault::Store(error)) =
+                    workflow.failed(&mut Run { app, job: &mut job }).await
+                {
+                    return Err(error);
+                }
+                return end(app, &stored, job, state).await;
+            };
+            match workflow.undo(&mut Run { app, job: &mut job }, node).await {
+                Ok(Outcome::Wait) => return Ok(Step::Waiting),
+                Ok(Outcome::Done) => {}
+                Err(Fault::Store(error)) => return Err(error),
+                // What can't be taken back is told and left: the rest must still be undone.
+                Err(Fault::Refused { error, .. }) => {
+                    warn!(job = %job.id, node, message = %error.message, "a step could not be taken back");
+                    let at = app.now_text();
+                    let task = task_id(&job, node);
+                    let entry = JobError::from_arm(&error, &task, &at, &job.properties.activity_id);
+                    job.properties.errors.push(entry);
+                }
+            }
+            job.node = node;
+            job.node_since_unix_ms = app.now_ms();
+        }
+    }
+    save(app, &stored, &job).await?;
+    app.ring();
+    Ok(Step::Advanced)
+}
+
+fn fail(app: &App, job: &mut JobRecord, error: ArmError) {
+    let at = app.now_text();
+    let task = task_id(job, job.node);
+    let entry = JobError::from_arm(&error, &task, &at, &job.properties.activity_id);
+    if let Some(task) = job.properties.tasks.get_mut(job.node) {
+        task.errors.push(entry.clone());
+    }
+    job.properties.errors.push(entry);
+    job.failure = Some(error);
+    unwind(app, job, JobState::Failed);
+}
+
+/// Turns round. The present node is undone too: it may be half done.
+fn unwind(app: &App, job: &mut JobRecord, state: JobState) {
+    job.mark(job.node, state, state.as_str(), &app.now_text());
+    job.phase = Phase::Unwinding;
+    job.node = (job.node + 1).min(job.properties.tasks.len());
+    job.node_since_unix_ms = app.now_ms();
+    job.properties.allowed_actions.clear();
+}
+
+fn task_id(job: &JobRecord, node: usize) -> String {
+    job.properties
+        .tasks
+        .get(node)
+        .map(|task| task.task_id.clone())
+        .unwrap_or_default()
+}
+
+async fn save(app: &App, stored: &Stored<JobRecord>, job: &JobRecord) -> Result<(), StoreError> {
+    let change = records::put(stored.key.as_str(), job, Expect::Etag(stored.etag))?;
+    app.store.apply(vec![change]).await?;
+    Ok(())
+}
+
+async fn end(
+    app: &App,
+    stored: &Stored<JobRecord>,
+    mut job: JobRecord,
+    state: JobState,
+) -> Result<Step, StoreError> {
+    job.phase = Phase::Ended;
+    job.properties.state = state;
+    job.properties.state_description = match state {
+        JobState::Succeeded => "Completed".to_owned(),
+        other => other.as_str().to_owned(),
+    };
+    job.properties.end_time = Some(app.now_text());
+    job.properties.allowed_actions.clear();
+    let mut changes = vec![records::put(
+        stored.key.as_str(),
+        &job,
+        Expect::Etag(stored.etag),
+    )?];
+    for lock in &job.locks {
+        let key = records::lock_key(lock);
+        // Only our own lock goes: a forced removal may have let somebody else in.
+        let ours = records::get::<Lock>(app.store.as_ref(), &key)
+            .await?
+            .filter(|holder| holder.record.job == stored.key);
+        if let Some(holder) = ours {
+            changes.push(Change::Delete {
+                key,
+                expect: Expect::Etag(holder.etag),
+            });
+        }
+    }
+    app.store.apply(changes).await?;
+    info!(job = %job.id, scenario = %job.properties.scenario_name, state = state.as_str(), "job ended");
+    app.ring();
+    Ok(Step::Ended)
+}

@@ -1,0 +1,402 @@
+//! What is kept in the documents, typed.
+//!
+//! ```text
+//!  <vault id>                     Vault           ~engine/<engine id>            EngineRecord
+//!  <vault id>/replicationpolicies Policy          ~desired/<engine id>           Desired
+//!  …/replicationfabrics           Fabric          ~recovered/<engine id>/<vm id> Recovered
+//!  …/replicationprotecteditems    Item            ~key/<key id>                  EnrolmentKey
+//!  …/replicationjobs              Job (saga)      ~client/<client id>            Client
+//!                                                 ~lock/<resource key>           Lock
+//!                                                 ~fence/<item key>              Fence
+//! ```
+
+use arm_model::policy::PolicyDetails;
+use arm_model::protected_item::EnableDetails;
+use arm_model::recovery_plan::PlanGroup;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Change, Expect, Query, ResourceStore, StoreError};
+
+/// A typed document.
+pub trait Record: Serialize + DeserializeOwned + Send + Sync {
+    /// Kind of the document.
+    const KIND: &'static str;
+}
+
+/// A typed document with its version.
+#[derive(Debug, Clone)]
+pub struct Stored<R> {
+    /// Key.
+    pub key: String,
+    /// Version.
+    pub etag: u64,
+    /// Contents.
+    pub record: R,
+}
+
+macro_rules! record {
+    ($name:ident, $kind:literal) => {
+        impl Record for $name {
+            const KIND: &'static str = $kind;
+        }
+    };
+}
+
+/// A resource that is kept as the client sent it: resource group, vault, storage account, virtual network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plain {
+    /// ARM id with the spelling of the first request.
+    pub id: String,
+    /// Region in its normal form.
+    pub location: String,
+    /// Body without id, name, type.
+    pub body: Value,
+}
+
+/// A vault.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Vault(pub Plain);
+record!(Vault, "vault");
+
+/// A resource group.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Group(pub Plain);
+record!(Group, "group");
+
+/// A storage account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Storage(pub Plain);
+record!(Storage, "storage");
+
+/// A virtual network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Network(pub Plain);
+record!(Network, "network");
+
+/// A Hyper-V site.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fabric {
+    /// ARM id.
+    pub id: String,
+    /// Site id; part of the container's name.
+    pub internal_identifier: String,
+}
+record!(Fabric, "fabric");
+
+/// A replication policy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Policy {
+    /// ARM id.
+    pub id: String,
+    /// Numbers.
+    pub details: PolicyDetails,
+}
+record!(Policy, "policy");
+
+/// A policy association.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mapping {
+    /// ARM id.
+    pub id: String,
+    /// Policy's ARM id.
+    pub policy_id: String,
+}
+record!(Mapping, "mapping");
+
+/// A protected VM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Item {
+    /// ARM id.
+    pub id: String,
+    /// State.
+    pub machine: protection::Item,
+    /// Engine that replicates it.
+    pub engine_id: String,
+    /// VM id on the host.
+    pub vm_id: String,
+    /// VM name when protection began.
+    pub vm_name: String,
+    /// Disks that are replicated.
+    pub disk_ids: Vec<String>,
+    /// Policy's ARM id.
+    pub policy_id: String,
+    /// Storage account's ARM id.
+    pub storage_id: String,
+    /// Folder of the storage account when protection began.
+    pub folder: String,
+    /// Vault's folder name in the store.
+    pub vault_key: String,
+    /// The request.
+    pub request: EnableDetails,
+    /// End of the last drill that went well.
+    pub last_test_failover: Option<String>,
+    /// Drill's job, while there is a drill.
+    pub drill_job: Option<String>,
+    /// Joins the item with its events.
+    pub correlation_id: String,
+}
+record!(Item, "item");
+
+/// A recovery plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// ARM id.
+    pub id: String,
+    /// Site's ARM id.
+    pub fabric_id: String,
+    /// Deployment model as sent.
+    pub deployment_model: String,
+    /// Groups, with Shutdown and Failover in front.
+    pub groups: Vec<PlanGroup>,
+    /// End of the last drill that went well.
+    pub last_test_failover: Option<String>,
+    /// Drill's job, while there is a drill.
+    pub drill_job: Option<String>,
+}
+record!(Plan, "plan");
+
+/// A registered host with its engine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineRecord {
+    /// Engine id.
+    pub engine_id: String,
+    /// ARM id of the recovery services provider.
+    pub provider_id: String,
+    /// ARM id of the site.
+    pub fabric_id: String,
+    /// Site id.
+    pub site_id: String,
+    /// Last report, protobuf in base64; points and inventory outlive a restart with it.
+    pub report: String,
+    /// When the last report came.
+    pub last_seen_unix_ms: i64,
+}
+record!(EngineRecord, "engine");
+
+/// Desired state last told to an engine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Desired {
+    /// Generation.
+    pub generation: u64,
+    /// Digest of the contents.
+    pub digest: String,
+}
+record!(Desired, "desired");
+
+/// A VM that shall exist on a recovery host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Recovered {
+    /// VM id.
+    pub id: String,
+    /// VM name.
+    pub name: String,
+    /// Recovery host's engine.
+    pub engine_id: String,
+    /// ARM id of the item.
+    pub item: String,
+    /// Item's name.
+    pub item_id: String,
+    /// Vault's folder name in the store.
+    pub vault_key: String,
+    /// Folder of the storage account.
+    pub folder: String,
+    /// Recovery point.
+    pub point_id: String,
+    /// No adapter is connected.
+    pub isolated: bool,
+    /// Started, or only made.
+    pub running: bool,
+    /// Job that made it.
+    pub job: String,
+}
+record!(Recovered, "recovered");
+
+/// A registration key, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnrolmentKey {
+    /// ARM id of the site.
+    pub fabric_id: String,
+    /// Salt and hash of the secret.
+    pub hash: String,
+    /// Refused from then on.
+    pub expires_unix: i64,
+    /// Engine that used it.
+    pub engine_id: Option<String>,
+}
+record!(EnrolmentKey, "enrolment-key");
+
+/// An API client.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Client {
+    /// Client id.
+    pub client_id: String,
+    /// For people.
+    pub name: String,
+    /// Salt and hash of the secret.
+    pub hash: String,
+    /// Built-in role.
+    pub role: crate::auth::roles::Role,
+    /// ARM scope, lower case; `/` = everything.
+    pub scope: String,
+}
+record!(Client, "client");
+
+/// A job that has an object to itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lock {
+    /// Job's key.
+    pub job: String,
+}
+record!(Lock, "lock");
+
+/// Newest fencing generation of an item; outlives the item, so that generations never repeat.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fence {
+    /// Generation.
+    pub generation: u64,
+}
+record!(Fence, "fence");
+
+record!(JobRecord, "job");
+
+pub use crate::saga::state::JobRecord;
+
+/// Reads one record.
+///
+/// # Errors
+/// When the store fails or the document is of another shape.
+pub async fn get<R: Record>(
+    store: &dyn ResourceStore,
+    key: &str,
+) -> Result<Option<Stored<R>>, StoreError> {
+    let document = store.get(key).await?;
+    document
+        .filter(|document| document.kind == R::KIND)
+        .map(typed)
+        .transpose()
+}
+
+/// Reads many records.
+///
+/// # Errors
+/// When the store fails or a document is of another shape.
+pub async fn list<R: Record>(
+    store: &dyn ResourceStore,
+    prefix: &str,
+) -> Result<Vec<Stored<R>>, StoreError> {
+    let documents = store.list(Query::below(R::KIND, prefix)).await?;
+    documents.into_iter().map(typed).collect()
+}
+
+/// Whether there is any record of a kind below a key.
+///
+/// # Errors
+/// When the store fails.
+pub async fn any<R: Record>(store: &dyn ResourceStore, prefix: &str) -> Result<bool, StoreError> {
+    Ok(!store
+        .list(Query::below(R::KIND, prefix).first())
+        .await?
+        .is_empty())
+}
+
+/// The change that writes a record.
+///
+/// # Errors
+/// When the record can't be written as JSON.
+pub fn put<R: Record>(
+    key: impl Into<String>,
+    record: &R,
+    expect: Expect,
+) -> Result<Change, StoreError> {
+    let key = key.into();
+    let body = serde_json::to_value(record).map_err(|source| StoreError::Malformed {
+        key: key.clone(),
+        source,
+    })?;
+    Ok(Change::Put {
+        key,
+        kind: R::KIND,
+        body,
+        expect,
+    })
+}
+
+/// The change that removes a document.
+#[must_use]
+pub fn delete(key: impl Into<String>) -> Change {
+    Change::Delete {
+        key: key.into(),
+        expect: Expect::Any,
+    }
+}
+
+/// Reads, changes and writes one record until nobody came between. `None` from `change` leaves it alone.
+///
+/// # Errors
+/// When the store fails.
+pub async fn update<R: Record + Clone>(
+    store: &dyn ResourceStore,
+    key: &str,
+    change: impl Fn(&R) -> Option<R> + Send + Sync,
+) -> Result<Option<R>, StoreError> {
+    loop {
+        let Some(stored) = get::<R>(store, key).await? else {
+            return Ok(None);
+        };
+        let Some(changed) = change(&stored.record) else {
+            return Ok(Some(stored.record));
+        };
+        match store
+            .apply(vec![put(key, &changed, Expect::Etag(stored.etag))?])
+            .await
+        {
+            Ok(_) => return Ok(Some(changed)),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn typed<R: Record>(document: super::Document) -> Result<Stored<R>, StoreError> {
+    let record = serde_json::from_value(document.body).map_err(|source| StoreError::Malformed {
+        key: document.key.clone(),
+        source,
+    })?;
+    Ok(Stored {
+        key: document.key,
+        etag: document.etag,
+        record,
+    })
+}
+
+/// Key of an engine.
+#[must_use]
+pub fn engine_key(engine_id: &str) -> String {
+    format!("~engine/{}", engine_id.to_ascii_lowercase())
+}
+
+/// Key of the desired state of an engine.
+#[must_use]
+pub fn desired_key(engine_id: &str) -> String {
+    format!("~desired/{}", engine_id.to_ascii_lowercase())
+}
+
+/// Key of a recovered VM, or the prefix of all of an engine.
+#[must_use]
+pub fn recovered_key(engine_id: &str, vm_id: &str) -> String {
+    format!("~recovered/{}/{vm_id}", engine_id.to_ascii_lowercase())
+}
+
+/// Key of the lock of a resource.
+#[must_use]
+pub fn lock_key(resource_key: &str) -> String {
+    format!("~lock/{resource_key}")
+}
+
+/// Key of the fence of an item.
+#[must_use]
+pub fn fence_key(item_key: &str) -> String {
+    format!("~fence/{item_key}")
+}
