@@ -14,25 +14,23 @@
 //! Limit of QEMU 7.2: when the scratch folder runs full while a point is frozen, the guest's write that needs room
 //! there fails. So a freeze is refused when there is little room.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::config::DiskFormat;
 use super::inventory::free_bytes;
+use super::reader::{NbdReader, from_nbd};
 use super::tracking::{DiskNode, GRANULARITY, bitmap_name, disk_nodes};
 use super::{FoundVm, QemuDriver, connect, create_qcow2, from_qmp, is_ours, machine};
-use crate::nbd::{NbdClient, NbdError};
+use crate::nbd::NbdClient;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
-    Changes, DiskId, ErrorKind, Extent, ExtentSet, FrozenDisk, FrozenPoint, FrozenReader,
-    HypervisorError, TrackingId, VmId,
+    Changes, DiskId, ErrorKind, Extent, ExtentSet, FrozenDisk, FrozenPoint, HypervisorError,
+    TrackingId, VmId,
 };
 
 /// Least free room in the scratch folder.
@@ -279,12 +277,8 @@ impl QemuDriver {
                 .map_err(|error| {
                     from_qmp(format!("freeze vm {vm}: export disk {}", target.id), error)
                 })?;
-            let reader = NbdReader {
-                step: format!("read frozen disk {} of vm {vm}", target.id),
-                socket: found.folder.nbd_socket(),
-                export: export.clone(),
-                client: Mutex::new(None),
-            };
+            let step = format!("read frozen disk {} of vm {vm}", target.id);
+            let reader = NbdReader::new(step, found.folder.nbd_socket(), export.clone());
             let contexts: Vec<String> = bitmaps
                 .iter()
                 .map(|name| format!("qemu:dirty-bitmap:{name}"))
@@ -295,7 +289,7 @@ impl QemuDriver {
                     error,
                 )
             };
-            let mut client = NbdClient::connect(&reader.socket, &export, &contexts)
+            let mut client = NbdClient::connect(&found.folder.nbd_socket(), &export, &contexts)
                 .await
                 .map_err(failed)?;
             let size_bytes = client.size_bytes();
@@ -318,7 +312,7 @@ impl QemuDriver {
             } else {
                 None
             };
-            *reader.client.lock().await = Some(client);
+            reader.keep(client).await;
             let mut allocated = allocation(found, target.index, size_bytes).await;
             if let Some(dirty) = &dirty {
                 allocated = allocated.union(dirty);
@@ -561,49 +555,6 @@ async fn allocation(found: &FoundVm, index: usize, size_bytes: u64) -> ExtentSet
         }
         Err(_) => whole,
     }
-}
-
-/// Reads over NBD; connects anew when the connection is out of step, as after a read that was dropped.
-struct NbdReader {
-    step: String,
-    socket: PathBuf,
-    export: String,
-    client: Mutex<Option<NbdClient>>,
-}
-
-#[async_trait]
-impl FrozenReader for NbdReader {
-    async fn read(&self, offset: u64, length: usize) -> Result<Bytes, HypervisorError> {
-        let mut slot = self.client.lock().await;
-        let client = match slot.take().filter(NbdClient::is_usable) {
-            Some(client) => slot.insert(client),
-            None => slot.insert(connect_export(&self.socket, &self.export, &self.step).await?),
-        };
-        client
-            .read(offset, length)
-            .await
-            .map_err(|error| from_nbd(self.step.clone(), error))
-    }
-}
-
-async fn connect_export(
-    socket: &Path,
-    export: &str,
-    step: &str,
-) -> Result<NbdClient, HypervisorError> {
-    NbdClient::connect(socket, export, &[])
-        .await
-        .map_err(|error| from_nbd(step.to_owned(), error))
-}
-
-fn from_nbd(step: String, error: NbdError) -> HypervisorError {
-    let kind = match &error {
-        NbdError::Socket { .. } | NbdError::Connection(_) => ErrorKind::Io,
-        NbdError::Protocol(_) => ErrorKind::Protocol,
-        NbdError::Refused { .. } | NbdError::Command { .. } => ErrorKind::Refused,
-        NbdError::Timeout(_) => ErrorKind::Timeout,
-    };
-    HypervisorError::with_source(kind, step, error)
 }
 
 fn now_unix_ms() -> i64 {

@@ -19,6 +19,7 @@ mod freeze;
 mod inventory;
 mod machine;
 mod power;
+mod reader;
 mod tracking;
 
 use std::collections::HashMap;
