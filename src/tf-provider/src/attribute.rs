@@ -218,6 +218,15 @@ impl Attribute {
         })
     }
 
+    /// Only these texts are allowed, in any case; a change of case alone is no change.
+    pub fn one_of_ignoring_case(self, allowed: &'static [&'static str]) -> Self {
+        let known = |text: &str| allowed.iter().any(|one| one.eq_ignore_ascii_case(text));
+        self.ignore_case().check(move |value| match value.as_str() {
+            Some(text) if known(text) => Ok(()),
+            _ => Err(format!("must be one of {}", allowed.join(", "))),
+        })
+    }
+
     /// Only whole numbers in this range are allowed.
     pub fn whole_in(self, range: std::ops::RangeInclusive<i64>) -> Self {
         self.check(move |value| match value.as_number().and_then(|number| number.as_i64()) {

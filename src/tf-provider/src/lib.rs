@@ -83,11 +83,15 @@ pub mod number;
 pub mod object;
 pub mod path;
 mod planning;
+#[cfg(test)]
+mod planning_tests;
 pub mod provider;
 pub mod raw_state;
 pub mod resource;
 pub mod schema;
 mod schema_check;
+#[cfg(test)]
+mod schema_check_tests;
 mod server;
 pub mod types;
 pub mod value;

@@ -67,7 +67,7 @@ action "example_touch" "none" {
     lab.good(&["apply", "-auto-approve", "-no-color", "-invoke=action.example_touch.a"]);
     assert_eq!(lab.events().matches(line).count(), 2, "{}", lab.events());
     let text = lab.bad(&["apply", "-auto-approve", "-no-color", "-invoke=action.example_touch.none"]);
-    assert!(text.contains("Note not found") && text.contains("name = \"none\""), "{text}");
+    assert!(text.contains("Note not found: There is no note \"none\""), "{text}");
     assert!(!lab.read("terraform.tfstate").contains("hush"), "a secret is in the state");
 }
 

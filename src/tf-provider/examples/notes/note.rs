@@ -67,7 +67,7 @@ impl Resource<Store> for NoteResource {
     fn schema(&self) -> Schema {
         let level = Attribute::number().optional().default(1).whole_in(1..=9);
         let settings = [
-            ("mode", Attribute::string().required().one_of(&["plain", "fancy"]).ignore_case()),
+            ("mode", Attribute::string().required().one_of_ignoring_case(&["plain", "fancy"])),
             ("level", level),
             ("etag", Attribute::string().computed()),
         ];

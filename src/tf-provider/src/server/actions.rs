@@ -38,7 +38,7 @@ pub(crate) fn invoke<P: Provider>(
     use pb::invoke_action::event::{Completed, Progress as Line, Type};
     let (sender, receiver) = mpsc::channel(PROGRESS_BUFFER);
     let warnings = call.warnings.clone();
-    let span = tracing::debug_span!("rpc", tf_rpc = "InvokeAction", tf_action_type = request.action_type);
+    let span = tracing::error_span!("rpc", tf_rpc = "InvokeAction", tf_action_type = request.action_type);
     let task = tokio::spawn(perform(call, request, Progress { sender }).instrument(span));
     let completed = async move {
         let outcome = task.await.unwrap_or_else(|failure| Err(crashed("InvokeAction", failure)));

@@ -33,7 +33,7 @@ pub(crate) fn list<P: Provider>(
     // No limit in the request means all of them.
     let left = u64::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(u64::MAX);
     let sink = ListSink { sender, left };
-    let span = tracing::debug_span!("rpc", tf_rpc = "ListResource", tf_resource_type = type_name);
+    let span = tracing::error_span!("rpc", tf_rpc = "ListResource", tf_resource_type = type_name);
     let task = tokio::spawn(search(call, request, sink).instrument(span));
     let items = ReceiverStream::new(receiver).map(move |mut item: ListItem| {
         item.resource = item.resource.filter(|_| include);

@@ -67,7 +67,8 @@ impl<P: Provider> Server<P> {
             drop(running);
             outcome
         };
-        let span = tracing::debug_span!("rpc", tf_rpc = rpc);
+        // Of the highest level, so that its fields are in the lines of every level.
+        let span = tracing::error_span!("rpc", tf_rpc = rpc);
         let mut answer = match tokio::spawn(task.instrument(span)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(problems)) => R::failed(&problems),
