@@ -595,7 +595,9 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> Self {
         // Thousands of syncs: in memory where the machine has such a folder.
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let folder = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         let host = Arc::new(FakeHost::new(&folder.path().join("vm"), seed));
         std::fs::create_dir_all(folder.path().join("state")).unwrap();
         std::fs::create_dir_all(folder.path().join("store")).unwrap();

@@ -1,0 +1,555 @@
+//! The real program with real QEMU and a small orchestrator: enrolment, replication, `kill -9`, recovery, retirement.
+//!
+//! The VM has no operating system; its firmware is enough to run, QEMU's own writes stand in for the guest's.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::Output;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use disk_image::{Access, CreateOptions, DiskImage, Format};
+use engine_protocol::v1::engine_gateway_server::{EngineGateway, EngineGatewayServer};
+use engine_protocol::v1::recovered_vm_status::State as RecoveredState;
+use engine_protocol::v1::replication_status::State;
+use engine_protocol::v1::{
+    DesiredState, EngineReport, EnrolRequest, EnrolResponse, Policy, RecoveredVm, Replication,
+    ReplicationStatus, StoreTarget, recovered_vm, replication, store_target,
+};
+use engine_protocol::{Authority, RegistrationKey, tls};
+use hypervisor::{DiskId, QemuDriver, VmId};
+use replica_store::{PointSelector, ReplicaKey, ReplicaReader};
+use tokio::sync::watch;
+use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const OS_BYTES: u64 = 64 << 20;
+const DATA_BYTES: u64 = 32 << 20;
+const ITEM: &str = "11111111-2222-3333-4444-555555555555";
+const VAULT: &str = "vault-0a1b2c3d";
+
+/// The orchestrator's end of the protocol: gives out certificates, sends what it is told to, keeps the newest report.
+struct Gateway {
+    authority: Authority,
+    secret: String,
+    enrolments: Arc<AtomicU64>,
+    engine_ids: Arc<Mutex<Vec<String>>>,
+    desired: watch::Receiver<DesiredState>,
+    reports: watch::Sender<EngineReport>,
+}
+
+#[tonic::async_trait]
+impl EngineGateway for Gateway {
+    async fn enrol(
+        &self,
+        request: Request<EnrolRequest>,
+    ) -> Result<Response<EnrolResponse>, Status> {
+        let request = request.into_inner();
+        if request.secret != self.secret {
+            return Err(Status::permission_denied("wrong secret"));
+        }
+        self.enrolments.fetch_add(1, Ordering::SeqCst);
+        let now = time::OffsetDateTime::now_utc();
+        let certificate_pem = self
+            .authority
+            .issue_engine(&request.engine_id, &request.certificate_request_pem, now)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(EnrolResponse {
+            certificate_pem,
+            ca_pem: self.authority.certificate_pem().to_owned(),
+            provider_arm_id: format!("/providers/{}", request.engine_id),
+        }))
+    }
+
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<DesiredState, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<EngineReport>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        self.engine_ids
+            .lock()
+            .unwrap()
+            .push(tls::engine_id(&request)?);
+        let mut inbound = request.into_inner();
+        let reports = self.reports.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(report)) = inbound.message().await {
+                reports.send_replace(report);
+            }
+        });
+        Ok(Response::new(Box::pin(
+            WatchStream::new(self.desired.clone()).map(Ok),
+        )))
+    }
+}
+
+struct Lab {
+    folder: tempfile::TempDir,
+    config: PathBuf,
+    vms: PathBuf,
+    recovery: PathBuf,
+    store: PathBuf,
+    vm: Uuid,
+    disks: Vec<Uuid>,
+    desired: watch::Sender<DesiredState>,
+    reports: watch::Receiver<EngineReport>,
+    enrolments: Arc<AtomicU64>,
+    engine_ids: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Whatever the test has come to, no process stays behind.
+        let run = |arguments: &[&std::ffi::OsStr]| {
+            std::process::Command::new(env!("CARGO_BIN_EXE_siterecovery-engine"))
+                .args(arguments)
+                .output()
+                .ok()
+        };
+        run(&[
+            "stop".as_ref(),
+            "--config".as_ref(),
+            self.config.as_os_str(),
+        ]);
+        for folder in [&self.vms, &self.recovery] {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let name = if *folder == self.vms {
+                    "lab".into()
+                } else {
+                    entry.file_name()
+                };
+                run(&[
+                    "vm".as_ref(),
+                    "stop".as_ref(),
+                    "--turn-off".as_ref(),
+                    "--vm-folder".as_ref(),
+                    folder.as_os_str(),
+                    &name,
+                ]);
+            }
+        }
+    }
+}
+
+impl Lab {
+    async fn new() -> Self {
+        tls::install_crypto();
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (vms, recovery, store) = (path("vms"), path("recovery"), path("store"));
+        let vm = Uuid::new_v4();
+        let home = vms.join("lab");
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::create_dir(&store).unwrap();
+        let mut disks = Vec::new();
+        for (name, size) in [("os.vhdx", OS_BYTES), ("data.vhdx", DATA_BYTES)] {
+            let mut options = CreateOptions::new(Format::VhdxDynamic, size);
+            options.block_size = Some(1 << 20);
+            let mut image = DiskImage::create(home.join(name), &options).unwrap();
+            for block in [3u64, 4, 17] {
+                let data: Vec<u8> = (0..1 << 20)
+                    .map(|byte| (byte * 7 + block as usize) as u8)
+                    .collect();
+                image.write_at(&data, block << 20).unwrap();
+            }
+            image.flush().unwrap();
+            disks.push(image.id().unwrap());
+        }
+        let toml = format!(
+            "id = \"{vm}\"\nname = \"lab\"\ngeneration = 2\nmemory_mib = 128\nprocessors = 1\nos_type = \"Linux\"\n\
+             [[disk]]\nfile = \"os.vhdx\"\n[[disk]]\nfile = \"data.vhdx\"\n[[network]]\nname = \"production\"\n"
+        );
+        std::fs::write(home.join("vm.toml"), toml).unwrap();
+
+        let now = time::OffsetDateTime::now_utc();
+        let authority = Authority::generate("test", now).unwrap();
+        let server = authority
+            .issue_server(&["127.0.0.1".to_owned()], now)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = listener.local_addr().unwrap().to_string();
+        let key = RegistrationKey {
+            gateway,
+            ca_pem: authority.certificate_pem().to_owned(),
+            secret: "s3cret-of-the-test".to_owned(),
+            expires_unix: now.unix_timestamp() + 600,
+        };
+        let key_file = path("registration.key");
+        std::fs::write(&key_file, key.encode()).unwrap();
+        let (desired, desired_seen) = watch::channel(DesiredState {
+            generation: 1,
+            report_interval_ms: 500,
+            ..DesiredState::default()
+        });
+        let (reports_sender, reports) = watch::channel(EngineReport::default());
+        let (enrolments, engine_ids) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(Mutex::new(Vec::new())),
+        );
+        let tls_config = tls::server_config(
+            authority.certificate_pem(),
+            &server.certificate_pem,
+            &server.key_pem,
+        );
+        let service = Gateway {
+            authority,
+            secret: key.secret.clone(),
+            enrolments: enrolments.clone(),
+            engine_ids: engine_ids.clone(),
+            desired: desired_seen,
+            reports: reports_sender,
+        };
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .tls_config(tls_config)
+                .unwrap()
+                .add_service(EngineGatewayServer::new(service))
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        let config = path("engine.toml");
+        let text = format!(
+            "vm_folder = {vms:?}\ndata_folder = {:?}\nrecovery_folder = {recovery:?}\nrecovery_role = true\nregistration_key_file = {key_file:?}\n",
+            path("data")
+        );
+        std::fs::write(&config, text).unwrap();
+        Self {
+            config,
+            vms,
+            recovery,
+            store,
+            vm,
+            disks,
+            desired,
+            reports,
+            enrolments,
+            engine_ids,
+            folder,
+        }
+    }
+
+    async fn engine(&self, arguments: &[&str]) -> Output {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_siterecovery-engine"))
+            .args(arguments)
+            .output()
+            .await
+            .unwrap()
+    }
+
+    async fn good(&self, arguments: &[&str]) -> String {
+        let output = self.engine(arguments).await;
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    async fn with_config(&self, word: &str) -> String {
+        self.good(&[word, "--config", self.config.to_str().unwrap()])
+            .await
+    }
+
+    async fn kill_engine(&self) {
+        let status = self
+            .good(&[
+                "status",
+                "--json",
+                "--config",
+                self.config.to_str().unwrap(),
+            ])
+            .await;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let process = status["processId"].as_i64().unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(process as i32),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+    }
+
+    async fn report(&self, what: &str, wanted: impl Fn(&EngineReport) -> bool) -> EngineReport {
+        let mut reports = self.reports.clone();
+        let report = tokio::time::timeout(LIMIT, reports.wait_for(wanted)).await;
+        match report {
+            Ok(report) => report.unwrap().clone(),
+            Err(_) => {
+                let log = std::fs::read_to_string(self.folder.path().join("data/engine.log"))
+                    .unwrap_or_default();
+                panic!(
+                    "never came true: {what}\nreport: {:#?}\nlog:\n{log}",
+                    *self.reports.borrow()
+                );
+            }
+        }
+    }
+
+    async fn item(
+        &self,
+        what: &str,
+        wanted: impl Fn(&ReplicationStatus) -> bool,
+    ) -> ReplicationStatus {
+        let report = self
+            .report(what, |report| report.replications.iter().any(&wanted))
+            .await;
+        report.replications[0].clone()
+    }
+
+    fn want(&self, change: impl FnOnce(&mut DesiredState)) {
+        self.desired.send_modify(|state| {
+            state.generation += 1;
+            change(state);
+        });
+    }
+
+    fn replication(&self) -> Replication {
+        Replication {
+            item_id: ITEM.to_owned(),
+            vault_key: VAULT.to_owned(),
+            generation: 1,
+            vm_id: self.vm.to_string(),
+            disk_ids: self.disks.iter().map(Uuid::to_string).collect(),
+            store: Some(self.target()),
+            policy: Some(Policy {
+                replication_interval_seconds: 1,
+                retention_hours: 1,
+                app_consistent_frequency_hours: 0,
+            }),
+            phase: replication::Phase::Active.into(),
+            delete_replica: false,
+            vm_name: "lab".to_owned(),
+        }
+    }
+
+    fn target(&self) -> StoreTarget {
+        StoreTarget {
+            kind: Some(store_target::Kind::Folder(
+                self.store.to_str().unwrap().to_owned(),
+            )),
+        }
+    }
+
+    async fn writes(&self, disk: usize, offset: u64, byte: u8) {
+        let driver =
+            QemuDriver::new(vec![self.vms.clone()], self.folder.path().join("scratch")).unwrap();
+        driver
+            .write_as_guest(
+                VmId(self.vm),
+                DiskId(self.disks[disk]),
+                offset,
+                64 << 10,
+                byte,
+            )
+            .await
+            .unwrap();
+    }
+
+    fn now(&self) -> i64 {
+        engine::engine::now_unix_ms()
+    }
+}
+
+fn protected(points: usize) -> impl Fn(&ReplicationStatus) -> bool {
+    move |status| status.state() == State::Protected && status.recovery_points.len() >= points
+}
+
+fn after(time_unix_ms: i64) -> impl Fn(&ReplicationStatus) -> bool {
+    move |status| {
+        status
+            .recovery_points
+            .last()
+            .is_some_and(|point| point.time_unix_ms > time_unix_ms)
+    }
+}
+
+fn whole(path: &Path, size: u64) -> Vec<u8> {
+    let image = DiskImage::open(path, Access::ReadOnly).unwrap();
+    let mut data = vec![0; size as usize];
+    image.read_at(&mut data, 0).unwrap();
+    data
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_engine_replicates_survives_kills_recovers_and_retires() {
+    let lab = Lab::new().await;
+    let vms = lab.vms.to_str().unwrap().to_owned();
+    lab.good(&["vm", "start", "--vm-folder", &vms, "lab"]).await;
+
+    // Not running: told apart by the exit code. A second start is fine.
+    let status = lab
+        .engine(&["status", "--config", lab.config.to_str().unwrap()])
+        .await;
+    assert_eq!(status.status.code(), Some(3));
+    lab.with_config("start").await;
+    assert!(lab.with_config("start").await.contains("already"));
+
+    // Enrolled once, the key is gone, the secret is in no log.
+    let vm_id = lab.vm.to_string();
+    let report = lab
+        .report("first report", |report| {
+            report.virtual_machines.iter().any(|vm| vm.id == vm_id)
+        })
+        .await;
+    assert_eq!(report.virtual_machines[0].disks.len(), 2);
+    assert!(!lab.folder.path().join("registration.key").exists());
+    let replication = lab.replication();
+    lab.want(|state| state.replications = vec![replication]);
+    lab.item("protected", protected(3)).await;
+
+    // Killed while cycles go round; what is written meanwhile is in the next point.
+    for round in 0u8..3 {
+        lab.kill_engine().await;
+        lab.writes(1, u64::from(round) * (2 << 20), 0xA0 + round)
+            .await;
+        lab.with_config("start").await;
+        lab.writes(0, (u64::from(round) + 5) * (1 << 20), 0xB0 + round)
+            .await;
+        let now = lab.now();
+        let status = lab.item("a point after the kill", after(now)).await;
+        let moved: u64 = status
+            .recovery_points
+            .iter()
+            .skip(1)
+            .map(|point| point.changed_bytes)
+            .sum();
+        assert!(
+            moved < 8 << 20,
+            "no full copy: {moved} bytes were moved by cycles"
+        );
+    }
+    let now = lab.now();
+    let status = lab.item("the newest point", after(now)).await;
+    let newest = status.recovery_points.last().unwrap().clone();
+    assert_eq!(lab.enrolments.load(Ordering::SeqCst), 1);
+    let ids = lab.engine_ids.lock().unwrap().clone();
+    assert!(
+        ids.len() >= 4 && ids.iter().all(|id| *id == ids[0]),
+        "one identity for all lives: {ids:?}"
+    );
+
+    // A drill: the point runs as a VM, and goes on running while the engine is killed.
+    let id = Uuid::new_v4();
+    let drill = RecoveredVm {
+        id: id.to_string(),
+        name: "lab-test".to_owned(),
+        item_id: ITEM.to_owned(),
+        vault_key: VAULT.to_owned(),
+        store: Some(lab.target()),
+        point_id: newest.id.clone(),
+        isolated: true,
+        power: recovered_vm::Power::Running.into(),
+        boot_after: String::new(),
+    };
+    lab.want(|state| state.recovered_vms = vec![drill]);
+    let up = |report: &EngineReport| {
+        report
+            .recovered_vms
+            .iter()
+            .any(|vm| vm.state() == RecoveredState::Booted)
+    };
+    let report = lab
+        .report("recovered VM has written to its console", up)
+        .await;
+    let recovered = &report.recovered_vms[0];
+    assert_eq!(recovered.point_id, newest.id);
+    assert!(
+        recovered.first_output_unix_ms >= recovered.started_unix_ms
+            && recovered.started_unix_ms > 0
+    );
+    assert!(std::fs::metadata(&recovered.console_path).unwrap().len() > 0);
+    assert!(
+        report
+            .virtual_machines
+            .iter()
+            .all(|vm| vm.id != id.to_string()),
+        "a recovered VM is not offered for protection"
+    );
+    lab.kill_engine().await;
+    lab.with_config("start").await;
+    let points = newest.time_unix_ms + 1;
+    lab.report("both go on", |report| {
+        up(report) && report.replications.iter().any(after(points))
+    })
+    .await;
+    let recovery = lab.recovery.to_str().unwrap().to_owned();
+    let list = lab
+        .good(&["vm", "list", "--json", "--vm-folder", &recovery])
+        .await;
+    assert!(list.contains("Running"), "{list}");
+    lab.want(|state| state.recovered_vms.clear());
+    lab.report("recovered VM is gone", |report| {
+        report.recovered_vms.is_empty()
+    })
+    .await;
+    assert_eq!(std::fs::read_dir(&lab.recovery).unwrap().count(), 0);
+
+    // The store holds what the disks hold.
+    let shown = lab
+        .good(&[
+            "points",
+            "--store",
+            lab.store.to_str().unwrap(),
+            "--vault-key",
+            VAULT,
+            "--item",
+            ITEM,
+        ])
+        .await;
+    assert!(
+        shown.contains("CrashConsistent") && shown.contains("pins: 0"),
+        "{shown}"
+    );
+    let now = lab.now();
+    lab.item("one more point", after(now)).await;
+    lab.good(&["vm", "stop", "--turn-off", "--vm-folder", &vms, "lab"])
+        .await;
+    let key = ReplicaKey::new(VAULT, ITEM).unwrap();
+    let target = replica_store::StoreTarget::Folder(lab.store.clone());
+    let view = ReplicaReader::open(&target, &key)
+        .await
+        .unwrap()
+        .view(PointSelector::Newest)
+        .await
+        .unwrap();
+    for (disk, name, size) in [(0, "os.vhdx", OS_BYTES), (1, "data.vhdx", DATA_BYTES)] {
+        let source = whole(&lab.vms.join("lab").join(name), size);
+        let mut at = 0;
+        while at < size {
+            let piece = view.read(lab.disks[disk], at, 1 << 20).await.unwrap();
+            assert!(
+                piece == source[at as usize..][..1 << 20],
+                "{name} differs in the mebibyte at {at}"
+            );
+            at += 1 << 20;
+        }
+    }
+
+    // Retirement leaves nothing.
+    lab.want(|state| {
+        state.replications[0].set_phase(replication::Phase::Retired);
+        state.replications[0].delete_replica = true;
+    });
+    lab.item("retired", |status| status.state() == State::Retired)
+        .await;
+    assert!(!lab.store.join(VAULT).join(ITEM).exists());
+    let logs = std::fs::read_dir(lab.vms.join("lab"))
+        .unwrap()
+        .filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "hrl")
+        });
+    assert_eq!(logs.count(), 0);
+    assert!(lab.with_config("stop").await.contains("stopped"));
+    assert!(lab.with_config("stop").await.contains("not running"));
+    let log = std::fs::read_to_string(lab.folder.path().join("data/engine.log")).unwrap();
+    assert!(!log.contains("s3cret-of-the-test") && !log.contains("PRIVATE KEY"));
+}
