@@ -76,6 +76,11 @@ impl MemoryFile {
         self.lock().operations
     }
 
+    /// Number of writes and length changes that a power cut may lose.
+    pub fn unflushed(&self) -> usize {
+        self.lock().pending.len()
+    }
+
     /// All changing operations after the first `operations` of them fail: the power is off.
     pub fn fail_after(&self, operations: u64) {
         self.lock().fail_after = Some(operations);

@@ -24,17 +24,27 @@ struct Step {
 
 fn workload(seed: u64, steps: u8, size: u64) -> Vec<Step> {
     let mut random = Random(seed);
-    (1..=steps)
+    // The last block is kept for the last step, so that closing has a table to write.
+    let last = size - (512 << 10);
+    let below = size - (1 << 20);
+    let mut all: Vec<Step> = (1..steps)
         .map(|value| {
             let length = 1 + random.below(70_000) as usize;
             Step {
-                offset: random.below(size - length as u64),
+                offset: random.below(below - length as u64),
                 length,
                 value,
                 flush: random.below(3) == 0,
             }
         })
-        .collect()
+        .collect();
+    all.push(Step {
+        offset: last,
+        length: 5000,
+        value: steps,
+        flush: false,
+    });
+    all
 }
 
 /// What a byte may be after a cut: the last flushed value, or any value written since.
@@ -111,6 +121,14 @@ fn cuts(file: &MemoryFile, random: &mut Random) -> Vec<Vec<u8>> {
             (lucky.below(length as u64 / 512 + 1) * 512) as usize
         }),
     ];
+    // Few changes: each set of them may be all that arrived.
+    let pending = file.unflushed();
+    if (2..=3).contains(&pending) {
+        let subsets = 0..1_usize << pending;
+        ways.extend(subsets.map(|set| {
+            file.after_power_cut(|i, length| if set >> i & 1 == 1 { length } else { 0 })
+        }));
+    }
     // Often nothing was pending, and all ways are the same.
     ways.dedup();
     ways
