@@ -185,13 +185,33 @@ impl Terraform {
 fn read(from: impl Read, show: bool) -> String {
     let mut text = String::new();
     for line in BufReader::new(from).lines().map_while(Result::ok) {
-        if show && !line.trim().is_empty() {
+        if let Some(line) = show.then(|| for_a_person(&line)).flatten() {
             eprintln!("    {line}");
         }
         text.push_str(&line);
         text.push('\n');
     }
     text
+}
+
+/// What a person follows: what happens to which object, without the listing of every attribute and without ids of 200 characters.
+fn for_a_person(line: &str) -> Option<String> {
+    let begins = [
+        "siterecovery_",
+        "data.",
+        "- Install",
+        "Plan:",
+        "No changes",
+        "Apply complete",
+        "Destroy complete",
+    ];
+    let told = begins.iter().any(|begin| line.starts_with(begin))
+        || line.contains("Error")
+        || line.starts_with('│');
+    let routine = line.contains("Refreshing state")
+        || line.contains("Reading...")
+        || line.contains("Read complete");
+    (told && !routine).then(|| line.split(" [id=").next().unwrap_or_default().to_owned())
 }
 
 fn copy_configuration(from: &Path, to: &Path) -> Result<()> {
