@@ -1,0 +1,326 @@
+//! An engine that does as it is told, over the real gateway with real TLS.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
+use engine_protocol::v1::{self, recovered_vm_status, replication, replication_status};
+use engine_protocol::{EngineIdentity, IdentityRequest, RegistrationKey, tls};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+pub const WEB: &str = "c0ffee00-1234-4abc-8def-001122334455";
+pub const DB: &str = "c0ffee00-1234-4abc-8def-001122334466";
+pub const BROKEN: &str = "c0ffee00-1234-4abc-8def-001122334477";
+
+/// How the engine behaves.
+#[derive(Clone, Default)]
+pub struct Behaviour {
+    /// Replications can't begin, for this reason.
+    pub blocked: Option<v1::Finding>,
+    /// Replications stay in the first copy.
+    pub copying: bool,
+    /// Recovered VMs never get beyond this state.
+    pub vm_state: Option<recovered_vm_status::State>,
+    /// Nothing is retired.
+    pub keeps_replicas: bool,
+}
+
+/// What happened, for tests to look at.
+#[derive(Default)]
+pub struct Seen {
+    pub states: Vec<v1::DesiredState>,
+}
+
+pub struct Engine {
+    pub id: String,
+    pub identity: EngineIdentity,
+    pub provider_id: String,
+    pub behaviour: Arc<Mutex<Behaviour>>,
+    pub seen: Arc<Mutex<Seen>>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+pub fn host(name: &str) -> v1::Host {
+    v1::Host {
+        name: name.to_owned(),
+        operating_system: "Debian GNU/Linux 12".to_owned(),
+        hypervisor: "qemu".to_owned(),
+        hypervisor_version: "7.2".to_owned(),
+        engine_version: "0.1.0".to_owned(),
+        free_bytes: 1 << 40,
+        recovery_role: true,
+    }
+}
+
+fn machine(id: &str, name: &str, findings: Vec<v1::Finding>) -> v1::VirtualMachine {
+    let disk = |number: u32, operating_system: bool| v1::Disk {
+        id: format!("{id}-disk-{number}"),
+        name: format!("{name}-{number}.vhdx"),
+        size_bytes: 1 << 30,
+        operating_system,
+    };
+    v1::VirtualMachine {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        generation: 2,
+        processor_count: 1,
+        memory_bytes: 256 << 20,
+        power_state: v1::PowerState::Running.into(),
+        os_type: "Linux".to_owned(),
+        disks: vec![disk(0, true), disk(1, false)],
+        network_adapters: vec![v1::NetworkAdapter {
+            id: "nic-0".to_owned(),
+            network_name: "lan".to_owned(),
+            mac_address: "52:54:00:00:00:01".to_owned(),
+        }],
+        findings,
+    }
+}
+
+pub fn finding(code: &str) -> v1::Finding {
+    v1::Finding {
+        code: code.to_owned(),
+        summary: "The folder is read-only.".to_owned(),
+        possible_causes: "It was mounted read-only.".to_owned(),
+        recommended_action: "Make it writable.".to_owned(),
+        critical: true,
+    }
+}
+
+pub async fn enrol(
+    key: &str,
+    engine_id: &str,
+) -> Result<(EngineIdentity, v1::EnrolResponse), tonic::Status> {
+    let key = RegistrationKey::decode(key).expect("key");
+    let request = IdentityRequest::generate().expect("key pair");
+    let mut client = EngineGatewayClient::new(tls::enrolment_channel(&key).expect("channel"));
+    let response = client
+        .enrol(v1::EnrolRequest {
+            secret: key.secret,
+            engine_id: engine_id.to_owned(),
+            certificate_request_pem: request.request_pem,
+            host: Some(host("hv1.lab.example")),
+        })
+        .await?
+        .into_inner();
+    let identity = EngineIdentity {
+        certificate_pem: response.certificate_pem.clone(),
+        key_pem: request.key_pem,
+        ca_pem: response.ca_pem.clone(),
+    };
+    Ok((identity, response))
+}
+
+impl Engine {
+    /// Enrols and begins to report.
+    pub async fn start(key: &str, gateway: &str) -> Self {
+        let id = uuid::Uuid::new_v4().to_string();
+        let (identity, response) = enrol(key, &id).await.expect("enrolment");
+        Self::resume(
+            id,
+            identity,
+            response.provider_arm_id,
+            gateway,
+            Behaviour::default(),
+        )
+    }
+
+    /// Begins to report with an identity made earlier.
+    pub fn resume(
+        id: String,
+        identity: EngineIdentity,
+        provider_id: String,
+        gateway: &str,
+        behaviour: Behaviour,
+    ) -> Self {
+        let behaviour = Arc::new(Mutex::new(behaviour));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let stop = CancellationToken::new();
+        let work = run(
+            identity.clone(),
+            gateway.to_owned(),
+            Arc::clone(&behaviour),
+            Arc::clone(&seen),
+            stop.clone(),
+        );
+        Self {
+            id,
+            identity,
+            provider_id,
+            behaviour,
+            seen,
+            stop,
+            task: tokio::spawn(work),
+        }
+    }
+
+    pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.behaviour.lock().expect("lock"));
+    }
+
+    pub fn last(&self) -> v1::DesiredState {
+        self.seen
+            .lock()
+            .expect("lock")
+            .states
+            .last()
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    pub async fn stop(self) -> (String, EngineIdentity, String) {
+        self.stop.cancel();
+        self.task.await.expect("engine");
+        (self.id, self.identity, self.provider_id)
+    }
+}
+
+/// Connects again and again, as the real one does.
+async fn run(
+    identity: EngineIdentity,
+    gateway: String,
+    behaviour: Arc<Mutex<Behaviour>>,
+    seen: Arc<Mutex<Seen>>,
+    stop: CancellationToken,
+) {
+    let mut state = v1::DesiredState::default();
+    let mut points = BTreeMap::new();
+    while !stop.is_cancelled() {
+        let mut client =
+            EngineGatewayClient::new(tls::session_channel(&gateway, &identity).expect("channel"));
+        let (sender, receiver) = mpsc::channel(8);
+        let Ok(stream) = client.session(ReceiverStream::new(receiver)).await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mut stream = stream.into_inner();
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                message = stream.message() => match message {
+                    Ok(Some(message)) => {
+                        seen.lock().expect("lock").states.push(message.clone());
+                        state = message;
+                    }
+                    _ => break,
+                },
+                _ = tick.tick() => {
+                    let behaviour = behaviour.lock().expect("lock").clone();
+                    if sender.send(report(&state, &behaviour, &mut points)).await.is_err() { break; }
+                }
+            }
+        }
+    }
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).expect("now")
+}
+
+fn report(
+    state: &v1::DesiredState,
+    behaviour: &Behaviour,
+    points: &mut BTreeMap<String, (v1::RecoveryPoint, i64)>,
+) -> v1::EngineReport {
+    let replications = state
+        .replications
+        .iter()
+        .map(|wanted| status(wanted, behaviour, points))
+        .collect();
+    let recovered_vms = state
+        .recovered_vms
+        .iter()
+        .map(|vm| {
+            let natural = match vm.power() {
+                v1::recovered_vm::Power::Running => recovered_vm_status::State::Booted,
+                _ => recovered_vm_status::State::Off,
+            };
+            let state = behaviour.vm_state.unwrap_or(natural);
+            v1::RecoveredVmStatus {
+                id: vm.id.clone(),
+                state: state.into(),
+                started_unix_ms: now_ms(),
+                first_output_unix_ms: if state == recovered_vm_status::State::Booted {
+                    now_ms()
+                } else {
+                    0
+                },
+                point_id: vm.point_id.clone(),
+                point_time_unix_ms: now_ms() - 5_000,
+                findings: if state == recovered_vm_status::State::Failed {
+                    vec![finding("ViewUnreadable")]
+                } else {
+                    Vec::new()
+                },
+                console_path: format!("/recovered/{}/console.log", vm.id),
+            }
+        })
+        .collect();
+    v1::EngineReport {
+        observed_generation: state.generation,
+        host: Some(host("hv1.lab.example")),
+        virtual_machines: vec![
+            machine(WEB, "web01", vec![]),
+            machine(DB, "db01", vec![]),
+            machine(BROKEN, "broken01", vec![finding("PhysicalDisk")]),
+        ],
+        replications,
+        recovered_vms,
+    }
+}
+
+fn status(
+    wanted: &v1::Replication,
+    behaviour: &Behaviour,
+    points: &mut BTreeMap<String, (v1::RecoveryPoint, i64)>,
+) -> v1::ReplicationStatus {
+    use replication_status::State;
+    let retired = wanted.phase() == replication::Phase::Retired;
+    let state = if retired && !behaviour.keeps_replicas {
+        State::Retired
+    } else if behaviour.blocked.is_some() {
+        State::Blocked
+    } else if behaviour.copying {
+        State::InitialReplication
+    } else {
+        State::Protected
+    };
+    let made = points.entry(wanted.item_id.clone()).or_insert_with(|| {
+        let point = v1::RecoveryPoint {
+            id: uuid::Uuid::new_v4().to_string(),
+            time_unix_ms: now_ms(),
+            kind: v1::recovery_point::Kind::CrashConsistent.into(),
+            position: 1,
+            changed_bytes: 4096,
+            sent_bytes: 1024,
+        };
+        (point, now_ms())
+    });
+    v1::ReplicationStatus {
+        item_id: wanted.item_id.clone(),
+        generation: wanted.generation,
+        state: state.into(),
+        progress_done_bytes: if behaviour.blocked.is_some() {
+            0
+        } else {
+            512 << 20
+        },
+        progress_total_bytes: 2 << 30,
+        recovery_points: if state == State::Protected {
+            vec![made.0.clone()]
+        } else {
+            Vec::new()
+        },
+        last_cycle_changed_bytes: 4096,
+        last_cycle_sent_bytes: 1024,
+        last_cycle_unix_ms: made.1,
+        total_sent_bytes: 1 << 20,
+        backlog_cycles: 0,
+        findings: behaviour.blocked.clone().into_iter().collect(),
+    }
+}
