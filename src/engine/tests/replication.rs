@@ -49,6 +49,20 @@ fn initial_replication_reads_allocated_blocks_only_and_every_point_is_exact() {
 }
 
 #[test]
+#[should_panic(expected = "differs in block")]
+fn the_check_of_these_tests_notices_a_single_lost_block() {
+    let world = World::new(12);
+    life(async {
+        let context = world.context(Arc::new(NoPauses), None);
+        let replicator = protect(&world, &context, 2).await;
+        world.host.be_forgetful();
+        wait_for(&context, &world.host, "points", points(4)).await;
+        replicator.stop().await;
+        world.host.check_store(&world.store()).await;
+    });
+}
+
+#[test]
 fn cycles_follow_the_interval_from_freeze_to_freeze() {
     let world = World::new(2);
     life(async {

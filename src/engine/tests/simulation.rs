@@ -15,7 +15,7 @@ use engine::replicator::pauses::{NoPauses, PLACES};
 use replica_store::fault::Faults;
 use support::{BadStore, Random, StopAt, World, active, life, wait_for};
 
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 60;
 const LIVES: u64 = 6;
 
 #[test]

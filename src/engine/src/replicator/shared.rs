@@ -1,7 +1,7 @@
 //! What the two halves of an item's replication, capture and shipping, share.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hypervisor::{Hypervisor, TrackingId};
@@ -18,6 +18,9 @@ use super::trouble::Trouble;
 use crate::board::Board;
 use crate::task::blocking;
 
+/// Free bytes on the volume of a path; `None` when it can't be found out.
+pub type FreeBytes = Arc<dyn Fn(&Path) -> Option<u64> + Send + Sync>;
+
 /// What all items of an engine share.
 pub struct Context {
     /// The host.
@@ -33,7 +36,7 @@ pub struct Context {
     /// Faults in the durable steps of the store, for crash tests; `None` in the product.
     pub store_faults: Option<Arc<dyn Faults>>,
     /// Free bytes on a volume, for captures.
-    pub free_bytes: Arc<dyn Fn(&std::path::Path) -> Option<u64> + Send + Sync>,
+    pub free_bytes: FreeBytes,
 }
 
 /// One item at work.

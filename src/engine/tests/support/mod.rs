@@ -78,6 +78,7 @@ struct Inner {
     random: Random,
     read_bytes: u64,
     fail_reads: bool,
+    forgetful: bool,
 }
 
 /// One VM with two disks.
@@ -108,6 +109,7 @@ impl FakeHost {
                 random: Random::new(seed ^ 0xABCD),
                 read_bytes: 0,
                 fail_reads: false,
+                forgetful: false,
             })),
         };
         for _ in 0..40 {
@@ -163,6 +165,11 @@ impl FakeHost {
 
     pub fn fail_reads(&self, fail: bool) {
         self.inner.lock().unwrap().fail_reads = fail;
+    }
+
+    /// From now on change tracking leaves one changed block out of each answer.
+    pub fn be_forgetful(&self) {
+        self.inner.lock().unwrap().forgetful = true;
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -396,6 +403,12 @@ impl Hypervisor for FakeHost {
                 .iter()
                 .flat_map(|(_, blocks)| blocks.iter().copied())
                 .collect()
+        });
+        let dirty = dirty.map(|mut dirty| {
+            if inner.forgetful {
+                dirty.pop_first();
+            }
+            dirty
         });
         inner.tracking.push((next, BTreeSet::new()));
         let frozen = disks
