@@ -315,9 +315,12 @@ async fn version(engine: &Path) -> Option<String> {
 /// A recovered VM outlives the engine. When the host is taken out of service, none may stay running unseen.
 async fn stop_recovered_vms(deployment: &Deployment) -> Result<(), DeployError> {
     let folder = &deployment.settings.recovery_folder;
-    let engine = [deployment.engine_path(), deployment.bundled_engine.clone()]
-        .into_iter()
-        .find(|path| path.exists());
+    let engine = [
+        deployment.bundled_engine.clone(),
+        deployment.bundled_engine.clone(),
+    ]
+    .into_iter()
+    .find(|path| path.exists());
     let (Some(engine), Ok(entries)) = (engine, fs::read_dir(folder)) else {
         return Ok(());
     };

@@ -111,9 +111,10 @@ impl ServiceManager {
     }
 }
 
-/// The installed engine, or the bundled one when the installed one is gone: both can stop a running process.
+/// An engine that can be asked about a running process, or told to stop it. The bundled one is known to be whole; the
+/// installed one may be damaged, and is asked only when there is no other.
 fn any_engine(deployment: &Deployment) -> Option<PathBuf> {
-    [deployment.engine_path(), deployment.bundled_engine.clone()]
+    [deployment.bundled_engine.clone(), deployment.engine_path()]
         .into_iter()
         .find(|p| p.exists())
 }

@@ -140,6 +140,7 @@ async fn a_damaged_engine_and_configuration_are_mended() {
     deployer.install(deployment, None).await.unwrap();
     fs::write(deployment.engine_path(), "torn").unwrap();
     fs::write(deployment.config_path(), "data_folder = 7").unwrap();
+    assert!(!deployer.inspect(deployment).await.unwrap().is_current());
     assert!(deployer.install(deployment, None).await.unwrap());
     assert!(deployer.inspect(deployment).await.unwrap().is_current());
     assert_eq!(names(&deployment.install_folder), ["siterecovery-engine"]);

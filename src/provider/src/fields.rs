@@ -1,7 +1,7 @@
 //! Attributes that many schemas share, with their checks.
 
 use arm_model::validate::{self, Violation};
-use tf_provider::{Attribute, Nesting, Schema, Value};
+use tf_provider::{Attribute, Nesting, Object, Schema, Value};
 
 /// Where the provider keeps the ARM id.
 pub(crate) fn id() -> Attribute {
@@ -161,10 +161,49 @@ fn computed(attribute: &Attribute) -> Attribute {
     fresh.computed().describe(text)
 }
 
+/// After a creation or change: what the service spells otherwise but means the same keeps the planned spelling, because
+/// Terraform takes any other for a defect.
+pub(crate) fn keep_planned(planned: &Object, value: &mut Object) {
+    let same = |name: &str, left: &str, right: &str| match name {
+        "location" => validate::same_region(left, right),
+        "resource_group_name" => left.eq_ignore_ascii_case(right),
+        _ if name.ends_with("_id") => left.eq_ignore_ascii_case(right),
+        _ => false,
+    };
+    for (name, wanted) in planned.iter() {
+        if let (Some(wanted), Some(found)) = (wanted.as_str(), value.str(name))
+            && same(name, wanted, found)
+        {
+            value.set(name, wanted);
+        }
+    }
+}
+
 /// Sets a text, or null when it is empty.
 pub(crate) fn text_or_null(text: Option<&str>) -> Value {
     match text {
         Some(text) if !text.is_empty() => Value::from(text),
         _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_means_the_same_keeps_the_planned_spelling_and_nothing_else_does() {
+        let planned = Object::new()
+            .with("location", "North Europe")
+            .with("policy_id", "/Subscriptions/S")
+            .with("name", "Vault");
+        let mut value = Object::new()
+            .with("location", "northeurope")
+            .with("policy_id", "/subscriptions/s")
+            .with("name", "vault");
+        keep_planned(&planned, &mut value);
+        assert_eq!(value.str("location"), Some("North Europe"));
+        assert_eq!(value.str("policy_id"), Some("/Subscriptions/S"));
+        assert_eq!(value.str("name"), Some("vault"));
     }
 }

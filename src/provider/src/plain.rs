@@ -141,6 +141,7 @@ impl<P: Plain> Resource<Session> for Managed<P> {
             .create(state, &text, &P::body(&change.planned))
             .await?;
         P::fill(&id, &answer, &mut state.value);
+        fields::keep_planned(&change.planned, &mut state.value);
         Ok(())
     }
 
@@ -177,6 +178,7 @@ impl<P: Plain> Resource<Session> for Managed<P> {
             let answer: Answer<P::Properties> =
                 remote.update(method, &id.to_string(), &body).await?;
             P::fill(&id, &answer, &mut state.value);
+            fields::keep_planned(&change.planned, &mut state.value);
         }
         Ok(())
     }

@@ -85,6 +85,7 @@ impl Resource<Session> for Association {
         } });
         let answer: Answer<MappingProperties> = remote.create(state, &id, &body).await?;
         fill(&stored_id(&state.value)?, &answer, &mut state.value);
+        fields::keep_planned(&change.planned, &mut state.value);
         Ok(())
     }
 

@@ -57,10 +57,6 @@ impl Resource<Session> for HypervHost {
         };
         let connection = Attribute::string()
             .required()
-            .check(|value| match value.as_str() {
-                Some("local") | None => Ok(()),
-                Some(_) => Err("must be \"local\": this version deploys the engine onto the machine that runs Terraform only".to_owned()),
-            })
             .describe("Channel to the host. `local`: the machine that runs Terraform.");
         let name = Attribute::string().required();
         Schema::new()
@@ -84,6 +80,7 @@ impl Resource<Session> for HypervHost {
                 "host_connection",
                 Attribute::nested(Nesting::Single, [("type", connection)])
                     .required()
+                    .check(reachable)
                     .requires_replace()
                     .describe("How the host is reached. Changing it makes a new host."),
             )
@@ -328,6 +325,19 @@ fn absolute(value: &Value) -> Result<(), String> {
         {
             Err("must be an absolute path below the root, without ..".to_owned())
         }
+        _ => Ok(()),
+    }
+}
+
+/// Checked at the whole argument: Terraform shows the line of an argument, but not that of a member.
+fn reachable(value: &Value) -> Result<(), String> {
+    match value
+        .as_object()
+        .and_then(|connection| connection.str("type"))
+    {
+        Some(other) if other != "local" => Err(format!(
+            "can't have the type {other:?}: this version deploys the engine onto the machine that runs Terraform only, type = \"local\""
+        )),
         _ => Ok(()),
     }
 }

@@ -96,6 +96,7 @@ impl Resource<Session> for RecoveryPlan {
         } });
         let answer: Answer<PlanProperties> = remote.create(state, id.as_str(), &body).await?;
         fill(&id, &answer, &mut state.value);
+        fields::keep_planned(&change.planned, &mut state.value);
         Ok(())
     }
 
@@ -132,6 +133,7 @@ impl Resource<Session> for RecoveryPlan {
         let answer: Answer<PlanProperties> =
             remote.update(Method::Patch, id.as_str(), &body).await?;
         fill(&id, &answer, &mut state.value);
+        fields::keep_planned(&change.planned, &mut state.value);
         Ok(())
     }
 

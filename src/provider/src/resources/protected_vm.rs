@@ -290,17 +290,14 @@ impl Resource<Session> for ProtectedVm {
         let id: ProtectedItemId = stored_id(&state.value)?;
         if CHANGEABLE.iter().any(|name| change.changed(name)) {
             let planned = &change.planned;
-            let body = json!({ "properties": {
-                "recoveryAzureVMName": planned.str("target_vm_name"),
-                "selectedRecoveryAzureNetworkId": planned.str("target_network_id"),
-                "providerSpecificDetails": {
-                    "instanceType": HYPER_V_REPLICA_AZURE,
-                    "recoveryAzureV2ResourceGroupId": planned.str("target_resource_group_id"),
-                },
-            } });
-            let _: Answer<ProtectedItemProperties> =
-                remote.update(Method::Patch, id.as_str(), &body).await?;
+            let answer: Answer<ProtectedItemProperties> = remote
+                .update(Method::Patch, id.as_str(), &patch(planned))
+                .await?;
+            let mut read = planned.clone();
+            fill(&id, &answer.properties, &mut read);
+            state.value = read.clone();
             state.keep();
+            taken_over(planned, &read)?;
         }
         settle(cx, &remote, &id, until, state).await
     }
@@ -492,6 +489,41 @@ async fn location<P: serde::de::DeserializeOwned>(session: &Session, id: &str) -
         .ok()
         .flatten()?
         .location
+}
+
+/// The request that changes what can be changed without a new copy.
+fn patch(planned: &Object) -> Json {
+    let mut properties = json!({
+        "recoveryAzureVMName": planned.str("target_vm_name"),
+        "selectedRecoveryAzureNetworkId": planned.str("target_network_id"),
+        "providerSpecificDetails": {
+            "instanceType": HYPER_V_REPLICA_AZURE,
+            "recoveryAzureV2ResourceGroupId": planned.str("target_resource_group_id"),
+        },
+    });
+    if let Some(subnet) = planned.str("target_subnet_name") {
+        properties["vmNics"] =
+            json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
+    }
+    json!({ "properties": properties })
+}
+
+/// A service that quietly leaves out a part of a change must not look as if it had made it.
+fn taken_over(planned: &Object, read: &Object) -> Result<(), Diagnostics> {
+    let mut report = Diagnostics::new();
+    for name in CHANGEABLE {
+        if planned.get(name) != read.get(name) {
+            report.push_error(
+                name,
+                "The service has not taken over the change",
+                format!(
+                    "{name} is still {:?}.\nWhat to do: protect the VM anew (terraform apply -replace), or take the change back.",
+                    read.str(name).unwrap_or_default()
+                ),
+            );
+        }
+    }
+    report.into_result()
 }
 
 type Vm = Answer<ProtectableItemProperties>;

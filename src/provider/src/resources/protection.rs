@@ -11,6 +11,8 @@ use tf_provider::Diagnostics;
 use crate::remote::Remote;
 
 const POLL: Duration = Duration::from_secs(1);
+/// How long a connected host may take to tell of a VM.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The container of a site. It appears with the first host: waits for it as long as the operation may take, but not
 /// longer than five minutes, because a site without a host never gets one.
@@ -56,6 +58,7 @@ pub(crate) async fn protectable_items(
 ) -> Result<Vec<Answer<ProtectableItemProperties>>, Diagnostics> {
     let until = Instant::now() + limit.min(remote.limit());
     let path = format!("{container}/replicationProtectableItems");
+    let mut all_spoke: Option<Instant> = None;
     loop {
         let found: Vec<Answer<ProtectableItemProperties>> = remote.list(&path).await?;
         let all_there = wanted
@@ -64,8 +67,10 @@ pub(crate) async fn protectable_items(
         if (all_there && !found.is_empty()) || Instant::now() >= until {
             return Ok(found);
         }
-        if !wanted.is_empty() && !found.is_empty() && !any_silent_host(remote, site).await? {
-            // Every host has reported: what is missing now isn't there.
+        if wanted.is_empty() || any_silent_host(remote, site).await? {
+            all_spoke = None;
+        } else if all_spoke.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+            // Every host has reported, and long enough ago for its VMs to be among it: what is missing isn't there.
             return Ok(found);
         }
         remote.pause(POLL).await?;

@@ -1,0 +1,403 @@
+//! Real Terraform, the provider, and a real orchestrator: what needs no virtual machine.
+
+mod support;
+
+use std::fs;
+
+use support::{Lab, binary, wait_for};
+
+const BASE: &str = r#"
+resource "siterecovery_vault" "this" {
+  name                = "vault-dr"
+  resource_group_name = "rg-dr"
+  location            = "northeurope"
+}
+
+resource "siterecovery_storage_account" "this" {
+  name                = "stdrreplica"
+  resource_group_name = "rg-dr"
+  location            = "North Europe"
+  folder              = "FOLDER/replicas"
+}
+
+resource "siterecovery_virtual_network" "this" {
+  name                = "vnet-dr"
+  resource_group_name = "rg-dr"
+  location            = "northeurope"
+  address_space       = ["10.80.0.0/16"]
+
+  subnet {
+    name           = "servers"
+    address_prefix = "10.80.1.0/24"
+  }
+}
+
+resource "siterecovery_hyperv_site" "this" {
+  name              = "site-oslo"
+  recovery_vault_id = siterecovery_vault.this.id
+}
+
+resource "siterecovery_replication_policy" "this" {
+  name                            = "every-30-seconds"
+  recovery_vault_id               = siterecovery_vault.this.id
+  replication_interval_in_seconds = 30
+}
+"#;
+
+fn base(lab: &Lab) -> String {
+    BASE.replace("FOLDER", &lab.folder.path().display().to_string())
+}
+
+#[test]
+fn a_resource_lives_its_whole_life_and_leaves_nothing() {
+    let lab = Lab::start();
+    let terraform = lab.terraform("life");
+    let by_name = r#"
+data "siterecovery_vault" "same" {
+  name                = siterecovery_vault.this.name
+  resource_group_name = "rg-dr"
+}
+
+data "siterecovery_replication_policy" "same" {
+  name              = siterecovery_replication_policy.this.name
+  recovery_vault_id = siterecovery_vault.this.id
+}
+
+data "siterecovery_virtual_network" "same" {
+  name                = siterecovery_virtual_network.this.name
+  resource_group_name = "rg-dr"
+}
+
+data "siterecovery_storage_account" "same" {
+  name                = siterecovery_storage_account.this.name
+  resource_group_name = "rg-dr"
+}
+
+data "siterecovery_hyperv_site" "same" {
+  name              = siterecovery_hyperv_site.this.name
+  recovery_vault_id = siterecovery_vault.this.id
+}
+
+output "all_the_same" {
+  value = alltrue([
+    data.siterecovery_vault.same.id == siterecovery_vault.this.id,
+    data.siterecovery_replication_policy.same.replication_interval_in_seconds == 30,
+    data.siterecovery_virtual_network.same.subnet[0].name == "servers",
+    data.siterecovery_storage_account.same.account_tier == "Standard",
+    data.siterecovery_hyperv_site.same.internal_identifier == siterecovery_hyperv_site.this.internal_identifier,
+    provider::siterecovery::parse_id(siterecovery_hyperv_site.this.id).parent_id == siterecovery_vault.this.id,
+  ])
+}
+"#;
+    let whole = base(&lab) + by_name;
+    terraform.write(&whole).apply();
+    terraform.plan_is_empty();
+    assert_eq!(
+        terraform.run(&["output", "-json", "all_the_same"]).1.trim(),
+        "true"
+    );
+    let secret = &lab.environment["SITERECOVERY_CLIENT_SECRET"];
+    assert!(
+        !terraform.state_text().contains(secret.as_str()),
+        "the secret is in the state"
+    );
+
+    // In place: what ARM can change keeps its id.
+    let before = terraform.state();
+    let changed = whole
+        .replace(
+            "replication_interval_in_seconds = 30\n",
+            "replication_interval_in_seconds = 300\n  recovery_point_retention_in_hours = 8\n",
+        )
+        .replace(
+            "\n  folder ",
+            "\n  account_replication_type = \"ZRS\"\n  folder ",
+        )
+        .replace("== 30,", "== 300,")
+        .replacen(
+            "location            = \"northeurope\"",
+            "location            = \"northeurope\"\n  tags = { team = \"ops\" }",
+            1,
+        );
+    let text = terraform.write(&changed).apply();
+    assert!(text.contains("0 added, 3 changed, 0 destroyed"), "{text}");
+    terraform.plan_is_empty();
+    let after = terraform.state();
+    for (address, attributes) in &before {
+        assert_eq!(attributes["id"], after[address]["id"], "{address}");
+    }
+
+    // Import of each gives the same state.
+    let other = lab.terraform("import");
+    other.write(&changed);
+    for (address, attributes) in &after {
+        other.import(address, attributes["id"].as_str().unwrap());
+    }
+    other.plan_is_empty();
+    for (address, attributes) in other.state() {
+        let mut imported = attributes;
+        let expected = &after[&address];
+        // The user's spelling of a region is in the configuration, which an import doesn't see.
+        if let Some(location) = expected.get("location") {
+            imported["location"] = location.clone();
+        }
+        assert_eq!(&imported, expected, "{address}");
+    }
+
+    terraform.destroy();
+    terraform.write(
+        &by_name
+            .replace("siterecovery_vault.this.name", "\"vault-dr\"")
+            .split("data \"siterecovery_replication")
+            .next()
+            .unwrap()
+            .to_owned(),
+    );
+    let gone = terraform.one_error("plan", "name");
+    assert_eq!(gone.summary, "There is no such vault");
+}
+
+#[test]
+fn what_exists_already_is_not_taken_over() {
+    let lab = Lab::start();
+    let first = lab.terraform("first");
+    let vault = BASE
+        .split("resource \"siterecovery_storage")
+        .next()
+        .unwrap();
+    first.write(vault).apply();
+    let second = lab.terraform("second");
+    second.write(vault);
+    let problem = second.one_error("apply", "name");
+    assert_eq!(problem.summary, "The vault exists already");
+    assert!(problem.detail.contains("import {"), "{}", problem.detail);
+    first.destroy();
+}
+
+#[test]
+fn what_was_removed_by_somebody_else_is_made_again() {
+    let lab = Lab::start();
+    let (one, two) = (lab.terraform("one"), lab.terraform("two"));
+    let from = BASE
+        .find("resource \"siterecovery_virtual_network\"")
+        .unwrap();
+    let to = BASE.find("resource \"siterecovery_hyperv_site\"").unwrap();
+    let network = &BASE[from..to];
+    one.write(network).apply();
+    let id = one.state()["siterecovery_virtual_network.this"]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    two.write(network);
+    two.import("siterecovery_virtual_network.this", &id);
+    two.destroy();
+    assert!(one.plan_has_changes().contains("1 to add"));
+    one.apply();
+    one.plan_is_empty();
+    one.destroy();
+}
+
+#[test]
+fn wrong_credentials_and_addresses_show_at_the_providers_argument() {
+    let lab = Lab::start();
+    let mut terraform = lab.terraform("provider");
+    let vault = BASE
+        .split("resource \"siterecovery_storage")
+        .next()
+        .unwrap();
+    let with = |argument: &str| format!("provider \"siterecovery\" {{\n  {argument}\n}}\n{vault}");
+
+    terraform.write(&with("client_secret = \"wrong\""));
+    let problem = terraform.one_error("plan", "client_secret");
+    assert!(
+        !problem.detail.contains("wrong\""),
+        "the secret is in the error: {problem:?}"
+    );
+
+    terraform.write(&with("endpoint = \"https://127.0.0.1:1\""));
+    terraform.one_error("plan", "endpoint");
+
+    terraform.write(&with("ca_file = \"/nowhere/ca.pem\""));
+    terraform.one_error("plan", "ca_file");
+
+    let other_ca = lab.folder.path().join("other.pem");
+    fs::write(&other_ca, OTHER_CA).unwrap();
+    terraform.write(&with(&format!(
+        "ca_file = {:?}",
+        other_ca.display().to_string()
+    )));
+    let problem = terraform.one_error("plan", "ca_file");
+    assert!(problem.detail.contains("certificate"), "{problem:?}");
+
+    terraform.environment.remove("SITERECOVERY_TENANT_ID");
+    terraform.write(vault);
+    let problems = terraform.errors("plan");
+    assert!(
+        problems[0].detail.contains("SITERECOVERY_TENANT_ID"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn bad_input_is_refused_at_plan_time_at_the_attribute() {
+    let lab = Lab::start();
+    let terraform = lab.terraform("input");
+    let check = |from: &str, to: &str, line: &str| {
+        let text = base(&lab);
+        assert!(text.contains(from), "{from}");
+        terraform.write(&text.replacen(from, to, 1));
+        terraform.one_error("plan", line)
+    };
+    check("\"vault-dr\"", "\"1-vault\"", "name");
+    check("\"stdrreplica\"", "\"St-Replica\"", "name");
+    check(
+        "\"FOLDER/replicas\""
+            .replace("FOLDER", &lab.folder.path().display().to_string())
+            .as_str(),
+        "\"relative\"",
+        "folder",
+    );
+    check("\"10.80.1.0/24\"", "\"10.99.1.0/24\"", "address_prefix");
+    check(
+        "[\"10.80.0.0/16\"]",
+        "[\"10.80.0.0/16\", \"10.90.0.1/16\"]",
+        "address_space",
+    );
+    check("= 30\n", "= 3\n", "replication_interval_in_seconds");
+    check(
+        "= 30\n",
+        "= 30\n  recovery_point_retention_in_hours = 25\n",
+        "recovery_point_retention_in_hours",
+    );
+    check(
+        "= 30\n",
+        "= 30\n  application_consistent_snapshot_frequency_in_hours = 4\n",
+        "application_consistent_snapshot_frequency_in_hours",
+    );
+    check(
+        "siterecovery_vault.this.id",
+        "\"/subscriptions/s/resourceGroups/g\"",
+        "recovery_vault_id",
+    );
+    let host = |body: &str| {
+        format!(
+            "{}\nresource \"siterecovery_hyperv_host\" \"this\" {{\n  name = \"hv1\"\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n{body}\n}}\n",
+            base(&lab)
+        )
+    };
+    terraform.write(&host(
+        "  vm_folder = \"/srv/vms\"\n  host_connection = {\n    type = \"ssh\"\n  }",
+    ));
+    let problem = terraform.one_error("plan", "host_connection");
+    assert!(problem.detail.contains("local"), "{problem:?}");
+    terraform.write(&host("  host_connection = {\n    type = \"local\"\n  }"));
+    terraform.one_error("plan", "resource \"siterecovery_hyperv_host\"");
+}
+
+#[test]
+fn premium_storage_and_regions_are_checked_against_what_exists() {
+    let lab = Lab::start();
+    let terraform = lab.terraform("cross");
+    let premium = base(&lab)
+        .replacen(
+            "\n  folder ",
+            "\n  account_tier = \"Premium\"\n  folder ",
+            1,
+        )
+        .replacen("North Europe", "westeurope", 1);
+    terraform.write(&premium).apply();
+    let policy = "\nresource \"siterecovery_replication_policy\" \"fast\" {\n  name = \"fast\"\n  recovery_vault_id = siterecovery_vault.this.id\n  replication_interval_in_seconds = 30\n  storage_account_id = siterecovery_storage_account.this.id\n}\n";
+    terraform.write(&format!("{premium}{policy}"));
+    let problem = terraform.one_error("plan", "replication_interval_in_seconds");
+    assert!(problem.detail.contains("premium"), "{problem:?}");
+
+    let vm = "\nresource \"siterecovery_protected_vm\" \"web\" {\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n  replication_policy_id = siterecovery_replication_policy.this.id\n  vm_name = \"web01\"\n  target_storage_account_id = siterecovery_storage_account.this.id\n  target_resource_group_id = provider::siterecovery::parse_id(siterecovery_vault.this.id).parent_id\n}\n";
+    terraform.write(&format!("{premium}{vm}"));
+    let problems = terraform.errors("plan");
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    for problem in &problems {
+        assert!(
+            problem.line.starts_with("target_storage_account_id"),
+            "{problem:?}"
+        );
+    }
+    assert!(
+        problems.iter().any(|p| p.detail.contains("region")),
+        "{problems:#?}"
+    );
+    terraform.write(&premium).destroy();
+}
+
+#[test]
+fn a_host_is_installed_mended_and_removed_without_a_trace() {
+    let lab = Lab::start();
+    let terraform = lab.terraform("host");
+    binary("siterecovery-engine", "engine");
+    let root = lab.folder.path();
+    fs::create_dir(root.join("vms")).unwrap();
+    let host = format!(
+        "{}\nresource \"siterecovery_hyperv_host\" \"this\" {{\n  name = \"hv1\"\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n  host_connection = {{\n    type = \"local\"\n  }}\n  vm_folder = \"{root}/vms\"\n  data_folder = \"{root}/e\"\n  install_folder = \"{root}/bin\"\n}}\n\nresource \"siterecovery_replication_policy_association\" \"this\" {{\n  name = \"a\"\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n  policy_id = siterecovery_replication_policy.this.id\n  depends_on = [siterecovery_hyperv_host.this]\n}}\n",
+        base(&lab),
+        root = root.display()
+    );
+    terraform.write(&host).apply();
+    terraform.plan_is_empty();
+    let engine = root.join("bin/siterecovery-engine");
+    assert!(engine.exists() && !root.join("e/registration.key").exists());
+    let attributes = &terraform.state()["siterecovery_hyperv_host.this"];
+    assert_eq!(attributes["engine_running"], true);
+    assert!(
+        !terraform.state_text().contains("srk1."),
+        "the registration key is in the state"
+    );
+
+    // A dead and damaged engine is a difference that the next apply mends, without a new registration.
+    let pid = fs::read_to_string(root.join("e/engine.pid")).unwrap();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-9", pid.trim()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    fs::remove_file(&engine).unwrap();
+    fs::write(&engine, "torn").unwrap();
+    terraform.plan_has_changes();
+    let text = terraform.apply();
+    assert!(text.contains("0 added, 1 changed, 0 destroyed"), "{text}");
+    assert_eq!(
+        terraform.state()["siterecovery_hyperv_host.this"]["id"],
+        attributes["id"]
+    );
+    terraform.plan_is_empty();
+
+    // A VM that no host knows.
+    let with_vm = format!(
+        "{host}\ndata \"siterecovery_protectable_vms\" \"this\" {{\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n  names = [\"web01\"]\n}}\n"
+    );
+    terraform.write(&with_vm);
+    let problem = terraform.one_error("plan", "names");
+    assert_eq!(problem.summary, "There is no such VM");
+
+    terraform.write(&host).destroy();
+    assert!(!engine.exists() && !root.join("e").exists() && !root.join("bin").exists());
+    let mine = root.display().to_string();
+    wait_for("the engine has ended", || {
+        !commands()
+            .iter()
+            .any(|line| line.contains("siterecovery-engine") && line.contains(&mine))
+    });
+}
+
+/// Command lines of all processes.
+fn commands() -> Vec<String> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let read = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).ok();
+    entries
+        .filter_map(read)
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .collect()
+}
+
+/// A self-signed certificate that nothing uses.
+const OTHER_CA: &str = include_str!("other-ca.pem");
