@@ -134,7 +134,7 @@ fn kill_engine(lab: &Lab) -> Result<()> {
 
 /// Kills QEMU and starts the VM again, as the host's administrator would; its own disk has to be consistent too.
 fn kill_qemu(lab: &Lab, vm: &str) -> Result<()> {
-    let pid = pid_in(&lab.vm_folder().join(vm).join("run/qemu.pid"))?;
+    let pid = pid_in(&lab.vm_folder().join(vm).join("run/pid"))?;
     kill_9(pid)?;
     wait_for("QEMU is gone", LIMIT, || Ok((!is_alive(pid)).then_some(())))?;
     lab.start_vm(vm)?;

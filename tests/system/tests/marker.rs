@@ -107,7 +107,7 @@ fn follow_the_marker(lab: &Lab) -> Result<()> {
         !memory_holds(orchestrator.pid())?,
         "the marker is in the orchestrator's memory"
     );
-    let qemu = pid_in(&lab.vm_folder().join(VM).join("run/qemu.pid"))?;
+    let qemu = pid_in(&lab.vm_folder().join(VM).join("run/pid"))?;
     ensure!(
         memory_holds(qemu)?,
         "the search of a process's memory does not find what is certainly there"
