@@ -111,6 +111,7 @@ async fn serve(options: Serve) -> Result<()> {
         EnvFilter::try_from_env("SITERECOVERY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr);
     if options.log_json {
         logs.json().init();

@@ -293,12 +293,12 @@ pub fn step(item: Item, event: Event) -> Result<(Item, Vec<Effect>), Refusal> {
             )?
         }
         Event::DrillAbort => {
-            next.drill = drill(
-                &item,
-                DrillState::Starting,
-                DrillState::None,
-                "abort of a test failover",
-            )?
+            // Also a drill that was ready for a moment may be taken back by the job that made it.
+            let from = match item.drill {
+                DrillState::WaitingForCleanup => DrillState::WaitingForCleanup,
+                _ => DrillState::Starting,
+            };
+            next.drill = drill(&item, from, DrillState::None, "abort of a test failover")?;
         }
         Event::CleanupStart => {
             next.drill = drill(

@@ -68,6 +68,10 @@ async fn advance(run: &Run<'_>, event: Event, strict: bool) -> Result<(), Fault>
         let Some(item) = records::get::<Item>(store, &key).await? else {
             continue;
         };
+        if item.record.machine.drill == DrillState::None {
+            // Cleaned up already, by a run that failed afterwards.
+            continue;
+        }
         match protection::step(item.record.machine, event) {
             Ok((machine, _)) => {
                 let changed = Item {

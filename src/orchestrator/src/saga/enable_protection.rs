@@ -164,6 +164,7 @@ async fn next_generation(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fa
     let key = wanted.id.to_ascii_lowercase();
     if let Some(present) = records::get::<Item>(store, &key).await?
         && goes_on(&present.record, wanted)
+        && !is_stuck(run.app, &present.record)
     {
         run.job
             .remember("generation", present.record.machine.generation.0);
@@ -195,6 +196,14 @@ pub fn goes_on(present: &Item, wanted: &Item) -> bool {
         && present.engine_id == wanted.engine_id
         && present.folder == wanted.folder
         && present.disk_ids == wanted.disk_ids
+}
+
+/// Whether the first copy can't begin. Then a new activation makes the engine try at once, and its answer
+/// can't be mistaken for the one of before.
+fn is_stuck(app: &App, present: &Item) -> bool {
+    let live = app.fleet.get(&present.engine_id).unwrap_or_default();
+    let status = live.replication(item_name(&present.id));
+    !present.machine.copied_once && status.is_some_and(|status| status.state() == State::Blocked)
 }
 
 async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Fault> {

@@ -87,11 +87,28 @@ async fn drive(app: Arc<App>, key: String, stop: CancellationToken) {
     }
 }
 
+/// What tests do to a job; the real runner does nothing of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trial {
+    /// After this node has done its work, it counts as failed.
+    pub fail_after: Option<usize>,
+    /// Each node, and each undo, is run twice.
+    pub repeat: bool,
+}
+
 /// One step of a job.
 ///
 /// # Errors
 /// Failures of the store; the step may be repeated.
 pub async fn step(app: &App, key: &str) -> Result<Step, StoreError> {
+    step_with(app, key, Trial::default()).await
+}
+
+/// One step of a job on trial.
+///
+/// # Errors
+/// Failures of the store; the step may be repeated.
+pub async fn step_with(app: &App, key: &str, trial: Trial) -> Result<Step, StoreError> {
     let Some(stored) = records::get::<JobRecord>(app.store.as_ref(), key).await? else {
         return Ok(Step::Ended);
     };
@@ -112,7 +129,14 @@ pub async fn step(app: &App, key: &str) -> Result<Step, StoreError> {
         Phase::Forward => {
             let node = job.node;
             job.mark(node, JobState::InProgress, "InProgress", &app.now_text());
-            let result = workflow.act(&mut Run { app, job: &mut job }, node).await;
+            let mut result = workflow.act(&mut Run { app, job: &mut job }, node).await;
+            if trial.repeat && matches!(result, Ok(Outcome::Done)) {
+                result = workflow.act(&mut Run { app, job: &mut job }, node).await;
+            }
+            if trial.fail_after == Some(node) && matches!(result, Ok(Outcome::Done)) {
+                let error = ArmError::new("InjectedFailure", "The node counts as failed.");
+                result = Err(Fault::refuse(500, error));
+            }
             match result {
                 Ok(Outcome::Wait) => {
                     let changed = job.properties != stored.record.properties
@@ -151,7 +175,11 @@ pub async fn step(app: &App, key: &str) -> Result<Step, StoreError> {
                 }
                 return end(app, &stored, job, state).await;
             };
-            match workflow.undo(&mut Run { app, job: &mut job }, node).await {
+            let mut result = workflow.undo(&mut Run { app, job: &mut job }, node).await;
+            if trial.repeat && matches!(result, Ok(Outcome::Done)) {
+                result = workflow.undo(&mut Run { app, job: &mut job }, node).await;
+            }
+            match result {
                 Ok(Outcome::Wait) => return Ok(Step::Waiting),
                 Ok(Outcome::Done) => {}
                 Err(Fault::Store(error)) => return Err(error),

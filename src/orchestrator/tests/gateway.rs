@@ -1,0 +1,220 @@
+//! Enrolment and sessions over real TLS: who gets in, who doesn't, what a newer stream does.
+
+mod harness;
+
+use std::time::Duration;
+
+use engine_protocol::v1;
+use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
+use engine_protocol::{Authority, EngineIdentity, IdentityRequest, RegistrationKey, tls};
+use harness::World;
+use harness::engine::{Behaviour, Engine, WEB, enrol};
+use orchestrator::store::records::{self, EnrolmentKey};
+use reqwest::StatusCode;
+use serde_json::json;
+use tonic::Code;
+
+async fn session(
+    gateway: &str,
+    identity: &EngineIdentity,
+) -> Result<tonic::Streaming<v1::DesiredState>, tonic::Status> {
+    let mut client =
+        EngineGatewayClient::new(tls::session_channel(gateway, identity).expect("channel"));
+    Ok(client.session(tokio_stream::pending()).await?.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_enrols_one_engine_as_often_as_it_asks_and_no_other() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let key = world.registration_key().await;
+    let first = uuid::Uuid::new_v4().to_string();
+    let (_, response) = enrol(&key, &first).await.expect("enrolment");
+    let (_, again) = enrol(&key, &first).await.expect("the same engine again");
+    assert_eq!(response.provider_arm_id, again.provider_arm_id);
+    assert!(
+        response
+            .provider_arm_id
+            .ends_with(&format!("/replicationRecoveryServicesProviders/{first}"))
+    );
+    let other = enrol(&key, &uuid::Uuid::new_v4().to_string())
+        .await
+        .err()
+        .expect("another engine");
+    assert_eq!(other.code(), Code::PermissionDenied);
+    assert!(other.message().contains("another engine"));
+    assert_eq!(
+        world.get(&response.provider_arm_id).await.body["properties"]["connectionStatus"],
+        "Disconnected"
+    );
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_wrong_and_expired_keys_are_refused_clearly() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let good = world.registration_key().await;
+    let engine = uuid::Uuid::new_v4().to_string();
+    let mut key = RegistrationKey::decode(&good).expect("key");
+    let (key_id, _) = key.secret.split_once('.').expect("two parts");
+    let (key_id, secret) = (key_id.to_owned(), key.secret.clone());
+    for wrong in ["", "nothing", "unknown.secret", &format!("{key_id}.wrong")] {
+        wrong.clone_into(&mut key.secret);
+        // An empty secret is no key at all; the gateway is asked with all others.
+        if wrong.is_empty() {
+            continue;
+        }
+        let status = enrol(&key.encode(), &engine)
+            .await
+            .err()
+            .expect("wrong secret");
+        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+        assert!(
+            !status.message().contains("wrong") && status.message().contains("new one"),
+            "{status:?}"
+        );
+    }
+    key.secret = secret;
+    let store = &world.orchestrator.app.store;
+    records::update::<EnrolmentKey>(store.as_ref(), &format!("~key/{key_id}"), |key| {
+        Some(EnrolmentKey {
+            expires_unix: 1,
+            ..key.clone()
+        })
+    })
+    .await
+    .expect("store");
+    let status = enrol(&key.encode(), &engine).await.err().expect("expired");
+    assert!(status.message().contains("expired"), "{status:?}");
+    assert_eq!(
+        enrol(&good, "no guid").await.err().expect("no id").code(),
+        Code::InvalidArgument
+    );
+    let hours = world
+        .post(
+            &format!("{}/registrationKeys", world.fabric()),
+            json!({ "properties": { "validityInHours": 0 } }),
+        )
+        .await;
+    assert_eq!(hours.target(), "properties.validityInHours");
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_needs_a_certificate_of_this_authority_and_a_registered_host() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let gateway = world.orchestrator.gateway.to_string();
+    let key = world.registration_key().await;
+    let id = uuid::Uuid::new_v4().to_string();
+    let (identity, response) = enrol(&key, &id).await.expect("enrolment");
+    assert!(session(&gateway, &identity).await.is_ok());
+
+    let key = RegistrationKey::decode(&key).expect("key");
+    let mut nobody = EngineGatewayClient::new(tls::enrolment_channel(&key).expect("channel"));
+    let status = nobody
+        .session(tokio_stream::pending())
+        .await
+        .expect_err("no certificate");
+    assert_eq!(status.code(), Code::Unauthenticated);
+
+    let now = time::OffsetDateTime::now_utc();
+    let foreign = Authority::generate("foreign", now).expect("CA");
+    let request = IdentityRequest::generate().expect("request");
+    let forged = EngineIdentity {
+        certificate_pem: foreign
+            .issue_engine(&id, &request.request_pem, now)
+            .expect("certificate"),
+        key_pem: request.key_pem,
+        ca_pem: identity.ca_pem.clone(),
+    };
+    assert!(
+        session(&gateway, &forged).await.is_err(),
+        "a certificate of another authority"
+    );
+
+    world
+        .done(
+            &world
+                .post(&format!("{}/remove", response.provider_arm_id), json!({}))
+                .await,
+        )
+        .await;
+    assert_eq!(
+        session(&gateway, &identity)
+            .await
+            .expect_err("unregistered")
+            .code(),
+        Code::PermissionDenied
+    );
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_stream_of_an_engine_replaces_the_older_one() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let (identity, _) = enrol(
+        &world.registration_key().await,
+        &uuid::Uuid::new_v4().to_string(),
+    )
+    .await
+    .expect("enrolment");
+    let gateway = world.orchestrator.gateway.to_string();
+    let mut old = session(&gateway, &identity).await.expect("first stream");
+    let first = old.message().await.expect("state").expect("state");
+    let mut new = session(&gateway, &identity).await.expect("second stream");
+    let again = new.message().await.expect("state").expect("state");
+    assert_eq!(
+        first.generation, again.generation,
+        "nothing changed, so the generation didn't"
+    );
+    world.orchestrator.app.ring();
+    let end = tokio::time::timeout(Duration::from_secs(20), old.message())
+        .await
+        .expect("the old stream ends");
+    assert_eq!(end.expect_err("ended by the gateway").code(), Code::Aborted);
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_comes_back_goes_on_where_it_was() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let gateway = world.orchestrator.gateway.to_string();
+    let engine = Engine::start(&world.registration_key().await, &gateway).await;
+    let list = format!("{}/replicationProtectionContainers", world.fabric());
+    world
+        .until(&list, |list| {
+            list["value"].as_array().is_some_and(|list| list.len() == 1)
+        })
+        .await;
+    world
+        .until(&engine.provider_id, |host| {
+            host["properties"]["connectionStatus"] == "Connected"
+        })
+        .await;
+    world.associate().await;
+    let items = format!("{}/replicationProtectableItems", world.container().await);
+    world
+        .until(&items, |list| {
+            list["value"]
+                .as_array()
+                .is_some_and(|list| !list.is_empty())
+        })
+        .await;
+    let item = world.protect(WEB).await;
+    let before = engine.last();
+    let (id, identity, provider) = engine.stop().await;
+    let engine = Engine::resume(id, identity, provider, &gateway, Behaviour::default());
+    world.until(&item, |_| engine.last().generation > 0).await;
+    assert_eq!(
+        engine.last(),
+        before,
+        "the whole desired state again, unchanged"
+    );
+    assert_eq!(world.get(&item).await.status, StatusCode::OK);
+    engine.stop().await;
+    world.orchestrator.stop().await;
+}
