@@ -264,8 +264,8 @@ impl Client {
                 Err(Failed::Refused(_)) => {
                     let text = "the service refuses the token it has just issued";
                     let mut error = ClientError::new(ClientErrorKind::Unauthorized, action, text);
-                    error.status = Some(401);
-                    error.request_id = Some(request_id);
+                    error.marks.status = Some(401);
+                    error.marks.request_id = Some(request_id);
                     return Err(error);
                 }
                 Err(Failed::Error(error, wait)) => (error, wait),
@@ -413,7 +413,7 @@ enum Failed {
 
 /// 502 and 504 come from something in between: whether the service got the request is unknown. 500 as well.
 fn is_gateway_error(error: &ClientError) -> bool {
-    matches!(error.status, Some(500 | 502 | 504))
+    matches!(error.marks.status, Some(500 | 502 | 504))
 }
 
 /// Sorts what happened below HTTP.

@@ -68,19 +68,26 @@ pub struct ErrorDetail {
 
 /// A failed request or operation.
 #[derive(Debug, thiserror::Error)]
-#[error("{action}: {message}{}", code_suffix(.code))]
+#[error("{action}: {message}{}", code_suffix(&.marks.code))]
 pub struct ClientError {
     pub(crate) kind: ClientErrorKind,
     pub(crate) action: String,
+    pub(crate) message: String,
+    /// Boxed, so that a `Result` stays small.
+    pub(crate) marks: Box<Marks>,
+    #[source]
+    pub(crate) source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What the service said beyond its message.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
     pub(crate) status: Option<u16>,
     pub(crate) code: String,
-    pub(crate) message: String,
     pub(crate) target: Option<String>,
     pub(crate) details: Vec<ErrorDetail>,
     pub(crate) request_id: Option<String>,
     pub(crate) job_id: Option<String>,
-    #[source]
-    pub(crate) source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 fn code_suffix(code: &str) -> String {
@@ -100,13 +107,8 @@ impl ClientError {
         ClientError {
             kind,
             action: action.into(),
-            status: None,
-            code: String::new(),
             message: message.into(),
-            target: None,
-            details: Vec::new(),
-            request_id: None,
-            job_id: None,
+            marks: Box::default(),
             source: None,
         }
     }
@@ -136,13 +138,13 @@ impl ClientError {
             _ => ClientErrorKind::Invalid,
         };
         let mut error = ClientError::new(kind, action, format!("the service answered {status}"));
-        error.status = Some(status);
-        error.request_id = request_id;
+        error.marks.status = Some(status);
+        error.marks.request_id = request_id;
         if let Ok(Value::Object(mut body)) = serde_json::from_slice(body) {
             // ARM wraps in `error`; the token service sends `error` as a text beside `error_description`.
             match body.remove("error") {
                 Some(Value::String(code)) => {
-                    error.code = code;
+                    error.marks.code = code;
                     if let Some(Value::String(text)) = body.remove("error_description") {
                         error.message = text;
                     }
@@ -165,12 +167,12 @@ impl ClientError {
             details: Option<Vec<ErrorDetail>>,
         }
         let envelope: Envelope = serde_json::from_value(envelope).unwrap_or_default();
-        self.code = envelope.code;
+        self.marks.code = envelope.code;
         if !envelope.message.is_empty() {
             self.message = envelope.message;
         }
-        self.target = envelope.target;
-        self.details = envelope.details.unwrap_or_default();
+        self.marks.target = envelope.target;
+        self.marks.details = envelope.details.unwrap_or_default();
     }
 
     /// What kind of trouble it is.
@@ -200,12 +202,12 @@ impl ClientError {
 
     /// HTTP status, when there was an answer.
     pub fn status(&self) -> Option<u16> {
-        self.status
+        self.marks.status
     }
 
     /// The service's error code; empty when it gave none.
     pub fn code(&self) -> &str {
-        &self.code
+        &self.marks.code
     }
 
     /// The service's message, or our own when it gave none.
@@ -215,21 +217,21 @@ impl ClientError {
 
     /// The part of the request that the error is about, as the service names it.
     pub fn target(&self) -> Option<&str> {
-        self.target.as_deref()
+        self.marks.target.as_deref()
     }
 
     /// Causes and advice.
     pub fn details(&self) -> &[ErrorDetail] {
-        &self.details
+        &self.marks.details
     }
 
     /// Id by which the request is found in the service's log.
     pub fn request_id(&self) -> Option<&str> {
-        self.request_id.as_deref()
+        self.marks.request_id.as_deref()
     }
 
     /// Job of the operation, when one was started.
     pub fn job_id(&self) -> Option<&str> {
-        self.job_id.as_deref()
+        self.marks.job_id.as_deref()
     }
 }

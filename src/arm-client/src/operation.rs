@@ -328,7 +328,7 @@ async fn sleep_until_next(
             wait.limit.as_secs()
         );
         let mut error = ClientError::new(ClientErrorKind::TimedOut, action(path), text);
-        error.job_id = job.map(ToOwned::to_owned);
+        error.marks.job_id = job.map(ToOwned::to_owned);
         return Err(error);
     }
     tokio::select! {
@@ -344,7 +344,7 @@ fn action(path: &str) -> String {
 fn interrupted(path: &str, job: Option<&str>) -> ClientError {
     let text = "waiting was interrupted; the operation goes on at the service";
     let mut error = ClientError::new(ClientErrorKind::Interrupted, action(path), text);
-    error.job_id = job.map(ToOwned::to_owned);
+    error.marks.job_id = job.map(ToOwned::to_owned);
     error
 }
 
@@ -354,8 +354,8 @@ fn failure(kind: ClientErrorKind, path: &str, answer: &Answer, job: Option<Strin
     if let Some(envelope) = answer.body.get("error").filter(|e| e.is_object()) {
         error.fill(envelope.clone());
     }
-    error.request_id = answer.request_id.clone();
-    error.job_id = job;
+    error.marks.request_id = answer.request_id.clone();
+    error.marks.job_id = job;
     error
 }
 

@@ -146,12 +146,11 @@ output "all_the_same" {
 
     terraform.destroy();
     terraform.write(
-        &by_name
+        by_name
             .replace("siterecovery_vault.this.name", "\"vault-dr\"")
             .split("data \"siterecovery_replication")
             .next()
-            .unwrap()
-            .to_owned(),
+            .unwrap(),
     );
     let gone = terraform.one_error("plan", "name");
     assert_eq!(gone.summary, "There is no such vault");

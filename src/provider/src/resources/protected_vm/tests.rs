@@ -1,3 +1,7 @@
+use arm_model::VaultId;
+
+use super::first_copy::{is_completed, progress};
+use super::request::Vm;
 use super::*;
 
 fn item(state: &str) -> ProtectedItemProperties {
