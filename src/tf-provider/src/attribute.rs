@@ -138,8 +138,14 @@ impl Attribute {
         nesting: Nesting,
         attributes: impl IntoIterator<Item = (N, Attribute)>,
     ) -> Self {
-        let attributes = attributes.into_iter().map(|(name, attribute)| (name.into(), attribute)).collect();
-        Self::of_kind(AttributeKind::Nested { attributes, nesting })
+        let attributes = attributes
+            .into_iter()
+            .map(|(name, attribute)| (name.into(), attribute))
+            .collect();
+        Self::of_kind(AttributeKind::Nested {
+            attributes,
+            nesting,
+        })
     }
 
     /// The user must set it.
@@ -205,7 +211,10 @@ impl Attribute {
 
     /// A rule for a known, non-null value; the error text ends a sentence that starts with the attribute's name,
     /// as in "must be between 1 and 72 hours".
-    pub fn check(mut self, rule: impl Fn(&Value) -> Result<(), String> + Send + Sync + 'static) -> Self {
+    pub fn check(
+        mut self,
+        rule: impl Fn(&Value) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
         self.checks.push(Arc::new(rule));
         self
     }
@@ -229,15 +238,24 @@ impl Attribute {
 
     /// Only whole numbers in this range are allowed.
     pub fn whole_in(self, range: std::ops::RangeInclusive<i64>) -> Self {
-        self.check(move |value| match value.as_number().and_then(|number| number.as_i64()) {
-            Some(number) if range.contains(&number) => Ok(()),
-            _ => Err(format!("must be a whole number from {} to {}", range.start(), range.end())),
-        })
+        self.check(
+            move |value| match value.as_number().and_then(|number| number.as_i64()) {
+                Some(number) if range.contains(&number) => Ok(()),
+                _ => Err(format!(
+                    "must be a whole number from {} to {}",
+                    range.start(),
+                    range.end()
+                )),
+            },
+        )
     }
 
     /// When prior and configured value mean the same (for example, ids that differ in case only), there is no change:
     /// the plan keeps the prior spelling, a read keeps the user's.
-    pub fn same_when(mut self, same: impl Fn(&Value, &Value) -> bool + Send + Sync + 'static) -> Self {
+    pub fn same_when(
+        mut self,
+        same: impl Fn(&Value, &Value) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.same = Some(Arc::new(same));
         self
     }
@@ -254,8 +272,15 @@ impl Attribute {
     pub fn ty(&self) -> Type {
         match &self.kind {
             AttributeKind::Plain(ty) => ty.clone(),
-            AttributeKind::Nested { attributes, nesting } => {
-                let object = Type::object(attributes.iter().map(|(name, inner)| (name.clone(), inner.ty())));
+            AttributeKind::Nested {
+                attributes,
+                nesting,
+            } => {
+                let object = Type::object(
+                    attributes
+                        .iter()
+                        .map(|(name, inner)| (name.clone(), inner.ty())),
+                );
                 match nesting {
                     Nesting::Single => object,
                     Nesting::List => Type::list(object),

@@ -13,7 +13,14 @@ pub(crate) fn check_config(
     capabilities: ClientCapabilities,
     report: &mut Diagnostics,
 ) {
-    check_members(members, config, &AttributePath::root(), false, capabilities, report);
+    check_members(
+        members,
+        config,
+        &AttributePath::root(),
+        false,
+        capabilities,
+        report,
+    );
 }
 
 fn check_members(
@@ -30,7 +37,11 @@ fn check_members(
             continue;
         }
         // Elements of sets have no address: point at the set and name the argument in the text.
-        let path = if in_set { base.clone() } else { base.clone().attribute(name) };
+        let path = if in_set {
+            base.clone()
+        } else {
+            base.clone().attribute(name)
+        };
         if attribute.write_only && !capabilities.write_only_attributes_allowed {
             report.push_error(
                 path.clone(),
@@ -46,12 +57,20 @@ fn check_members(
         }
         for rule in &attribute.checks {
             if let Err(problem) = rule(value) {
-                report.push_error(path.clone(), format!("Invalid {name}"), format!("The argument {name} {problem}."));
+                report.push_error(
+                    path.clone(),
+                    format!("Invalid {name}"),
+                    format!("The argument {name} {problem}."),
+                );
             }
         }
     }
     for (name, inner, nesting) in members.nested() {
-        let path = if in_set { base.clone() } else { base.clone().attribute(name) };
+        let path = if in_set {
+            base.clone()
+        } else {
+            base.clone().attribute(name)
+        };
         let in_set = in_set || nesting == crate::attribute::Nesting::Set;
         each_object(config.get(name), nesting, &path, &mut |object, path| {
             check_members(inner, object, path, in_set, capabilities, report);

@@ -28,7 +28,7 @@ pub(crate) fn conform_to(object: Object, ty: &Type) -> Result<Object, Diagnostic
     }
 }
 
-fn misfit(path: &AttributePath, problem: String) -> Diagnostics {
+fn misfit(path: &AttributePath, problem: &str) -> Diagnostics {
     Diagnostics::error_at(
         path.clone(),
         "Provider returned a value of the wrong shape",
@@ -57,21 +57,52 @@ pub(crate) fn conform(value: Value, ty: &Type, path: &AttributePath) -> Result<V
         }
         (Value::List(items) | Value::Set(items) | Value::Tuple(items), Type::Set(inner)) => {
             let convert = |item| conform(item, inner, path);
-            Value::set(items.into_iter().map(convert).collect::<Result<Vec<_>, _>>()?)
+            Value::set(
+                items
+                    .into_iter()
+                    .map(convert)
+                    .collect::<Result<Vec<_>, _>>()?,
+            )
         }
-        (Value::List(items) | Value::Tuple(items), Type::Tuple(types)) if items.len() == types.len() => {
+        (Value::List(items) | Value::Tuple(items), Type::Tuple(types))
+            if items.len() == types.len() =>
+        {
             let convert = |(index, (item, ty))| conform(item, ty, &path.clone().index(index));
-            Value::Tuple(items.into_iter().zip(types).enumerate().map(convert).collect::<Result<_, _>>()?)
+            Value::Tuple(
+                items
+                    .into_iter()
+                    .zip(types)
+                    .enumerate()
+                    .map(convert)
+                    .collect::<Result<_, _>>()?,
+            )
         }
         (Value::Map(entries), Type::Map(inner)) => Value::Map(keyed(entries, inner, path)?),
-        (Value::Object(object), Type::Map(inner)) => Value::Map(keyed(object.into_iter().collect(), inner, path)?),
-        (Value::Map(entries), Type::Object(types)) => members(entries.into_iter().collect(), types, path)?,
+        (Value::Object(object), Type::Map(inner)) => {
+            Value::Map(keyed(object.into_iter().collect(), inner, path)?)
+        }
+        (Value::Map(entries), Type::Object(types)) => {
+            members(entries.into_iter().collect(), types, path)?
+        }
         (Value::Object(object), Type::Object(types)) => members(object, types, path)?,
-        (value, ty) => return Err(misfit(path, format!("{} where {} is wanted", type_of(&value).to_json(), ty.to_json()))),
+        (value, ty) => {
+            return Err(misfit(
+                path,
+                &format!(
+                    "{} where {} is wanted",
+                    type_of(&value).to_json(),
+                    ty.to_json()
+                ),
+            ));
+        }
     })
 }
 
-fn elements(items: Vec<Value>, inner: &Type, path: &AttributePath) -> Result<Vec<Value>, Diagnostics> {
+fn elements(
+    items: Vec<Value>,
+    inner: &Type,
+    path: &AttributePath,
+) -> Result<Vec<Value>, Diagnostics> {
     let convert = |(index, item)| conform(item, inner, &path.clone().index(index));
     items.into_iter().enumerate().map(convert).collect()
 }
@@ -88,13 +119,23 @@ fn keyed(
     entries.into_iter().map(convert).collect()
 }
 
-fn members(mut object: Object, types: &BTreeMap<String, Type>, path: &AttributePath) -> Result<Value, Diagnostics> {
+fn members(
+    mut object: Object,
+    types: &BTreeMap<String, Type>,
+    path: &AttributePath,
+) -> Result<Value, Diagnostics> {
     let mut whole = Object::new();
     for (name, ty) in types {
-        whole.set(name, conform(object.remove(name), ty, &path.clone().attribute(name))?);
+        whole.set(
+            name,
+            conform(object.remove(name), ty, &path.clone().attribute(name))?,
+        );
     }
     match object.iter().next() {
-        Some((extra, _)) => Err(misfit(&path.clone().attribute(extra), "the schema has no such attribute".to_owned())),
+        Some((extra, _)) => Err(misfit(
+            &path.clone().attribute(extra),
+            "the schema has no such attribute",
+        )),
         None => Ok(Value::Object(whole)),
     }
 }
@@ -110,7 +151,9 @@ pub(crate) fn type_of(value: &Value) -> Type {
         Value::Set(items) => Type::set(common_type(items.iter())),
         Value::Tuple(items) => Type::Tuple(items.iter().map(type_of).collect()),
         Value::Map(entries) => Type::map(common_type(entries.values())),
-        Value::Object(object) => Type::object(object.iter().map(|(name, value)| (name, type_of(value)))),
+        Value::Object(object) => {
+            Type::object(object.iter().map(|(name, value)| (name, type_of(value))))
+        }
         Value::Dynamic(ty, _) => (**ty).clone(),
     }
 }
@@ -118,7 +161,11 @@ pub(crate) fn type_of(value: &Value) -> Type {
 fn common_type<'a>(values: impl Iterator<Item = &'a Value>) -> Type {
     let mut types = values.filter(|value| !value.is_null()).map(type_of);
     let first = types.next().unwrap_or(Type::Dynamic);
-    if types.all(|ty| ty == first) { first } else { Type::Dynamic }
+    if types.all(|ty| ty == first) {
+        first
+    } else {
+        Type::Dynamic
+    }
 }
 
 /// Paths of unknown parts; nothing after an apply or read may be unknown.
@@ -127,14 +174,23 @@ pub(crate) fn unknown_paths(value: &Value, path: &AttributePath, found: &mut Vec
         Value::Unknown(_) => found.push(path.clone()),
         Value::Dynamic(_, inner) => unknown_paths(inner, path, found),
         Value::List(items) | Value::Tuple(items) => {
-            items.iter().enumerate().for_each(|(index, item)| unknown_paths(item, &path.clone().index(index), found));
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(index, item)| unknown_paths(item, &path.clone().index(index), found));
         }
-        Value::Set(items) => items.iter().for_each(|item| unknown_paths(item, path, found)),
+        Value::Set(items) => items
+            .iter()
+            .for_each(|item| unknown_paths(item, path, found)),
         Value::Map(entries) => {
-            entries.iter().for_each(|(key, item)| unknown_paths(item, &path.clone().key(key.as_str()), found));
+            entries.iter().for_each(|(key, item)| {
+                unknown_paths(item, &path.clone().key(key.as_str()), found)
+            });
         }
         Value::Object(object) => {
-            object.iter().for_each(|(name, item)| unknown_paths(item, &path.clone().attribute(name), found));
+            object
+                .iter()
+                .for_each(|(name, item)| unknown_paths(item, &path.clone().attribute(name), found));
         }
         _ => {}
     }
@@ -149,7 +205,12 @@ pub(crate) fn null_unknowns(value: Value) -> Value {
         Value::List(items) => Value::List(all(items)),
         Value::Set(items) => Value::set(all(items)),
         Value::Tuple(items) => Value::Tuple(all(items)),
-        Value::Map(entries) => Value::Map(entries.into_iter().map(|(key, item)| (key, null_unknowns(item))).collect()),
+        Value::Map(entries) => Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, item)| (key, null_unknowns(item)))
+                .collect(),
+        ),
         Value::Object(object) => Value::Object(null_unknown_members(object)),
         known => known,
     }
@@ -157,5 +218,8 @@ pub(crate) fn null_unknowns(value: Value) -> Value {
 
 /// [`null_unknowns`] for an object.
 pub(crate) fn null_unknown_members(object: Object) -> Object {
-    object.into_iter().map(|(name, value)| (name, null_unknowns(value))).collect()
+    object
+        .into_iter()
+        .map(|(name, value)| (name, null_unknowns(value)))
+        .collect()
 }

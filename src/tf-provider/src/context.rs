@@ -51,7 +51,10 @@ impl Cancel {
 
     /// The error for work that was stopped by the user.
     pub fn error() -> Diagnostics {
-        Diagnostics::error("Interrupted", "The operation was stopped because Terraform was interrupted. Run it again to finish.")
+        Diagnostics::error(
+            "Interrupted",
+            "The operation was stopped because Terraform was interrupted. Run it again to finish.",
+        )
     }
 }
 
@@ -90,7 +93,11 @@ impl<C> Context<C> {
         }
     }
 
-    pub(crate) fn for_call(mut self, terraform_version: String, warnings: Arc<Mutex<Diagnostics>>) -> Self {
+    pub(crate) fn for_call(
+        mut self,
+        terraform_version: String,
+        warnings: Arc<Mutex<Diagnostics>>,
+    ) -> Self {
         self.terraform_version = terraform_version;
         self.warnings = warnings;
         self
@@ -131,6 +138,9 @@ impl<C> Context<C> {
     /// Shows a warning beside whatever the handler returns.
     pub fn warn(&self, warning: Diagnostic) {
         // A poisoned lock only means that another warning panicked half way; the list is still good.
-        self.warnings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(warning);
+        self.warnings
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .push(warning);
     }
 }

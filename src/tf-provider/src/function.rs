@@ -101,12 +101,18 @@ pub struct FunctionError {
 impl FunctionError {
     /// Not about one argument.
     pub fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), argument: None }
+        Self {
+            text: text.into(),
+            argument: None,
+        }
     }
 
     /// About the argument of this index.
     pub fn argument(index: usize, text: impl Into<String>) -> Self {
-        Self { text: text.into(), argument: Some(index) }
+        Self {
+            text: text.into(),
+            argument: Some(index),
+        }
     }
 }
 

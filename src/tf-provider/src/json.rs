@@ -19,7 +19,10 @@ pub struct JsonError {
 
 impl JsonError {
     fn new(problem: impl Into<String>) -> Self {
-        Self { path: "value".to_owned(), problem: problem.into() }
+        Self {
+            path: "value".to_owned(),
+            problem: problem.into(),
+        }
     }
 
     fn inside(mut self, step: &str) -> Self {
@@ -56,7 +59,9 @@ struct Decoder {
 impl Decoder {
     fn value(&self, json: &RawValue, ty: &Type, depth: usize) -> Result<Value, JsonError> {
         if depth > MAX_DEPTH {
-            return Err(JsonError::new(format!("nested deeper than {MAX_DEPTH} levels")));
+            return Err(JsonError::new(format!(
+                "nested deeper than {MAX_DEPTH} levels"
+            )));
         }
         if json.get() == "null" {
             return Ok(Value::Null);
@@ -72,10 +77,16 @@ impl Decoder {
             Type::Map(inner) => {
                 let entries: BTreeMap<String, &RawValue> = parse(json, "an object")?;
                 let convert = |(key, item): (String, &RawValue)| {
-                    let value = self.value(item, inner, depth + 1).map_err(|error| error.inside(&key))?;
+                    let value = self
+                        .value(item, inner, depth + 1)
+                        .map_err(|error| error.inside(&key))?;
                     Ok((key, value))
                 };
-                entries.into_iter().map(convert).collect::<Result<_, _>>().map(Value::Map)
+                entries
+                    .into_iter()
+                    .map(convert)
+                    .collect::<Result<_, _>>()
+                    .map(Value::Map)
             }
             Type::Object(types) => self.object(json, types, depth),
         }
@@ -96,7 +107,9 @@ impl Decoder {
             Some(b'"') => parse::<String>(json, "a number")?.parse(),
             _ => json.get().parse(),
         };
-        number.map(Value::Number).map_err(|_| JsonError::new("not a number"))
+        number
+            .map(Value::Number)
+            .map_err(|_| JsonError::new("not a number"))
     }
 
     fn bool(&self, json: &RawValue) -> Result<Value, JsonError> {
@@ -121,10 +134,16 @@ impl Decoder {
         Ok(Value::Dynamic(Box::new(ty), Box::new(value)))
     }
 
-    fn elements(&self, json: &RawValue, inner: &Type, depth: usize) -> Result<Vec<Value>, JsonError> {
+    fn elements(
+        &self,
+        json: &RawValue,
+        inner: &Type,
+        depth: usize,
+    ) -> Result<Vec<Value>, JsonError> {
         let items: Vec<&RawValue> = parse(json, "an array")?;
         let convert = |(index, item): (usize, &RawValue)| {
-            self.value(item, inner, depth + 1).map_err(|error| error.inside(&index.to_string()))
+            self.value(item, inner, depth + 1)
+                .map_err(|error| error.inside(&index.to_string()))
         };
         items.into_iter().enumerate().map(convert).collect()
     }
@@ -132,10 +151,19 @@ impl Decoder {
     fn tuple(&self, json: &RawValue, types: &[Type], depth: usize) -> Result<Value, JsonError> {
         let items: Vec<&RawValue> = parse(json, "an array")?;
         if items.len() != types.len() {
-            return Err(JsonError::new(format!("has {} elements, not {}", items.len(), types.len())));
+            return Err(JsonError::new(format!(
+                "has {} elements, not {}",
+                items.len(),
+                types.len()
+            )));
         }
         let convert = |(item, ty): (&RawValue, &Type)| self.value(item, ty, depth + 1);
-        items.into_iter().zip(types).map(convert).collect::<Result<_, _>>().map(Value::Tuple)
+        items
+            .into_iter()
+            .zip(types)
+            .map(convert)
+            .collect::<Result<_, _>>()
+            .map(Value::Tuple)
     }
 
     fn object(
@@ -148,12 +176,16 @@ impl Decoder {
         if !self.lenient
             && let Some(extra) = members.keys().find(|name| !types.contains_key(*name))
         {
-            return Err(JsonError::new(format!("has an unknown attribute {extra:?}")));
+            return Err(JsonError::new(format!(
+                "has an unknown attribute {extra:?}"
+            )));
         }
         let mut object = Object::new();
         for (name, ty) in types {
             let value = match members.get(name) {
-                Some(member) => self.value(member, ty, depth + 1).map_err(|error| error.inside(name))?,
+                Some(member) => self
+                    .value(member, ty, depth + 1)
+                    .map_err(|error| error.inside(name))?,
                 None if self.lenient => Value::Null,
                 None => return Err(JsonError::new(format!("lacks the attribute {name:?}"))),
             };

@@ -108,7 +108,8 @@ pub use number::Number;
 pub use object::Object;
 pub use path::AttributePath;
 pub use provider::{
-    Action, DataSource, EphemeralResource, ListItem, ListResource, ListSink, Opened, Progress, Provider, Renewed,
+    Action, DataSource, EphemeralResource, ListItem, ListResource, ListSink, Opened, Progress,
+    Provider, Renewed,
 };
 pub use raw_state::RawState;
 pub use resource::{Change, ImportKey, MoveSource, Plan, Presence, Resource, ResourceState};

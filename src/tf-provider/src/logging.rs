@@ -85,7 +85,11 @@ where
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+        for span in context
+            .event_scope(event)
+            .into_iter()
+            .flat_map(|scope| scope.from_root())
+        {
             if let Some(inherited) = span.extensions().get::<Fields>() {
                 fields.0.extend(inherited.0.clone());
             }
@@ -110,12 +114,22 @@ fn line(metadata: &Metadata<'_>, mut fields: Map<String, Json>, now: OffsetDateT
         let level = metadata.level().as_str().to_ascii_lowercase();
         whole.insert("@level".to_owned(), Json::from(level));
         whole.insert("@message".to_owned(), Json::from(message.clone()));
-        whole.insert("@module".to_owned(), Json::from(metadata.target().replace("::", ".")));
-        whole.insert("@timestamp".to_owned(), Json::from(now.format(TIMESTAMP).unwrap_or_default()));
+        whole.insert(
+            "@module".to_owned(),
+            Json::from(metadata.target().replace("::", ".")),
+        );
+        whole.insert(
+            "@timestamp".to_owned(),
+            Json::from(now.format(TIMESTAMP).unwrap_or_default()),
+        );
         format!("{}\n", Json::Object(whole))
     };
     let line = render(fields);
-    if line.len() <= MAX_LINE_BYTES { line } else { render(Map::new()) }
+    if line.len() <= MAX_LINE_BYTES {
+        line
+    } else {
+        render(Map::new())
+    }
 }
 
 /// Fields of an event or span.
@@ -129,7 +143,10 @@ impl Fields {
 
     fn text(&mut self, field: &Field, mut text: String) {
         if text.len() > MAX_TEXT_BYTES {
-            let end = (0..=MAX_TEXT_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            let end = (0..=MAX_TEXT_BYTES)
+                .rev()
+                .find(|end| text.is_char_boundary(*end))
+                .unwrap_or(0);
             text.truncate(end);
             text.push('…');
         }
@@ -181,7 +198,9 @@ mod tests {
 
     #[test]
     fn timestamps_have_six_digits_of_fraction() {
-        let text = OffsetDateTime::UNIX_EPOCH.format(TIMESTAMP).expect("the format has no runtime parts");
+        let text = OffsetDateTime::UNIX_EPOCH
+            .format(TIMESTAMP)
+            .expect("the format has no runtime parts");
         assert_eq!(text, "1970-01-01T00:00:00.000000Z");
     }
 }

@@ -16,7 +16,10 @@ pub(crate) struct Members<'a> {
 
 impl Block {
     pub(crate) fn members(&self) -> Members<'_> {
-        Members { attributes: &self.attributes, blocks: &self.blocks }
+        Members {
+            attributes: &self.attributes,
+            blocks: &self.blocks,
+        }
     }
 }
 
@@ -25,7 +28,16 @@ impl Attribute {
     pub(crate) fn inside(&self) -> Option<(Members<'_>, Nesting)> {
         match &self.kind {
             AttributeKind::Plain(_) => None,
-            AttributeKind::Nested { attributes, nesting } => Some((Members { attributes, blocks: &[] }, *nesting)),
+            AttributeKind::Nested {
+                attributes,
+                nesting,
+            } => Some((
+                Members {
+                    attributes,
+                    blocks: &[],
+                },
+                *nesting,
+            )),
         }
     }
 }
@@ -46,7 +58,9 @@ impl<'a> Members<'a> {
     /// Everything with members of its own: nested attributes, then blocks.
     pub(crate) fn nested(self) -> impl Iterator<Item = (&'a str, Members<'a>, Nesting)> {
         let attributes = self.attributes.iter().filter_map(|(name, attribute)| {
-            attribute.inside().map(|(members, nesting)| (name.as_str(), members, nesting))
+            attribute
+                .inside()
+                .map(|(members, nesting)| (name.as_str(), members, nesting))
         });
         let blocks = self.blocks.iter().map(|(name, block)| {
             let (members, nesting) = block.inside();
@@ -72,32 +86,49 @@ pub(crate) fn each_object(
     match (value.undress(), nesting) {
         (single @ Value::Object(_), Nesting::Single) => element(single, path),
         (Value::Object(entries), Nesting::Map) => {
-            entries.iter().for_each(|(key, item)| element(item, &path.clone().key(key)));
+            entries
+                .iter()
+                .for_each(|(key, item)| element(item, &path.clone().key(key)));
         }
         (Value::Map(entries), _) => {
-            entries.iter().for_each(|(key, item)| element(item, &path.clone().key(key.as_str())));
+            entries
+                .iter()
+                .for_each(|(key, item)| element(item, &path.clone().key(key.as_str())));
         }
         (Value::Set(items), _) => items.iter().for_each(|item| element(item, path)),
         (Value::List(items) | Value::Tuple(items), _) => {
-            items.iter().enumerate().for_each(|(index, item)| element(item, &path.clone().index(index)));
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(index, item)| element(item, &path.clone().index(index)));
         }
         _ => {}
     }
 }
 
 /// Calls `each` for every object of a nested value.
-pub(crate) fn each_object_mut(value: &mut Value, nesting: Nesting, each: &mut dyn FnMut(&mut Object)) {
+pub(crate) fn each_object_mut(
+    value: &mut Value,
+    nesting: Nesting,
+    each: &mut dyn FnMut(&mut Object),
+) {
     match value {
         Value::Dynamic(_, inner) => each_object_mut(inner, nesting, each),
         Value::Object(entries) if nesting == Nesting::Map => {
-            entries.values_mut().for_each(|item| each_object_mut(item, Nesting::Single, each));
+            entries
+                .values_mut()
+                .for_each(|item| each_object_mut(item, Nesting::Single, each));
         }
         Value::Object(object) => each(object),
         Value::Map(entries) => {
-            entries.values_mut().for_each(|item| each_object_mut(item, Nesting::Single, each));
+            entries
+                .values_mut()
+                .for_each(|item| each_object_mut(item, Nesting::Single, each));
         }
         Value::List(items) | Value::Set(items) | Value::Tuple(items) => {
-            items.iter_mut().for_each(|item| each_object_mut(item, Nesting::Single, each));
+            items
+                .iter_mut()
+                .for_each(|item| each_object_mut(item, Nesting::Single, each));
         }
         _ => {}
     }
@@ -105,11 +136,17 @@ pub(crate) fn each_object_mut(value: &mut Value, nesting: Nesting, each: &mut dy
 
 /// Nulls all write-only values: they must never be in a plan or state.
 pub(crate) fn null_write_only(members: Members<'_>, object: &mut Object) {
-    for (name, _) in members.attributes.iter().filter(|(_, attribute)| attribute.write_only) {
+    for (name, _) in members
+        .attributes
+        .iter()
+        .filter(|(_, attribute)| attribute.write_only)
+    {
         object.set(name, Value::Null);
     }
     for (name, inner, nesting) in members.nested() {
-        each_object_mut(object.get_mut(name), nesting, &mut |object| null_write_only(inner, object));
+        each_object_mut(object.get_mut(name), nesting, &mut |object| {
+            null_write_only(inner, object)
+        });
     }
 }
 
@@ -124,7 +161,10 @@ pub(crate) fn fill_blocks(members: Members<'_>, object: &mut Object) {
                 BlockNesting::Group => *slot = Value::Object(null_object(&block.block.ty())),
                 BlockNesting::Set => *slot = Value::Set(Vec::new()),
                 BlockNesting::List if dynamic => {
-                    *slot = Value::Dynamic(Box::new(Type::Tuple(Vec::new())), Box::new(Value::Tuple(Vec::new())));
+                    *slot = Value::Dynamic(
+                        Box::new(Type::Tuple(Vec::new())),
+                        Box::new(Value::Tuple(Vec::new())),
+                    );
                 }
                 BlockNesting::Map if dynamic => {
                     let empty = Type::object(std::iter::empty::<(String, Type)>());
@@ -142,7 +182,10 @@ pub(crate) fn fill_blocks(members: Members<'_>, object: &mut Object) {
 /// An object whose attributes are all null.
 pub(crate) fn null_object(ty: &Type) -> Object {
     match ty {
-        Type::Object(types) => types.keys().map(|name| (name.as_str(), Value::Null)).collect(),
+        Type::Object(types) => types
+            .keys()
+            .map(|name| (name.as_str(), Value::Null))
+            .collect(),
         _ => Object::new(),
     }
 }

@@ -31,7 +31,11 @@ fn error<T>(problem: impl Into<String>) -> Result<T, CodecError> {
 pub fn decode(bytes: &[u8], ty: &Type) -> Result<Value, CodecError> {
     let mut reader = Reader { bytes };
     let value = reader.value(ty, 0)?;
-    if reader.bytes.is_empty() { Ok(value) } else { error("bytes follow the value") }
+    if reader.bytes.is_empty() {
+        Ok(value)
+    } else {
+        error("bytes follow the value")
+    }
 }
 
 /// Encodes a value, which must have the shape of `ty`.
@@ -68,7 +72,10 @@ impl<'a> Reader<'a> {
     }
 
     fn peek(&self) -> Result<Marker, CodecError> {
-        self.bytes.first().map_or_else(|| error("value is cut off"), |byte| Ok(Marker::from_u8(*byte)))
+        self.bytes.first().map_or_else(
+            || error("value is cut off"),
+            |byte| Ok(Marker::from_u8(*byte)),
+        )
     }
 
     fn u8(&mut self) -> Result<usize, CodecError> {
@@ -80,7 +87,8 @@ impl<'a> Reader<'a> {
     }
 
     fn u32(&mut self) -> Result<usize, CodecError> {
-        usize::try_from(u32::from_be_bytes(self.array()?)).map_err(|_| CodecError("length is too big".to_owned()))
+        usize::try_from(u32::from_be_bytes(self.array()?))
+            .map_err(|_| CodecError("length is too big".to_owned()))
     }
 
     /// Payload of an extension value, or `None` when the next value is none.
@@ -138,7 +146,11 @@ impl<'a> Reader<'a> {
                 if self.array_length()? != types.len() {
                     return error(format!("tuple does not have {} elements", types.len()));
                 }
-                types.iter().map(|ty| self.value(ty, depth + 1)).collect::<Result<_, _>>().map(Value::Tuple)
+                types
+                    .iter()
+                    .map(|ty| self.value(ty, depth + 1))
+                    .collect::<Result<_, _>>()
+                    .map(Value::Tuple)
             }
         }
     }
@@ -159,7 +171,10 @@ impl<'a> Reader<'a> {
 
     fn number(&mut self) -> Result<Number, CodecError> {
         let not_a_number = |_| CodecError("not a number".to_owned());
-        if matches!(self.peek()?, Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32) {
+        if matches!(
+            self.peek()?,
+            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32
+        ) {
             return self.string()?.parse().map_err(not_a_number);
         }
         Ok(match self.marker()? {
@@ -173,8 +188,12 @@ impl<'a> Reader<'a> {
             Marker::I16 => i16::from_be_bytes(self.array()?).into(),
             Marker::I32 => i32::from_be_bytes(self.array()?).into(),
             Marker::I64 => i64::from_be_bytes(self.array()?).into(),
-            Marker::F32 => Number::from_f64(f32::from_be_bytes(self.array()?).into()).map_err(not_a_number)?,
-            Marker::F64 => Number::from_f64(f64::from_be_bytes(self.array()?)).map_err(not_a_number)?,
+            Marker::F32 => {
+                Number::from_f64(f32::from_be_bytes(self.array()?).into()).map_err(not_a_number)?
+            }
+            Marker::F64 => {
+                Number::from_f64(f64::from_be_bytes(self.array()?)).map_err(not_a_number)?
+            }
             _ => return error("not a number"),
         })
     }
@@ -190,14 +209,19 @@ impl<'a> Reader<'a> {
             Marker::FixStr(length) => usize::from(length),
             _ => return error("type of a dynamic value is not bytes"),
         };
-        let ty = Type::from_bytes(self.take(length)?).map_err(|problem| CodecError(problem.to_string()))?;
+        let ty = Type::from_bytes(self.take(length)?)
+            .map_err(|problem| CodecError(problem.to_string()))?;
         let value = self.value(&ty, depth + 1)?;
         Ok(Value::Dynamic(Box::new(ty), Box::new(value)))
     }
 
     /// A length of things that take at least one byte each.
     fn checked(&self, length: usize) -> Result<usize, CodecError> {
-        if length > self.bytes.len() { error("length is beyond the end") } else { Ok(length) }
+        if length > self.bytes.len() {
+            error("length is beyond the end")
+        } else {
+            Ok(length)
+        }
     }
 
     fn array_length(&mut self) -> Result<usize, CodecError> {
@@ -237,7 +261,9 @@ where {
             let Some(ty) = type_of(&key) else {
                 return error(format!("attribute {key:?} is not in the type"));
             };
-            let value = self.value(ty, depth + 1).map_err(|inner| CodecError(format!("{key}: {inner}")))?;
+            let value = self
+                .value(ty, depth + 1)
+                .map_err(|inner| CodecError(format!("{key}: {inner}")))?;
             if entries.insert(key, value).is_some() {
                 return error("a key occurs twice");
             }
@@ -285,7 +311,9 @@ impl Reader<'_> {
 
 /// Writing to memory cannot fail but for lengths beyond 32 bits.
 fn written<T, E>(outcome: Result<T, E>) -> Result<(), CodecError> {
-    outcome.map(drop).map_err(|_| CodecError("value cannot be written".to_owned()))
+    outcome
+        .map(drop)
+        .map_err(|_| CodecError("value cannot be written".to_owned()))
 }
 
 fn length(items: usize) -> Result<u32, CodecError> {
@@ -306,11 +334,16 @@ fn encode_into(out: &mut Vec<u8>, value: &Value, ty: &Type) -> Result<(), CodecE
         (Value::Number(number), Type::Number) => encode_number(out, number),
         (Value::List(items), Type::List(inner)) | (Value::Set(items), Type::Set(inner)) => {
             written(write::write_array_len(out, length(items.len())?))?;
-            items.iter().try_for_each(|item| encode_into(out, item, inner))
+            items
+                .iter()
+                .try_for_each(|item| encode_into(out, item, inner))
         }
         (Value::Tuple(items), Type::Tuple(types)) if items.len() == types.len() => {
             written(write::write_array_len(out, length(items.len())?))?;
-            items.iter().zip(types).try_for_each(|(item, ty)| encode_into(out, item, ty))
+            items
+                .iter()
+                .zip(types)
+                .try_for_each(|(item, ty)| encode_into(out, item, ty))
         }
         (Value::Map(entries), Type::Map(inner)) => {
             written(write::write_map_len(out, length(entries.len())?))?;
@@ -335,7 +368,8 @@ fn encode_object(
     written(write::write_map_len(out, length(types.len())?))?;
     types.iter().try_for_each(|(name, ty)| {
         written(write::write_str(out, name))?;
-        encode_into(out, object.get(name), ty).map_err(|inner| CodecError(format!("{name}: {inner}")))
+        encode_into(out, object.get(name), ty)
+            .map_err(|inner| CodecError(format!("{name}: {inner}")))
     })
 }
 
@@ -351,7 +385,9 @@ fn encode_number(out: &mut Vec<u8>, number: &Number) -> Result<(), CodecError> {
 
 fn encode_unknown(out: &mut Vec<u8>, refinements: Option<&Refinements>) -> Result<(), CodecError> {
     let payload = match refinements {
-        Some(refinements) if *refinements != Refinements::default() => encode_refinements(refinements)?,
+        Some(refinements) if *refinements != Refinements::default() => {
+            encode_refinements(refinements)?
+        }
         _ => Vec::new(),
     };
     if payload.is_empty() || payload.len() > MAX_REFINEMENT_BYTES {
@@ -365,7 +401,14 @@ fn encode_unknown(out: &mut Vec<u8>, refinements: Option<&Refinements>) -> Resul
 }
 
 fn encode_refinements(refinements: &Refinements) -> Result<Vec<u8>, CodecError> {
-    let Refinements { not_null, prefix, lower, upper, min_length, max_length } = refinements;
+    let Refinements {
+        not_null,
+        prefix,
+        lower,
+        upper,
+        min_length,
+        max_length,
+    } = refinements;
     let entries = [
         *not_null,
         prefix.is_some(),
@@ -375,7 +418,10 @@ fn encode_refinements(refinements: &Refinements) -> Result<Vec<u8>, CodecError> 
         max_length.is_some(),
     ];
     let mut out = Vec::new();
-    written(write::write_map_len(&mut out, length(entries.iter().filter(|set| **set).count())?))?;
+    written(write::write_map_len(
+        &mut out,
+        length(entries.iter().filter(|set| **set).count())?,
+    ))?;
     if *not_null {
         written(write::write_uint(&mut out, 1))?;
         written(write::write_bool(&mut out, false))?;

@@ -39,7 +39,11 @@ impl Number {
             return Err(NumberError);
         }
         if float.is_infinite() {
-            return Ok(if float > 0.0 { Self::INFINITY } else { Self::NEG_INFINITY });
+            return Ok(if float > 0.0 {
+                Self::INFINITY
+            } else {
+                Self::NEG_INFINITY
+            });
         }
         // Rust prints the shortest digits that give the same float, without an exponent.
         format!("{float}").parse()
@@ -109,7 +113,11 @@ impl FromStr for Number {
             None => (false, text.strip_prefix('+').unwrap_or(text)),
         };
         if matches!(unsigned, "inf" | "Inf") {
-            return Ok(if negative { Self::NEG_INFINITY } else { Self::INFINITY });
+            return Ok(if negative {
+                Self::NEG_INFINITY
+            } else {
+                Self::INFINITY
+            });
         }
         let (mantissa, exponent) = match unsigned.find(['e', 'E']) {
             Some(at) => {
@@ -120,7 +128,8 @@ impl FromStr for Number {
         };
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
         let all_digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-        if (whole.is_empty() && fraction.is_empty()) || !all_digits(whole) || !all_digits(fraction) {
+        if (whole.is_empty() && fraction.is_empty()) || !all_digits(whole) || !all_digits(fraction)
+        {
             return Err(NumberError);
         }
         plain_decimal(negative, whole, fraction, exponent).map(|text| Self(Repr::Decimal(text)))
@@ -128,7 +137,12 @@ impl FromStr for Number {
 }
 
 /// Shifts the decimal point by `exponent` and strips needless zeros.
-fn plain_decimal(negative: bool, whole: &str, fraction: &str, exponent: i64) -> Result<String, NumberError> {
+fn plain_decimal(
+    negative: bool,
+    whole: &str,
+    fraction: &str,
+    exponent: i64,
+) -> Result<String, NumberError> {
     let digits: String = [whole, fraction].concat();
     let significant = digits.trim_start_matches('0');
     if significant.is_empty() {
@@ -186,8 +200,9 @@ impl Ord for Number {
 
 fn compare_decimals(left: &str, right: &str) -> Ordering {
     let split = |text: &str| {
-        let (negative, magnitude) =
-            text.strip_prefix('-').map_or((false, text), |magnitude| (true, magnitude));
+        let (negative, magnitude) = text
+            .strip_prefix('-')
+            .map_or((false, text), |magnitude| (true, magnitude));
         let (whole, fraction) = magnitude.split_once('.').unwrap_or((magnitude, ""));
         (negative, whole.to_owned(), fraction.to_owned())
     };

@@ -55,7 +55,11 @@ impl Object {
     /// A known, non-null string, or an error that names the attribute.
     pub fn require_str(&self, name: &str) -> Result<&str, Diagnostics> {
         self.str(name).ok_or_else(|| {
-            Diagnostics::error_at(name, "Missing value", format!("The argument {name:?} must be set and known here."))
+            Diagnostics::error_at(
+                name,
+                "Missing value",
+                format!("The argument {name:?} must be set and known here."),
+            )
         })
     }
 
@@ -66,12 +70,16 @@ impl Object {
 
     /// A known whole number.
     pub fn i64(&self, name: &str) -> Option<i64> {
-        self.get(name).as_number().and_then(|number| number.as_i64())
+        self.get(name)
+            .as_number()
+            .and_then(|number| number.as_i64())
     }
 
     /// A known whole number, not negative.
     pub fn u64(&self, name: &str) -> Option<u64> {
-        self.get(name).as_number().and_then(|number| number.as_u64())
+        self.get(name)
+            .as_number()
+            .and_then(|number| number.as_u64())
     }
 
     /// A known number as the nearest float.
@@ -86,12 +94,18 @@ impl Object {
 
     /// The known strings of a list or set; empty when absent.
     pub fn strings(&self, name: &str) -> Vec<String> {
-        self.elements(name).iter().filter_map(|element| element.as_str().map(str::to_owned)).collect()
+        self.elements(name)
+            .iter()
+            .filter_map(|element| element.as_str().map(str::to_owned))
+            .collect()
     }
 
     /// The known objects of a list or set of nested objects or blocks; empty when absent.
     pub fn objects(&self, name: &str) -> Vec<&Object> {
-        self.elements(name).iter().filter_map(Value::as_object).collect()
+        self.elements(name)
+            .iter()
+            .filter_map(Value::as_object)
+            .collect()
     }
 
     /// The known strings of a map; empty when absent.
@@ -99,7 +113,8 @@ impl Object {
         let Some(entries) = self.get(name).as_map() else {
             return BTreeMap::new();
         };
-        let known = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+        let known =
+            |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
         entries.iter().filter_map(known).collect()
     }
 
@@ -158,7 +173,10 @@ impl Object {
 fn object_to_json(object: &Object, path: &AttributePath) -> Result<Json, Diagnostics> {
     let mut members = serde_json::Map::new();
     for (name, value) in object.iter().filter(|(_, value)| !value.is_null()) {
-        members.insert(name.to_owned(), to_json(value, &path.clone().attribute(name))?);
+        members.insert(
+            name.to_owned(),
+            to_json(value, &path.clone().attribute(name))?,
+        );
     }
     Ok(Json::Object(members))
 }
@@ -171,7 +189,9 @@ fn to_json(value: &Value, path: &AttributePath) -> Result<Json, Diagnostics> {
             return Err(Diagnostics::error_at(
                 path.clone(),
                 "Value is not known yet",
-                format!("The argument {path} is decided by another resource and is not known at this point."),
+                format!(
+                    "The argument {path} is decided by another resource and is not known at this point."
+                ),
             ));
         }
         Value::Bool(flag) => Json::Bool(*flag),
@@ -183,13 +203,24 @@ fn to_json(value: &Value, path: &AttributePath) -> Result<Json, Diagnostics> {
         Value::String(text) => Json::String(text.clone()),
         Value::List(items) | Value::Set(items) | Value::Tuple(items) => {
             let convert = |(index, item)| to_json(item, &path.clone().index(index));
-            Json::Array(items.iter().enumerate().map(convert).collect::<Result<_, _>>()?)
+            Json::Array(
+                items
+                    .iter()
+                    .enumerate()
+                    .map(convert)
+                    .collect::<Result<_, _>>()?,
+            )
         }
         Value::Map(entries) => {
             let convert = |(key, item): (&String, &Value)| {
                 Ok((key.clone(), to_json(item, &path.clone().key(key.as_str()))?))
             };
-            Json::Object(entries.iter().map(convert).collect::<Result<_, Diagnostics>>()?)
+            Json::Object(
+                entries
+                    .iter()
+                    .map(convert)
+                    .collect::<Result<_, Diagnostics>>()?,
+            )
         }
         Value::Object(object) => object_to_json(object, path)?,
     })
@@ -197,7 +228,12 @@ fn to_json(value: &Value, path: &AttributePath) -> Result<Json, Diagnostics> {
 
 impl<N: Into<String>, V: Into<Value>> FromIterator<(N, V)> for Object {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(members: I) -> Self {
-        Self(members.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        Self(
+            members
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
     }
 }
 

@@ -66,11 +66,17 @@ impl AttributePath {
             let selector = match step {
                 Step::Attribute(name) => Selector::AttributeName(name.clone()),
                 Step::Key(key) => Selector::ElementKeyString(key.clone()),
-                Step::Index(index) => Selector::ElementKeyInt(i64::try_from(*index).unwrap_or(i64::MAX)),
+                Step::Index(index) => {
+                    Selector::ElementKeyInt(i64::try_from(*index).unwrap_or(i64::MAX))
+                }
             };
-            pb::attribute_path::Step { selector: Some(selector) }
+            pb::attribute_path::Step {
+                selector: Some(selector),
+            }
         });
-        pb::AttributePath { steps: steps.collect() }
+        pb::AttributePath {
+            steps: steps.collect(),
+        }
     }
 }
 

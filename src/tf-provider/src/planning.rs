@@ -35,15 +35,27 @@ pub(crate) fn default_plan(
     if let Some(prior) = prior {
         keep_spelling(members, prior, config, &mut proposed);
         if *prior == proposed {
-            return DefaultPlan { planned: proposed, requires_replace: Vec::new() };
+            return DefaultPlan {
+                planned: proposed,
+                requires_replace: Vec::new(),
+            };
         }
     }
     mark_unknown(members, config, &mut proposed);
     let mut requires_replace = Vec::new();
     if let Some(prior) = prior {
-        collect_replacements(members, prior, &proposed, &AttributePath::root(), &mut requires_replace);
+        collect_replacements(
+            members,
+            prior,
+            &proposed,
+            &AttributePath::root(),
+            &mut requires_replace,
+        );
     }
-    DefaultPlan { planned: proposed, requires_replace }
+    DefaultPlan {
+        planned: proposed,
+        requires_replace,
+    }
 }
 
 /// Calls `each` with every nested object of the plan and the object of the configuration that it stems from.
@@ -61,7 +73,12 @@ fn pair_objects(
         (Value::Object(planned), Value::Object(config), Nesting::Map) => {
             let names: Vec<String> = planned.iter().map(|(name, _)| name.to_owned()).collect();
             for name in names {
-                pair_objects(planned.get_mut(&name), config.get(&name), Nesting::Single, each);
+                pair_objects(
+                    planned.get_mut(&name),
+                    config.get(&name),
+                    Nesting::Single,
+                    each,
+                );
             }
         }
         (Value::Map(planned), Value::Map(config), _) => {
@@ -74,14 +91,23 @@ fn pair_objects(
         (Value::Set(planned), Value::Set(config), _) => {
             // Elements of sets have no address: find the one whose configured part is the same.
             for item in planned {
-                let Value::Object(object) = item else { continue };
-                let source = config.iter().filter_map(Value::as_object).find(|config| stems_from(object, config));
+                let Value::Object(object) = item else {
+                    continue;
+                };
+                let source = config
+                    .iter()
+                    .filter_map(Value::as_object)
+                    .find(|config| stems_from(object, config));
                 if let Some(config) = source {
                     each(object, config);
                 }
             }
         }
-        (Value::List(planned) | Value::Tuple(planned), Value::List(config) | Value::Tuple(config), _) => {
+        (
+            Value::List(planned) | Value::Tuple(planned),
+            Value::List(config) | Value::Tuple(config),
+            _,
+        ) => {
             for (item, config) in planned.iter_mut().zip(config) {
                 pair_objects(item, config, Nesting::Single, each);
             }
@@ -91,7 +117,9 @@ fn pair_objects(
 }
 
 fn stems_from(planned: &Object, config: &Object) -> bool {
-    config.iter().all(|(name, value)| value.is_null() || loosely_equal(planned.get(name), value))
+    config
+        .iter()
+        .all(|(name, value)| value.is_null() || loosely_equal(planned.get(name), value))
 }
 
 /// Equal but for what the configuration leaves out.
@@ -100,7 +128,10 @@ fn loosely_equal(planned: &Value, config: &Value) -> bool {
         (Value::Object(planned), Value::Object(config)) => stems_from(planned, config),
         (Value::List(planned), Value::List(config)) => {
             planned.len() == config.len()
-                && planned.iter().zip(config).all(|(planned, config)| loosely_equal(planned, config))
+                && planned
+                    .iter()
+                    .zip(config)
+                    .all(|(planned, config)| loosely_equal(planned, config))
         }
         (planned, config) => planned == config,
     }
@@ -116,9 +147,14 @@ fn apply_defaults(members: Members<'_>, config: &Object, planned: &mut Object) {
         }
     }
     for (name, inner, nesting) in members.nested() {
-        pair_objects(planned.get_mut(name), config.get(name), nesting, &mut |planned, config| {
-            apply_defaults(inner, config, planned);
-        });
+        pair_objects(
+            planned.get_mut(name),
+            config.get(name),
+            nesting,
+            &mut |planned, config| {
+                apply_defaults(inner, config, planned);
+            },
+        );
     }
 }
 
@@ -126,7 +162,8 @@ fn apply_defaults(members: Members<'_>, config: &Object, planned: &mut Object) {
 fn keep_spelling(members: Members<'_>, prior: &Object, config: &Object, planned: &mut Object) {
     for (name, attribute) in members.attributes {
         let (old, new) = (prior.get(name), config.get(name));
-        let comparable = !old.is_null() && !new.is_null() && old.is_wholly_known() && new.is_wholly_known();
+        let comparable =
+            !old.is_null() && !new.is_null() && old.is_wholly_known() && new.is_wholly_known();
         if comparable && !attribute.write_only && attribute.means_the_same(old, new) {
             planned.set(name, old.clone());
         }
@@ -146,15 +183,24 @@ fn keep_spelling(members: Members<'_>, prior: &Object, config: &Object, planned:
 /// After a read: keeps the stored spelling of what means the same.
 pub(crate) fn keep_stored_spelling(members: Members<'_>, stored: &Object, read: &mut Object) {
     let with_rule = |attribute: &Attribute| attribute.same.is_some();
-    for (name, attribute) in members.attributes.iter().filter(|(_, attribute)| with_rule(attribute)) {
+    for (name, attribute) in members
+        .attributes
+        .iter()
+        .filter(|(_, attribute)| with_rule(attribute))
+    {
         let (old, new) = (stored.get(name), read.get(name));
         if !old.is_null() && !new.is_null() && attribute.means_the_same(old, new) {
             read.set(name, old.clone());
         }
     }
-    for (name, inner, nesting) in members.nested().filter(|(.., nesting)| *nesting == Nesting::Single) {
+    for (name, inner, nesting) in members
+        .nested()
+        .filter(|(.., nesting)| *nesting == Nesting::Single)
+    {
         if let Some(stored) = stored.object(name) {
-            each_object_mut(read.get_mut(name), nesting, &mut |read| keep_stored_spelling(inner, stored, read));
+            each_object_mut(read.get_mut(name), nesting, &mut |read| {
+                keep_stored_spelling(inner, stored, read)
+            });
         }
     }
 }
@@ -170,9 +216,14 @@ fn mark_unknown(members: Members<'_>, config: &Object, planned: &mut Object) {
         }
     }
     for (name, inner, nesting) in members.nested() {
-        pair_objects(planned.get_mut(name), config.get(name), nesting, &mut |planned, config| {
-            mark_unknown(inner, config, planned);
-        });
+        pair_objects(
+            planned.get_mut(name),
+            config.get(name),
+            nesting,
+            &mut |planned, config| {
+                mark_unknown(inner, config, planned);
+            },
+        );
     }
 }
 
@@ -197,7 +248,13 @@ fn collect_replacements(
             (Value::List(prior), Value::List(planned)) => {
                 for (index, (prior, planned)) in prior.iter().zip(planned).enumerate() {
                     if let (Some(prior), Some(planned)) = (prior.as_object(), planned.as_object()) {
-                        collect_replacements(inner, prior, planned, &path.clone().index(index), found);
+                        collect_replacements(
+                            inner,
+                            prior,
+                            planned,
+                            &path.clone().index(index),
+                            found,
+                        );
                     }
                 }
             }
@@ -205,7 +262,13 @@ fn collect_replacements(
                 for (key, planned) in planned {
                     let prior = prior.get(key).and_then(Value::as_object);
                     if let (Some(prior), Some(planned)) = (prior, planned.as_object()) {
-                        collect_replacements(inner, prior, planned, &path.clone().key(key.as_str()), found);
+                        collect_replacements(
+                            inner,
+                            prior,
+                            planned,
+                            &path.clone().key(key.as_str()),
+                            found,
+                        );
                     }
                 }
             }

@@ -27,7 +27,13 @@ pub trait Provider: Send + Sync + 'static {
     }
 
     /// Static checks of the provider block beyond the schema's; values may be unknown.
-    async fn validate(&self, _cx: &Context<Self::Client>, _config: &Object, _report: &mut Diagnostics) {}
+    async fn validate(
+        &self,
+        _cx: &Context<Self::Client>,
+        _config: &Object,
+        _report: &mut Diagnostics,
+    ) {
+    }
 
     /// Makes the client. Values may be unknown during plan: answer `Ok(None)` when the client cannot be made yet, and
     /// only the calls that need it will fail.
@@ -81,7 +87,12 @@ pub trait DataSource<C: Send + Sync + 'static>: Send + Sync {
     async fn validate(&self, _cx: &Context<C>, _config: &Object, _report: &mut Diagnostics) {}
 
     /// Fills the results into `state`, which starts as a copy of the configuration. Not found is an error.
-    async fn read(&self, cx: &Context<C>, config: &Object, state: &mut Object) -> Result<(), Diagnostics>;
+    async fn read(
+        &self,
+        cx: &Context<C>,
+        config: &Object,
+        state: &mut Object,
+    ) -> Result<(), Diagnostics>;
 }
 
 /// What opening an ephemeral resource gave.
@@ -117,11 +128,19 @@ pub trait EphemeralResource<C: Send + Sync + 'static>: Send + Sync {
     async fn validate(&self, _cx: &Context<C>, _config: &Object, _report: &mut Diagnostics) {}
 
     /// Opens it: `opened.result` starts as a copy of the configuration.
-    async fn open(&self, cx: &Context<C>, config: &Object, opened: &mut Opened) -> Result<(), Diagnostics>;
+    async fn open(
+        &self,
+        cx: &Context<C>,
+        config: &Object,
+        opened: &mut Opened,
+    ) -> Result<(), Diagnostics>;
 
     /// Keeps it alive.
     async fn renew(&self, _cx: &Context<C>, private: &[u8]) -> Result<Renewed, Diagnostics> {
-        Ok(Renewed { private: private.to_vec(), renew_at: None })
+        Ok(Renewed {
+            private: private.to_vec(),
+            renew_at: None,
+        })
     }
 
     /// Ends it; gets the private bytes of open.
@@ -223,5 +242,10 @@ pub trait Action<C: Send + Sync + 'static>: Send + Sync {
     }
 
     /// Does it.
-    async fn invoke(&self, cx: &Context<C>, config: &Object, progress: &Progress) -> Result<(), Diagnostics>;
+    async fn invoke(
+        &self,
+        cx: &Context<C>,
+        config: &Object,
+        progress: &Progress,
+    ) -> Result<(), Diagnostics>;
 }

@@ -31,7 +31,8 @@ impl RawState {
 
     /// By a schema, exactly: attributes that the schema lacks are dropped, those that are missing become null.
     pub fn decode(&self, schema: &Schema) -> Result<Object, Diagnostics> {
-        crate::json::decode_state(&self.json, &schema.ty())
-            .map_err(|error| Diagnostics::error("Stored state does not fit the schema", format!("{error}.")))
+        crate::json::decode_state(&self.json, &schema.ty()).map_err(|error| {
+            Diagnostics::error("Stored state does not fit the schema", format!("{error}."))
+        })
     }
 }

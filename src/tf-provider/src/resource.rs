@@ -27,7 +27,10 @@ pub struct ResourceState {
 impl ResourceState {
     /// From attributes only.
     pub fn new(value: Object) -> Self {
-        Self { value, ..Self::default() }
+        Self {
+            value,
+            ..Self::default()
+        }
     }
 
     /// Promises that the remote object exists as `value` says now: an error that follows stores this state
@@ -94,7 +97,9 @@ impl Plan {
 
     /// True when the attribute differs between prior and planned object, or is not known.
     pub fn changed(&self, name: &str) -> bool {
-        self.prior.as_ref().is_none_or(|prior| prior.get(name) != self.planned.get(name))
+        self.prior
+            .as_ref()
+            .is_none_or(|prior| prior.get(name) != self.planned.get(name))
     }
 
     /// Asks for a replacement because of an attribute.
@@ -184,7 +189,11 @@ pub trait Resource<C: Send + Sync + 'static>: Send + Sync {
     ) -> Result<(), Diagnostics>;
 
     /// Refreshes `state`, which starts as the stored one (after an import: as the import's stub).
-    async fn read(&self, cx: &Context<C>, state: &mut ResourceState) -> Result<Presence, Diagnostics>;
+    async fn read(
+        &self,
+        cx: &Context<C>,
+        state: &mut ResourceState,
+    ) -> Result<Presence, Diagnostics>;
 
     /// Changes the object in place. `state.value` starts as the plan; on an error the prior state stays stored unless
     /// [`ResourceState::keep`] was called.
@@ -200,17 +209,25 @@ pub trait Resource<C: Send + Sync + 'static>: Send + Sync {
 
     /// Makes the stub that [`Resource::read`] completes. The default puts an id into the attribute `id`, and the
     /// attributes of an identity into attributes of the same names.
-    async fn import(&self, _cx: &Context<C>, key: &ImportKey) -> Result<ResourceState, Diagnostics> {
+    async fn import(
+        &self,
+        _cx: &Context<C>,
+        key: &ImportKey,
+    ) -> Result<ResourceState, Diagnostics> {
         match key {
             ImportKey::Id(id) if self.schema().has_attribute("id") => {
                 Ok(ResourceState::new(Object::new().with("id", id.as_str())))
             }
-            ImportKey::Id(_) => {
-                Err(Diagnostics::error("Import is not supported", format!("{} cannot be imported by an id.", self.type_name())))
-            }
+            ImportKey::Id(_) => Err(Diagnostics::error(
+                "Import is not supported",
+                format!("{} cannot be imported by an id.", self.type_name()),
+            )),
             ImportKey::Identity(identity) => {
                 let mut state = ResourceState::new(Object::new());
-                for (name, value) in identity.iter().filter(|(name, _)| self.schema().has_attribute(name)) {
+                for (name, value) in identity
+                    .iter()
+                    .filter(|(name, _)| self.schema().has_attribute(name))
+                {
                     state.value.set(name, value.clone());
                 }
                 state.identity = Some(identity.clone());
@@ -224,7 +241,10 @@ pub trait Resource<C: Send + Sync + 'static>: Send + Sync {
     async fn upgrade(&self, version: i64, _old: &RawState) -> Result<Object, Diagnostics> {
         Err(Diagnostics::error(
             "State is too old",
-            format!("{} has no way to read state of schema version {version}.", self.type_name()),
+            format!(
+                "{} has no way to read state of schema version {version}.",
+                self.type_name()
+            ),
         ))
     }
 
@@ -232,12 +252,19 @@ pub trait Resource<C: Send + Sync + 'static>: Send + Sync {
     async fn upgrade_identity(&self, version: i64, _old: &RawState) -> Result<Object, Diagnostics> {
         Err(Diagnostics::error(
             "Identity is too old",
-            format!("{} has no way to read an identity of version {version}.", self.type_name()),
+            format!(
+                "{} has no way to read an identity of version {version}.",
+                self.type_name()
+            ),
         ))
     }
 
     /// Takes over an object of another type; `Ok(None)` for pairs it does not know.
-    async fn move_state(&self, _cx: &Context<C>, _source: &MoveSource) -> Result<Option<ResourceState>, Diagnostics> {
+    async fn move_state(
+        &self,
+        _cx: &Context<C>,
+        _source: &MoveSource,
+    ) -> Result<Option<ResourceState>, Diagnostics> {
         Ok(None)
     }
 }

@@ -36,7 +36,12 @@ pub struct NestedBlock {
 
 impl NestedBlock {
     fn new(nesting: BlockNesting, block: Block) -> Self {
-        Self { block, nesting, min_items: 0, max_items: 0 }
+        Self {
+            block,
+            nesting,
+            min_items: 0,
+            max_items: 0,
+        }
     }
 
     /// At most one block.
@@ -124,8 +129,14 @@ impl Block {
 
     /// The object type of its values.
     pub fn ty(&self) -> Type {
-        let attributes = self.attributes.iter().map(|(name, attribute)| (name.clone(), attribute.ty()));
-        let blocks = self.blocks.iter().map(|(name, block)| (name.clone(), block.ty()));
+        let attributes = self
+            .attributes
+            .iter()
+            .map(|(name, attribute)| (name.clone(), attribute.ty()));
+        let blocks = self
+            .blocks
+            .iter()
+            .map(|(name, block)| (name.clone(), block.ty()));
         Type::object(attributes.chain(blocks))
     }
 }
@@ -210,23 +221,48 @@ impl IdentitySchema {
     }
 
     /// Adds one that an import must give.
-    pub fn required(self, name: impl Into<String>, ty: Type, description: impl Into<String>) -> Self {
+    pub fn required(
+        self,
+        name: impl Into<String>,
+        ty: Type,
+        description: impl Into<String>,
+    ) -> Self {
         self.add(name.into(), ty, true, description.into())
     }
 
     /// Adds one that an import may give.
-    pub fn optional(self, name: impl Into<String>, ty: Type, description: impl Into<String>) -> Self {
+    pub fn optional(
+        self,
+        name: impl Into<String>,
+        ty: Type,
+        description: impl Into<String>,
+    ) -> Self {
         self.add(name.into(), ty, false, description.into())
     }
 
-    fn add(mut self, name: String, ty: Type, required_for_import: bool, description: String) -> Self {
-        self.attributes.push(IdentityAttribute { name, ty, required_for_import, description });
+    fn add(
+        mut self,
+        name: String,
+        ty: Type,
+        required_for_import: bool,
+        description: String,
+    ) -> Self {
+        self.attributes.push(IdentityAttribute {
+            name,
+            ty,
+            required_for_import,
+            description,
+        });
         self
     }
 
     /// The object type of its values.
     pub fn ty(&self) -> Type {
-        Type::object(self.attributes.iter().map(|attribute| (attribute.name.clone(), attribute.ty.clone())))
+        Type::object(
+            self.attributes
+                .iter()
+                .map(|attribute| (attribute.name.clone(), attribute.ty.clone())),
+        )
     }
 }
 

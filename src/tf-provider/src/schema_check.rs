@@ -52,7 +52,10 @@ impl Schema {
         if self.version < 0 {
             problems.push("the version is negative".to_owned());
         }
-        let scope = Scope { kind, in_set: false };
+        let scope = Scope {
+            kind,
+            in_set: false,
+        };
         scope.block(&self.block, "", &mut problems);
         problems
     }
@@ -90,29 +93,66 @@ impl Scope {
     }
 
     fn attribute(self, attribute: &Attribute, name: &str, path: &str, problems: &mut Vec<String>) {
-        let Attribute { required, optional, computed, write_only, .. } = *attribute;
+        let Attribute {
+            required,
+            optional,
+            computed,
+            write_only,
+            ..
+        } = *attribute;
         let mut rule = |broken: bool, problem: &str| {
             if broken {
                 problems.push(format!("{path}: {problem}"));
             }
         };
-        rule(!required && !optional && !computed, "must be required, optional or computed");
+        rule(
+            !required && !optional && !computed,
+            "must be required, optional or computed",
+        );
         rule(required && optional, "cannot be both required and optional");
         rule(required && computed, "cannot be both required and computed");
-        rule(write_only && computed, "a write-only attribute cannot be computed");
-        rule(write_only && !required && !optional, "a write-only attribute must be required or optional");
-        rule(write_only && self.in_set, "a set cannot hold a write-only attribute");
-        rule(write_only && self.kind == SchemaKind::Ephemeral, "an ephemeral resource has no write-only attributes");
+        rule(
+            write_only && computed,
+            "a write-only attribute cannot be computed",
+        );
+        rule(
+            write_only && !required && !optional,
+            "a write-only attribute must be required or optional",
+        );
+        rule(
+            write_only && self.in_set,
+            "a set cannot hold a write-only attribute",
+        );
+        rule(
+            write_only && self.kind == SchemaKind::Ephemeral,
+            "an ephemeral resource has no write-only attributes",
+        );
         rule(
             write_only && matches!(self.kind, SchemaKind::DataSource | SchemaKind::Provider),
             "only managed resources and actions have write-only attributes",
         );
-        rule(attribute.default.is_some() && !(optional && computed), "a default needs optional");
-        rule(attribute.replace && self.in_set, "replacement inside a set has no address: put it on the set");
-        rule(attribute.keep_state && !computed, "only computed attributes can keep their state");
+        rule(
+            attribute.default.is_some() && !(optional && computed),
+            "a default needs optional",
+        );
+        rule(
+            attribute.replace && self.in_set,
+            "replacement inside a set has no address: put it on the set",
+        );
+        rule(
+            attribute.keep_state && !computed,
+            "only computed attributes can keep their state",
+        );
         if let Some(default) = &attribute.default {
-            let fits = crate::conform::conform(default.clone(), &attribute.ty(), &crate::AttributePath::root());
-            rule(fits.is_err() || !default.is_wholly_known(), "the default does not fit the type");
+            let fits = crate::conform::conform(
+                default.clone(),
+                &attribute.ty(),
+                &crate::AttributePath::root(),
+            );
+            rule(
+                fits.is_err() || !default.is_wholly_known(),
+                "the default does not fit the type",
+            );
         }
         check_name(name, path, problems);
         match &attribute.kind {
@@ -121,11 +161,17 @@ impl Scope {
                     problems.push(format!("{path}: a set cannot hold a dynamic type"));
                 }
             }
-            AttributeKind::Nested { attributes, nesting } => {
+            AttributeKind::Nested {
+                attributes,
+                nesting,
+            } => {
                 if *nesting == Nesting::Set && attribute.ty().has_dynamic() {
                     problems.push(format!("{path}: a set cannot hold a dynamic type"));
                 }
-                let inner = Block { attributes: attributes.clone(), ..Block::default() };
+                let inner = Block {
+                    attributes: attributes.clone(),
+                    ..Block::default()
+                };
                 let in_set = self.in_set || *nesting == Nesting::Set;
                 Self { in_set, ..self }.block(&inner, &format!("{path}."), problems);
             }
@@ -146,7 +192,9 @@ fn has_dynamic_set(ty: &Type) -> bool {
 fn check_name(name: &str, path: &str, problems: &mut Vec<String>) {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if name.is_empty() || name.as_bytes()[0].is_ascii_digit() || !name.bytes().all(allowed) {
-        problems.push(format!("{path}: names are lower-case letters, digits and underscores"));
+        problems.push(format!(
+            "{path}: names are lower-case letters, digits and underscores"
+        ));
     }
 }
 
@@ -160,7 +208,9 @@ fn check_items(nested: &NestedBlock, path: &str, problems: &mut Vec<String>) {
     // A single block with at most one item says nothing new, but Terraform wants both numbers equal.
     let single_mismatch = nested.nesting == BlockNesting::Single && min != max;
     if !good || single_mismatch {
-        problems.push(format!("{path}: {min} to {max} items do not go with this kind of block"));
+        problems.push(format!(
+            "{path}: {min} to {max} items do not go with this kind of block"
+        ));
     }
 }
 
@@ -183,7 +233,10 @@ impl IdentitySchema {
                 other => plain(other),
             };
             if !good {
-                problems.push(format!("{}: identities hold strings, numbers, bools or lists of them", attribute.name));
+                problems.push(format!(
+                    "{}: identities hold strings, numbers, bools or lists of them",
+                    attribute.name
+                ));
             }
         }
         problems

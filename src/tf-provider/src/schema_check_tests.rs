@@ -6,7 +6,10 @@ use crate::schema_check::SchemaKind;
 use crate::types::Type;
 
 fn problems(name: &str, attribute: Attribute) -> String {
-    Schema::new().attribute(name, attribute).check(SchemaKind::Resource).join("\n")
+    Schema::new()
+        .attribute(name, attribute)
+        .check(SchemaKind::Resource)
+        .join("\n")
 }
 
 #[test]
@@ -17,7 +20,10 @@ fn a_good_schema_has_no_problems() {
         .attribute("size", Attribute::number().optional().default(3))
         .attribute("secret", Attribute::string().optional().write_only())
         .attribute("disks", Attribute::nested(Nesting::Set, inner).optional())
-        .block("timeouts", NestedBlock::single(Block::new().attribute("create", Attribute::string().optional())))
+        .block(
+            "timeouts",
+            NestedBlock::single(Block::new().attribute("create", Attribute::string().optional())),
+        )
         .block("part", NestedBlock::list(Block::new()).items(1, 3));
     assert_eq!(schema.check(SchemaKind::Resource), Vec::<String>::new());
 }
@@ -26,16 +32,56 @@ fn a_good_schema_has_no_problems() {
 fn each_broken_rule_of_an_attribute_is_named() {
     let inner = |attribute| Attribute::nested(Nesting::Set, [("x", attribute)]).optional();
     for (name, attribute, text) in [
-        ("a", Attribute::string(), "must be required, optional or computed"),
-        ("a", Attribute::string().required().optional(), "both required and optional"),
-        ("a", Attribute::string().required().computed(), "both required and computed"),
-        ("a", Attribute::string().computed().write_only(), "write-only attribute cannot be computed"),
-        ("a", Attribute::string().required().default("x"), "a default needs optional"),
-        ("a", Attribute::number().optional().default("x"), "default does not fit"),
-        ("a", Attribute::set(Type::Dynamic).optional(), "set cannot hold a dynamic type"),
-        ("a", inner(Attribute::dynamic().optional()), "set cannot hold a dynamic type"),
-        ("a", inner(Attribute::string().optional().write_only()), "set cannot hold a write-only"),
-        ("a", inner(Attribute::string().optional().requires_replace()), "put it on the set"),
+        (
+            "a",
+            Attribute::string(),
+            "must be required, optional or computed",
+        ),
+        (
+            "a",
+            Attribute::string().required().optional(),
+            "both required and optional",
+        ),
+        (
+            "a",
+            Attribute::string().required().computed(),
+            "both required and computed",
+        ),
+        (
+            "a",
+            Attribute::string().computed().write_only(),
+            "write-only attribute cannot be computed",
+        ),
+        (
+            "a",
+            Attribute::string().required().default("x"),
+            "a default needs optional",
+        ),
+        (
+            "a",
+            Attribute::number().optional().default("x"),
+            "default does not fit",
+        ),
+        (
+            "a",
+            Attribute::set(Type::Dynamic).optional(),
+            "set cannot hold a dynamic type",
+        ),
+        (
+            "a",
+            inner(Attribute::dynamic().optional()),
+            "set cannot hold a dynamic type",
+        ),
+        (
+            "a",
+            inner(Attribute::string().optional().write_only()),
+            "set cannot hold a write-only",
+        ),
+        (
+            "a",
+            inner(Attribute::string().optional().requires_replace()),
+            "put it on the set",
+        ),
         ("count", Attribute::string().optional(), "reserved"),
         ("Big", Attribute::string().optional(), "lower-case"),
         ("", Attribute::string().optional(), "lower-case"),
@@ -50,12 +96,20 @@ fn names_occur_once_over_attributes_and_blocks() {
     let schema = Schema::new()
         .attribute("a", Attribute::string().optional())
         .block("a", NestedBlock::list(Block::new()));
-    assert_eq!(schema.check(SchemaKind::Resource), ["a: the name occurs twice"]);
+    assert_eq!(
+        schema.check(SchemaKind::Resource),
+        ["a: the name occurs twice"]
+    );
 }
 
 #[test]
 fn item_counts_go_with_the_kind_of_block() {
-    let check = |block: NestedBlock| Schema::new().block("b", block).check(SchemaKind::Resource).len();
+    let check = |block: NestedBlock| {
+        Schema::new()
+            .block("b", block)
+            .check(SchemaKind::Resource)
+            .len()
+    };
     let block = Block::new;
     assert_eq!(check(NestedBlock::single(block()).items(1, 1)), 0);
     assert_eq!(check(NestedBlock::single(block()).items(0, 1)), 1);
@@ -68,6 +122,18 @@ fn item_counts_go_with_the_kind_of_block() {
 #[test]
 fn identities_are_small() {
     assert_eq!(IdentitySchema::new().check().len(), 1);
-    assert_eq!(IdentitySchema::new().required("id", Type::String, "").check().len(), 0);
-    assert_eq!(IdentitySchema::new().required("id", Type::map(Type::String), "").check().len(), 1);
+    assert_eq!(
+        IdentitySchema::new()
+            .required("id", Type::String, "")
+            .check()
+            .len(),
+        0
+    );
+    assert_eq!(
+        IdentitySchema::new()
+            .required("id", Type::map(Type::String), "")
+            .check()
+            .len(),
+        1
+    );
 }

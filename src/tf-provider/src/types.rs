@@ -56,7 +56,12 @@ impl Type {
 
     /// Object with these attributes.
     pub fn object<N: Into<String>>(attributes: impl IntoIterator<Item = (N, Type)>) -> Self {
-        Self::Object(attributes.into_iter().map(|(name, ty)| (name.into(), ty)).collect())
+        Self::Object(
+            attributes
+                .into_iter()
+                .map(|(name, ty)| (name.into(), ty))
+                .collect(),
+        )
     }
 
     /// True when a dynamic type is inside (or is it).
@@ -86,12 +91,16 @@ impl Type {
             Self::Set(inner) => Json::from(vec![Json::from("set"), inner.to_json()]),
             Self::Map(inner) => Json::from(vec![Json::from("map"), inner.to_json()]),
             Self::Object(attributes) => {
-                let members = attributes.iter().map(|(name, ty)| (name.clone(), ty.to_json())).collect();
+                let members = attributes
+                    .iter()
+                    .map(|(name, ty)| (name.clone(), ty.to_json()))
+                    .collect();
                 Json::from(vec![Json::from("object"), Json::Object(members)])
             }
-            Self::Tuple(items) => {
-                Json::from(vec![Json::from("tuple"), items.iter().map(Self::to_json).collect()])
-            }
+            Self::Tuple(items) => Json::from(vec![
+                Json::from("tuple"),
+                items.iter().map(Self::to_json).collect(),
+            ]),
         }
     }
 
@@ -109,7 +118,9 @@ impl Type {
 
     fn parse(json: &Json, depth: usize) -> Result<Self, TypeError> {
         if depth > MAX_DEPTH {
-            return Err(TypeError(format!("type is nested deeper than {MAX_DEPTH} levels")));
+            return Err(TypeError(format!(
+                "type is nested deeper than {MAX_DEPTH} levels"
+            )));
         }
         match json {
             Json::String(name) => match name.as_str() {

@@ -61,7 +61,10 @@ impl Value {
 
     /// An unknown value that will not be null.
     pub fn unknown_not_null() -> Self {
-        Self::Unknown(Some(Box::new(Refinements { not_null: true, ..Refinements::default() })))
+        Self::Unknown(Some(Box::new(Refinements {
+            not_null: true,
+            ..Refinements::default()
+        })))
     }
 
     /// A list.
@@ -84,7 +87,12 @@ impl Value {
 
     /// A map.
     pub fn map<K: Into<String>, V: Into<Value>>(entries: impl IntoIterator<Item = (K, V)>) -> Self {
-        Self::Map(entries.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+        Self::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect(),
+        )
     }
 
     /// True for null, also for a typed null under a dynamic position.
@@ -184,7 +192,9 @@ impl PartialEq for Value {
             (Self::Bool(left), Self::Bool(right)) => left == right,
             (Self::Number(left), Self::Number(right)) => left == right,
             (Self::String(left), Self::String(right)) => left == right,
-            (Self::List(left), Self::List(right)) | (Self::Tuple(left), Self::Tuple(right)) => left == right,
+            (Self::List(left), Self::List(right)) | (Self::Tuple(left), Self::Tuple(right)) => {
+                left == right
+            }
             (Self::Set(left), Self::Set(right)) => {
                 left.len() == right.len()
                     && left.iter().all(|element| right.contains(element))

@@ -22,7 +22,12 @@ const MARKDOWN: i32 = pb::StringKind::Markdown as i32;
 
 /// Reads a value of a type; an absent message is null.
 pub(crate) fn value(message: Option<&pb::DynamicValue>, ty: &Type) -> Result<Value, Diagnostics> {
-    let refuse = |problem: String| Diagnostics::error("Terraform sent a value that cannot be read", format!("{problem}."));
+    let refuse = |problem: String| {
+        Diagnostics::error(
+            "Terraform sent a value that cannot be read",
+            format!("{problem}."),
+        )
+    };
     match message {
         None => Ok(Value::Null),
         Some(message) if !message.msgpack.is_empty() => {
@@ -36,16 +41,25 @@ pub(crate) fn value(message: Option<&pb::DynamicValue>, ty: &Type) -> Result<Val
 }
 
 /// Reads an object of a schema; `None` when it is null.
-pub(crate) fn object(message: Option<&pb::DynamicValue>, schema: &Schema) -> Result<Option<Object>, Diagnostics> {
+pub(crate) fn object(
+    message: Option<&pb::DynamicValue>,
+    schema: &Schema,
+) -> Result<Option<Object>, Diagnostics> {
     match value(message, &schema.ty())? {
         Value::Null => Ok(None),
         Value::Object(object) => Ok(Some(object)),
-        _ => Err(Diagnostics::error("Terraform sent a value that cannot be read", "It is not an object.")),
+        _ => Err(Diagnostics::error(
+            "Terraform sent a value that cannot be read",
+            "It is not an object.",
+        )),
     }
 }
 
 /// Reads a configuration; a null one becomes an object of nulls.
-pub(crate) fn config(message: Option<&pb::DynamicValue>, schema: &Schema) -> Result<Object, Diagnostics> {
+pub(crate) fn config(
+    message: Option<&pb::DynamicValue>,
+    schema: &Schema,
+) -> Result<Object, Diagnostics> {
     Ok(object(message, schema)?.unwrap_or_else(|| {
         let mut empty = null_object(&schema.ty());
         fill_blocks(schema.block.members(), &mut empty);
@@ -61,7 +75,10 @@ pub(crate) fn dynamic(value: &Value, ty: &Type) -> Result<pb::DynamicValue, Diag
             format!("{problem}. This is a bug of the provider, please report it."),
         )
     })?;
-    Ok(pb::DynamicValue { msgpack: msgpack.into(), json: Bytes::new() })
+    Ok(pb::DynamicValue {
+        msgpack: msgpack.into(),
+        json: Bytes::new(),
+    })
 }
 
 /// Writes an object of a schema.
@@ -72,7 +89,10 @@ pub(crate) fn dynamic_object(object: &Object, ty: &Type) -> Result<pb::DynamicVa
 /// Writes a null.
 pub(crate) fn dynamic_null() -> pb::DynamicValue {
     // One nil byte.
-    pb::DynamicValue { msgpack: Bytes::from_static(&[0xC0]), json: Bytes::new() }
+    pb::DynamicValue {
+        msgpack: Bytes::from_static(&[0xC0]),
+        json: Bytes::new(),
+    }
 }
 
 /// Reads an identity; `None` when there is none.
@@ -80,7 +100,9 @@ pub(crate) fn identity(
     message: Option<&pb::ResourceIdentityData>,
     schema: Option<&IdentitySchema>,
 ) -> Result<Option<Object>, Diagnostics> {
-    let (Some(message), Some(schema)) = (message.and_then(|data| data.identity_data.as_ref()), schema) else {
+    let (Some(message), Some(schema)) =
+        (message.and_then(|data| data.identity_data.as_ref()), schema)
+    else {
         return Ok(None);
     };
     match value(Some(message), &schema.ty())? {
@@ -95,7 +117,9 @@ pub(crate) fn identity_data(
     schema: &IdentitySchema,
 ) -> Result<pb::ResourceIdentityData, Diagnostics> {
     let object = conform_to(identity, &schema.ty())?;
-    Ok(pb::ResourceIdentityData { identity_data: Some(dynamic_object(&object, &schema.ty())?) })
+    Ok(pb::ResourceIdentityData {
+        identity_data: Some(dynamic_object(&object, &schema.ty())?),
+    })
 }
 
 /// Reads a stored object.
@@ -127,7 +151,10 @@ pub(crate) fn timestamp(time: SystemTime) -> prost_types::Timestamp {
 
 /// Writes a schema.
 pub(crate) fn schema(schema: &Schema) -> pb::Schema {
-    pb::Schema { version: schema.version, block: Some(block(&schema.block, schema.version)) }
+    pb::Schema {
+        version: schema.version,
+        block: Some(block(&schema.block, schema.version)),
+    }
 }
 
 fn block(block: &Block, version: i64) -> pb::schema::Block {
@@ -146,7 +173,10 @@ fn block(block: &Block, version: i64) -> pb::schema::Block {
 fn attribute((name, attribute): &(String, Attribute)) -> pb::schema::Attribute {
     let (ty, nested_type) = match &attribute.kind {
         AttributeKind::Plain(ty) => (ty.to_bytes(), None),
-        AttributeKind::Nested { attributes, nesting } => {
+        AttributeKind::Nested {
+            attributes,
+            nesting,
+        } => {
             use pb::schema::object::NestingMode;
             let nesting = match nesting {
                 Nesting::Single => NestingMode::Single,
@@ -155,7 +185,11 @@ fn attribute((name, attribute): &(String, Attribute)) -> pb::schema::Attribute {
                 Nesting::Map => NestingMode::Map,
             };
             let attributes = attributes.iter().map(self::attribute).collect();
-            let object = pb::schema::Object { attributes, nesting: nesting as i32, ..Default::default() };
+            let object = pb::schema::Object {
+                attributes,
+                nesting: nesting as i32,
+                ..Default::default()
+            };
             (Vec::new(), Some(object))
         }
     };
@@ -195,12 +229,14 @@ fn nested_block((name, nested): &(String, NestedBlock)) -> pb::schema::NestedBlo
 
 /// Writes an identity schema.
 pub(crate) fn identity_schema(schema: &IdentitySchema) -> pb::ResourceIdentitySchema {
-    let attribute = |attribute: &crate::schema::IdentityAttribute| pb::resource_identity_schema::IdentityAttribute {
-        name: attribute.name.clone(),
-        r#type: attribute.ty.to_bytes().into(),
-        required_for_import: attribute.required_for_import,
-        optional_for_import: !attribute.required_for_import,
-        description: attribute.description.clone(),
+    let attribute = |attribute: &crate::schema::IdentityAttribute| {
+        pb::resource_identity_schema::IdentityAttribute {
+            name: attribute.name.clone(),
+            r#type: attribute.ty.to_bytes().into(),
+            required_for_import: attribute.required_for_import,
+            optional_for_import: !attribute.required_for_import,
+            description: attribute.description.clone(),
+        }
     };
     pb::ResourceIdentitySchema {
         version: schema.version,
@@ -221,7 +257,9 @@ pub(crate) fn function(signature: &Signature) -> pb::Function {
     pb::Function {
         parameters: signature.parameters.iter().map(parameter).collect(),
         variadic_parameter: signature.variadic.as_ref().map(parameter),
-        r#return: Some(pb::function::Return { r#type: signature.returns.to_bytes().into() }),
+        r#return: Some(pb::function::Return {
+            r#type: signature.returns.to_bytes().into(),
+        }),
         summary: signature.summary.clone(),
         description: signature.description.clone(),
         description_kind: MARKDOWN,

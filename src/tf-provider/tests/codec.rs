@@ -30,23 +30,30 @@ fn numbers() -> impl Strategy<Value = Number> {
     prop_oneof![
         any::<i64>().prop_map(Number::from),
         any::<u64>().prop_map(Number::from),
-        any::<f64>().prop_filter_map("not-a-number is no number", |float| Number::from_f64(float).ok()),
-        "-?[1-9][0-9]{0,60}(\\.[0-9]{0,60}[1-9])?".prop_map(|text| text.parse().expect("it is a decimal")),
+        any::<f64>().prop_filter_map("not-a-number is no number", |float| Number::from_f64(float)
+            .ok()),
+        "-?[1-9][0-9]{0,60}(\\.[0-9]{0,60}[1-9])?"
+            .prop_map(|text| text.parse().expect("it is a decimal")),
     ]
 }
 
 fn refinements() -> impl Strategy<Value = Refinements> {
     let bound = || prop::option::of((numbers(), any::<bool>()));
-    (any::<bool>(), prop::option::of("[a-z]{0,8}"), bound(), bound(), prop::option::of(any::<u64>())).prop_map(
-        |(not_null, prefix, lower, upper, min_length)| Refinements {
+    (
+        any::<bool>(),
+        prop::option::of("[a-z]{0,8}"),
+        bound(),
+        bound(),
+        prop::option::of(any::<u64>()),
+    )
+        .prop_map(|(not_null, prefix, lower, upper, min_length)| Refinements {
             not_null,
             prefix,
             lower,
             upper,
             min_length,
             max_length: min_length,
-        },
-    )
+        })
 }
 
 fn unknowns() -> impl Strategy<Value = Value> {
@@ -69,13 +76,21 @@ fn values(ty: &Type, unknown: bool) -> BoxedStrategy<Value> {
         Type::Number => numbers().prop_map(Value::Number).boxed(),
         Type::Bool => any::<bool>().prop_map(Value::Bool).boxed(),
         Type::Dynamic => types()
-            .prop_flat_map(move |own| values(&own, unknown).prop_map(move |value| (own.clone(), value)))
+            .prop_flat_map(move |own| {
+                values(&own, unknown).prop_map(move |value| (own.clone(), value))
+            })
             .prop_map(|(own, value)| Value::Dynamic(Box::new(own), Box::new(value)))
             .boxed(),
-        Type::List(inner) => prop::collection::vec(values(inner, unknown), 0..4).prop_map(Value::List).boxed(),
-        Type::Set(inner) => prop::collection::vec(values(inner, unknown), 0..4).prop_map(Value::set).boxed(),
+        Type::List(inner) => prop::collection::vec(values(inner, unknown), 0..4)
+            .prop_map(Value::List)
+            .boxed(),
+        Type::Set(inner) => prop::collection::vec(values(inner, unknown), 0..4)
+            .prop_map(Value::set)
+            .boxed(),
         Type::Map(inner) => {
-            prop::collection::btree_map(any::<String>(), values(inner, unknown), 0..4).prop_map(Value::Map).boxed()
+            prop::collection::btree_map(any::<String>(), values(inner, unknown), 0..4)
+                .prop_map(Value::Map)
+                .boxed()
         }
         Type::Tuple(types) => {
             let items: Vec<_> = types.iter().map(|ty| values(ty, unknown)).collect();
@@ -84,7 +99,11 @@ fn values(ty: &Type, unknown: bool) -> BoxedStrategy<Value> {
         Type::Object(types) => {
             let names: Vec<String> = types.keys().cloned().collect();
             let items: Vec<_> = types.values().map(|ty| values(ty, unknown)).collect();
-            items.prop_map(move |items| Value::Object(names.iter().cloned().zip(items).collect::<Object>())).boxed()
+            items
+                .prop_map(move |items| {
+                    Value::Object(names.iter().cloned().zip(items).collect::<Object>())
+                })
+                .boxed()
         }
     };
     if unknown {
@@ -128,13 +147,18 @@ fn to_json(value: &Value, out: &mut String) {
     match value {
         Value::Null | Value::Unknown(_) => out.push_str("null"),
         Value::Bool(flag) => out.push_str(&flag.to_string()),
-        Value::Number(number) if number.to_f64().is_infinite() && number.as_text().ends_with("inf") => {
+        Value::Number(number)
+            if number.to_f64().is_infinite() && number.as_text().ends_with("inf") =>
+        {
             out.push_str(&quoted(number.as_text()));
         }
         Value::Number(number) => out.push_str(number.as_text()),
         Value::String(text) => out.push_str(&quoted(text)),
         Value::List(items) | Value::Set(items) | Value::Tuple(items) => all(items, out),
-        Value::Map(entries) => members(&mut entries.iter().map(|(key, item)| (key.as_str(), item)), out),
+        Value::Map(entries) => members(
+            &mut entries.iter().map(|(key, item)| (key.as_str(), item)),
+            out,
+        ),
         Value::Object(object) => members(&mut object.iter(), out),
         Value::Dynamic(ty, inner) => {
             out.push_str(&format!("{{\"type\":{},\"value\":", ty.to_json()));
@@ -145,6 +169,8 @@ fn to_json(value: &Value, out: &mut String) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
     #[test]
     fn every_value_survives_messagepack((ty, value) in typed_values(true)) {
         let bytes = msgpack::encode(&value, &ty).expect("the value has the type");
@@ -203,16 +229,32 @@ fn numbers_are_written_as_terraform_writes_them() {
     assert_eq!(encode_number("0.1"), b"\xA30.1");
     assert_eq!(&encode_number("1e20")[1..], b"100000000000000000000");
     assert_eq!(encode_number("-1e-2"), b"\xA5-0.01");
-    assert_eq!(&encode_number("18446744073709551616")[1..], b"18446744073709551616");
+    assert_eq!(
+        &encode_number("18446744073709551616")[1..],
+        b"18446744073709551616"
+    );
 }
 
 #[test]
 fn unknown_is_written_as_terraform_writes_it_and_read_in_any_form() {
-    assert_eq!(msgpack::encode(&Value::unknown(), &Type::String), Ok(vec![0xD4, 0, 0]));
-    for bytes in [&[0xD4, 0, 0][..], &[0xC7, 0, 0], &[0xC7, 0, 99], &[0xC7, 1, 12, 0xFF]] {
-        assert_eq!(msgpack::decode(bytes, &Type::Bool), Ok(Value::unknown()), "{bytes:?}");
+    assert_eq!(
+        msgpack::encode(&Value::unknown(), &Type::String),
+        Ok(vec![0xD4, 0, 0])
+    );
+    for bytes in [
+        &[0xD4, 0, 0][..],
+        &[0xC7, 0, 0],
+        &[0xC7, 0, 99],
+        &[0xC7, 1, 12, 0xFF],
+    ] {
+        assert_eq!(
+            msgpack::decode(bytes, &Type::Bool),
+            Ok(Value::unknown()),
+            "{bytes:?}"
+        );
     }
-    let not_null = msgpack::encode(&Value::unknown_not_null(), &Type::String).expect("it can be written");
+    let not_null =
+        msgpack::encode(&Value::unknown_not_null(), &Type::String).expect("it can be written");
     assert_eq!(not_null, [0xC7, 3, 12, 0x81, 1, 0xC2]);
 }
 
@@ -237,10 +279,19 @@ fn hostile_lengths_and_depths_are_refused() {
 fn objects_need_exactly_their_attributes() {
     let ty = Type::object([("a", Type::String)]);
     assert!(msgpack::decode(b"\x80", &ty).is_err(), "one is missing");
-    assert!(msgpack::decode(b"\x82\xA1a\xC0\xA1b\xC0", &ty).is_err(), "one is unknown");
-    assert!(msgpack::decode(b"\x82\xA1a\xC0\xA1a\xC0", &ty).is_err(), "one is there twice");
+    assert!(
+        msgpack::decode(b"\x82\xA1a\xC0\xA1b\xC0", &ty).is_err(),
+        "one is unknown"
+    );
+    assert!(
+        msgpack::decode(b"\x82\xA1a\xC0\xA1a\xC0", &ty).is_err(),
+        "one is there twice"
+    );
     assert!(msgpack::decode(b"\x81\xA1a\xC0", &ty).is_ok());
-    assert!(msgpack::decode(b"\x81\xA1a\xC0\xC0", &ty).is_err(), "something follows");
+    assert!(
+        msgpack::decode(b"\x81\xA1a\xC0\xC0", &ty).is_err(),
+        "something follows"
+    );
 }
 
 #[test]

@@ -5,13 +5,15 @@ mod support {
     pub mod client;
     #[path = "../support/mod.rs"]
     mod lab;
-    pub use lab::{provider_program, wait_until};
+    pub use lab::provider_program;
 }
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use support::client::{ClientCertificate, Plugin, anonymous_tls, block_type, dynamic, null, object};
+use support::client::{
+    ClientCertificate, Plugin, anonymous_tls, block_type, dynamic, null, object,
+};
 use support::provider_program;
 use tf_provider::proto::tfplugin6 as pb;
 use tf_provider::proto::tfplugin6::provider_client::ProviderClient;
@@ -36,14 +38,31 @@ fn a_person_who_starts_it_gets_a_hint() {
 async fn only_the_holder_of_the_certificate_gets_in() {
     let certificate = ClientCertificate::new();
     let plugin = Plugin::start(Some(&certificate.pem));
-    assert!(plugin.line.starts_with("1|6|unix|") && !plugin.line.contains('='), "{}", plugin.line);
-    let folder = plugin.socket.parent().expect("the socket has a folder").to_owned();
-    let mode = std::fs::metadata(&folder).expect("it exists").permissions().mode();
+    assert!(
+        plugin.line.starts_with("1|6|unix|") && !plugin.line.contains('='),
+        "{}",
+        plugin.line
+    );
+    let folder = plugin
+        .socket
+        .parent()
+        .expect("the socket has a folder")
+        .to_owned();
+    let mode = std::fs::metadata(&folder)
+        .expect("it exists")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o700);
 
-    let channel = plugin.try_channel(Some(certificate.tls(&plugin))).await.expect("the holder gets in");
+    let channel = plugin
+        .try_channel(Some(certificate.tls(&plugin)))
+        .await
+        .expect("the holder gets in");
     let mut client = ProviderClient::new(channel);
-    client.get_metadata(pb::get_metadata::Request {}).await.expect("calls work");
+    client
+        .get_metadata(pb::get_metadata::Request {})
+        .await
+        .expect("calls work");
 
     let other = ClientCertificate::new();
     for (who, tls) in [
@@ -54,11 +73,17 @@ async fn only_the_holder_of_the_certificate_gets_in() {
         let refused = match plugin.try_channel(tls).await {
             Err(_) => true,
             // In TLS 1.3 the client only learns of the refusal with its first read.
-            Ok(channel) => ProviderClient::new(channel).get_metadata(pb::get_metadata::Request {}).await.is_err(),
+            Ok(channel) => ProviderClient::new(channel)
+                .get_metadata(pb::get_metadata::Request {})
+                .await
+                .is_err(),
         };
         assert!(refused, "a client {who} got in");
     }
-    client.get_metadata(pb::get_metadata::Request {}).await.expect("the others harmed nobody");
+    client
+        .get_metadata(pb::get_metadata::Request {})
+        .await
+        .expect("the others harmed nobody");
 }
 
 #[tokio::test]
@@ -68,21 +93,41 @@ async fn it_ends_soon_after_shutdown_and_leaves_nothing() {
     let mut stdio = plugin::grpc_stdio_client::GrpcStdioClient::new(channel.clone());
     let stdio = stdio.stream_stdio(()).await.expect("the stream opens");
     let mut broker = plugin::grpc_broker_client::GrpcBrokerClient::new(channel.clone());
-    let broker = broker.start_stream(futures::stream::pending()).await.expect("the stream opens");
+    let broker = broker
+        .start_stream(futures::stream::pending())
+        .await
+        .expect("the stream opens");
     let mut health = health::health_client::HealthClient::new(channel.clone());
-    let request = health::HealthCheckRequest { service: "plugin".to_owned() };
-    assert_eq!(health.check(request).await.expect("it answers").into_inner().status, 1);
+    let request = health::HealthCheckRequest {
+        service: "plugin".to_owned(),
+    };
+    assert_eq!(
+        health
+            .check(request)
+            .await
+            .expect("it answers")
+            .into_inner()
+            .status,
+        1
+    );
 
     let started = Instant::now();
     let mut controller = plugin::grpc_controller_client::GrpcControllerClient::new(channel.clone());
-    controller.shutdown(plugin::Empty {}).await.expect("shutdown is answered");
+    controller
+        .shutdown(plugin::Empty {})
+        .await
+        .expect("shutdown is answered");
     let status = tokio::task::spawn_blocking(move || {
         let status = plugin.child.wait().expect("it ends");
         (status, plugin.socket.clone())
     });
     let (status, socket) = status.await.expect("waiting works");
     assert!(status.success(), "{status}");
-    assert!(started.elapsed() < Duration::from_secs(2), "it took {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "it took {:?}",
+        started.elapsed()
+    );
     assert!(!socket.parent().expect("the socket has a folder").exists());
     drop((stdio, broker, channel));
 }
@@ -100,19 +145,47 @@ impl Notes {
         let plugin = Plugin::start(None);
         let mut client = plugin.provider().await.max_encoding_message_size(256 << 20);
         let request = pb::get_provider_schema::Request {};
-        let schema = client.get_provider_schema(request).await.expect("it answers").into_inner();
+        let schema = client
+            .get_provider_schema(request)
+            .await
+            .expect("it answers")
+            .into_inner();
         assert!(schema.diagnostics.is_empty(), "{:?}", schema.diagnostics);
-        let ty = block_type(schema.resource_schemas["example_note"].block.as_ref().expect("a schema has a block"));
-        let root = block_type(schema.provider.expect("always there").block.as_ref().expect("a schema has a block"));
+        let ty = block_type(
+            schema.resource_schemas["example_note"]
+                .block
+                .as_ref()
+                .expect("a schema has a block"),
+        );
+        let root = block_type(
+            schema
+                .provider
+                .expect("always there")
+                .block
+                .as_ref()
+                .expect("a schema has a block"),
+        );
         let folder = tempfile::tempdir().expect("the temporary folder is writable");
         let config = Object::new().with("root", folder.path().to_string_lossy().into_owned());
-        let request = pb::configure_provider::Request { config: Some(dynamic(&root, config)), ..Default::default() };
-        let answer = client.configure_provider(request).await.expect("it answers").into_inner();
+        let request = pb::configure_provider::Request {
+            config: Some(dynamic(&root, &config)),
+            ..Default::default()
+        };
+        let answer = client
+            .configure_provider(request)
+            .await
+            .expect("it answers")
+            .into_inner();
         assert!(answer.diagnostics.is_empty(), "{:?}", answer.diagnostics);
-        Self { client, ty, folder, plugin }
+        Self {
+            client,
+            ty,
+            folder,
+            plugin,
+        }
     }
 
-    fn note(&self, fields: Object) -> Option<pb::DynamicValue> {
+    fn note(&self, fields: &Object) -> Option<pb::DynamicValue> {
         Some(dynamic(&self.ty, fields))
     }
 
@@ -121,28 +194,40 @@ impl Notes {
         let plan = pb::plan_resource_change::Request {
             type_name: "example_note".to_owned(),
             prior_state: Some(null()),
-            proposed_new_state: self.note(config.clone()),
-            config: self.note(config.clone()),
+            proposed_new_state: self.note(&config),
+            config: self.note(&config),
             ..Default::default()
         };
-        let plan = self.client.plan_resource_change(plan).await.expect("it answers").into_inner();
+        let plan = self
+            .client
+            .plan_resource_change(plan)
+            .await
+            .expect("it answers")
+            .into_inner();
         assert!(plan.diagnostics.is_empty(), "{:?}", plan.diagnostics);
         let apply = pb::apply_resource_change::Request {
             type_name: "example_note".to_owned(),
             prior_state: Some(null()),
             planned_state: plan.planned_state,
-            config: self.note(config),
+            config: self.note(&config),
             planned_private: plan.planned_private,
             ..Default::default()
         };
-        self.client.apply_resource_change(apply).await.expect("it answers").into_inner()
+        self.client
+            .apply_resource_change(apply)
+            .await
+            .expect("it answers")
+            .into_inner()
     }
 }
 
 #[tokio::test]
 async fn a_failed_create_still_answers_with_state_private_bytes_and_identity() {
     let mut notes = Notes::new().await;
-    let config = Object::new().with("name", "alpha").with("fault", "fail").with("secret", "hush");
+    let config = Object::new()
+        .with("name", "alpha")
+        .with("fault", "fail")
+        .with("secret", "hush");
     let answer = notes.create(config).await;
     assert_eq!(answer.diagnostics[0].summary, "Asked to fail");
     let state = object(&notes.ty, answer.new_state.as_ref()).expect("the object exists");
@@ -163,12 +248,25 @@ async fn a_stop_ends_running_work_and_the_server_keeps_serving() {
             tokio::task::yield_now().await;
         }
         // Other calls are answered while one runs.
-        other.get_metadata(pb::get_metadata::Request {}).await.expect("it answers");
+        other
+            .get_metadata(pb::get_metadata::Request {})
+            .await
+            .expect("it answers");
         let id = notes.plugin.child.id().to_string();
-        let killed = std::process::Command::new("kill").args(["-INT", &id]).status().expect("kill starts");
+        let killed = std::process::Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .expect("kill starts");
         assert!(killed.success());
-        other.get_metadata(pb::get_metadata::Request {}).await.expect("an interrupt does not end it");
-        other.stop_provider(pb::stop_provider::Request {}).await.expect("it answers").into_inner()
+        other
+            .get_metadata(pb::get_metadata::Request {})
+            .await
+            .expect("an interrupt does not end it");
+        other
+            .stop_provider(pb::stop_provider::Request {})
+            .await
+            .expect("it answers")
+            .into_inner()
     };
     let mut running = Notes {
         client: notes.client.clone(),
@@ -180,8 +278,14 @@ async fn a_stop_ends_running_work_and_the_server_keeps_serving() {
     assert_eq!(stopped.error, "");
     assert_eq!(answer.diagnostics[0].summary, "Interrupted");
     assert!(object(&notes.ty, answer.new_state.as_ref()).is_some());
-    let answer = notes.create(Object::new().with("name", "next").with("delay_ms", 1)).await;
-    assert!(answer.diagnostics.is_empty(), "a later call sees the old stop: {:?}", answer.diagnostics);
+    let answer = notes
+        .create(Object::new().with("name", "next").with("delay_ms", 1))
+        .await;
+    assert!(
+        answer.diagnostics.is_empty(),
+        "a later call sees the old stop: {:?}",
+        answer.diagnostics
+    );
 }
 
 #[tokio::test]
@@ -189,15 +293,27 @@ async fn a_write_only_value_is_refused_where_it_would_be_stored() {
     let mut notes = Notes::new().await;
     let mut request = pb::validate_resource_config::Request {
         type_name: "example_note".to_owned(),
-        config: notes.note(Object::new().with("name", "a").with("secret", "hush")),
+        config: notes.note(&Object::new().with("name", "a").with("secret", "hush")),
         client_capabilities: None,
     };
-    let answer = notes.client.validate_resource_config(request.clone()).await.expect("it answers").into_inner();
+    let answer = notes
+        .client
+        .validate_resource_config(request.clone())
+        .await
+        .expect("it answers")
+        .into_inner();
     assert_eq!(answer.diagnostics.len(), 1);
     assert!(answer.diagnostics[0].attribute.is_some() && !format!("{answer:?}").contains("hush"));
-    request.client_capabilities =
-        Some(pb::ClientCapabilities { write_only_attributes_allowed: true, ..Default::default() });
-    let answer = notes.client.validate_resource_config(request).await.expect("it answers").into_inner();
+    request.client_capabilities = Some(pb::ClientCapabilities {
+        write_only_attributes_allowed: true,
+        ..Default::default()
+    });
+    let answer = notes
+        .client
+        .validate_resource_config(request)
+        .await
+        .expect("it answers")
+        .into_inner();
     assert!(answer.diagnostics.is_empty());
 }
 
@@ -205,7 +321,9 @@ async fn a_write_only_value_is_refused_where_it_would_be_stored() {
 async fn requests_of_many_mebibytes_are_taken() {
     let mut notes = Notes::new().await;
     let text = "x".repeat(20 << 20);
-    let answer = notes.create(Object::new().with("name", "big").with("text", text.clone())).await;
+    let answer = notes
+        .create(Object::new().with("name", "big").with("text", text.clone()))
+        .await;
     let state = object(&notes.ty, answer.new_state.as_ref()).expect("it was created");
     assert_eq!(state.str("text").map(str::len), Some(text.len()));
 }
@@ -213,13 +331,21 @@ async fn requests_of_many_mebibytes_are_taken() {
 #[tokio::test]
 async fn values_that_cannot_be_read_give_diagnostics() {
     let mut notes = Notes::new().await;
-    let broken = pb::DynamicValue { msgpack: vec![0x81, 0xFF].into(), json: Default::default() };
+    let broken = pb::DynamicValue {
+        msgpack: vec![0x81, 0xFF].into(),
+        json: Default::default(),
+    };
     let request = pb::validate_resource_config::Request {
         type_name: "example_note".to_owned(),
         config: Some(broken),
         ..Default::default()
     };
-    let answer = notes.client.validate_resource_config(request).await.expect("it answers").into_inner();
+    let answer = notes
+        .client
+        .validate_resource_config(request)
+        .await
+        .expect("it answers")
+        .into_inner();
     assert!(answer.diagnostics[0].summary.contains("cannot be read"));
 }
 
@@ -265,22 +391,65 @@ async fn calls_for_what_does_not_exist_are_answered_with_diagnostics() {
         get_states,
         delete_state,
     );
-    refuses!(client, validate_state_store_config, validate_state_store, validate_state_store);
-    let answer = client.call_function(pb::call_function::Request::default()).await.expect("it answers").into_inner();
+    refuses!(
+        client,
+        validate_state_store_config,
+        validate_state_store,
+        validate_state_store
+    );
+    let answer = client
+        .call_function(pb::call_function::Request::default())
+        .await
+        .expect("it answers")
+        .into_inner();
     assert!(answer.error.is_some() && answer.result.is_none());
-    let mut events = client.list_resource(pb::list_resource::Request::default()).await.expect("it answers").into_inner();
-    let event = events.message().await.expect("the stream is good").expect("there is an event");
+    let mut events = client
+        .list_resource(pb::list_resource::Request::default())
+        .await
+        .expect("it answers")
+        .into_inner();
+    let event = events
+        .message()
+        .await
+        .expect("the stream is good")
+        .expect("there is an event");
     assert!(!event.diagnostic.is_empty());
-    let mut events = client.invoke_action(pb::invoke_action::Request::default()).await.expect("it answers").into_inner();
-    let event = events.message().await.expect("the stream is good").expect("there is an event");
+    let mut events = client
+        .invoke_action(pb::invoke_action::Request::default())
+        .await
+        .expect("it answers")
+        .into_inner();
+    let event = events
+        .message()
+        .await
+        .expect("the stream is good")
+        .expect("there is an event");
     match event.r#type {
-        Some(pb::invoke_action::event::Type::Completed(completed)) => assert!(!completed.diagnostics.is_empty()),
+        Some(pb::invoke_action::event::Type::Completed(completed)) => {
+            assert!(!completed.diagnostics.is_empty())
+        }
         other => panic!("not the end: {other:?}"),
     }
-    let mut bytes = client.read_state_bytes(pb::read_state_bytes::Request::default()).await.expect("it answers").into_inner();
-    assert!(!bytes.message().await.expect("the stream is good").expect("an answer").diagnostics.is_empty());
+    let mut bytes = client
+        .read_state_bytes(pb::read_state_bytes::Request::default())
+        .await
+        .expect("it answers")
+        .into_inner();
+    assert!(
+        !bytes
+            .message()
+            .await
+            .expect("the stream is good")
+            .expect("an answer")
+            .diagnostics
+            .is_empty()
+    );
     let chunks = futures::stream::iter([pb::write_state_bytes::RequestChunk::default()]);
-    let answer = client.write_state_bytes(chunks).await.expect("it answers").into_inner();
+    let answer = client
+        .write_state_bytes(chunks)
+        .await
+        .expect("it answers")
+        .into_inner();
     assert!(!answer.diagnostics.is_empty());
 }
 
@@ -294,19 +463,50 @@ impl Notes {
 #[tokio::test]
 async fn calls_that_describe_the_provider_agree_with_each_other() {
     let mut notes = Notes::new().await;
-    let metadata = notes.client.get_metadata(pb::get_metadata::Request {}).await.expect("it answers").into_inner();
+    let metadata = notes
+        .client
+        .get_metadata(pb::get_metadata::Request {})
+        .await
+        .expect("it answers")
+        .into_inner();
     assert_eq!(metadata.resources[0].type_name, "example_note");
-    assert_eq!((metadata.actions.len(), metadata.list_resources.len(), metadata.functions.len()), (1, 1, 2));
-    let functions = notes.client.get_functions(pb::get_functions::Request {}).await.expect("it answers").into_inner();
+    assert_eq!(
+        (
+            metadata.actions.len(),
+            metadata.list_resources.len(),
+            metadata.functions.len()
+        ),
+        (1, 1, 2)
+    );
+    let functions = notes
+        .client
+        .get_functions(pb::get_functions::Request {})
+        .await
+        .expect("it answers")
+        .into_inner();
     let request = pb::get_provider_schema::Request {};
-    let schema = notes.client.get_provider_schema(request).await.expect("it answers").into_inner();
+    let schema = notes
+        .client
+        .get_provider_schema(request)
+        .await
+        .expect("it answers")
+        .into_inner();
     assert_eq!(functions.functions, schema.functions);
     assert!(schema.provider_meta.is_none());
-    let identities = notes.client.get_resource_identity_schemas(pb::get_resource_identity_schemas::Request {});
+    let identities = notes
+        .client
+        .get_resource_identity_schemas(pb::get_resource_identity_schemas::Request {});
     let identities = identities.await.expect("it answers").into_inner();
     assert!(identities.identity_schemas["example_note"].identity_attributes[0].required_for_import);
-    let request = pb::validate_provider_config::Request { config: Some(null()) };
-    let answer = notes.client.validate_provider_config(request).await.expect("it answers").into_inner();
+    let request = pb::validate_provider_config::Request {
+        config: Some(null()),
+    };
+    let answer = notes
+        .client
+        .validate_provider_config(request)
+        .await
+        .expect("it answers")
+        .into_inner();
     assert!(answer.diagnostics.is_empty());
 }
 
@@ -323,10 +523,18 @@ async fn a_listing_stops_at_its_limit() {
             include_resource_object: limit == 0,
             limit,
         };
-        let mut events = notes.client.list_resource(request).await.expect("it answers").into_inner();
+        let mut events = notes
+            .client
+            .list_resource(request)
+            .await
+            .expect("it answers")
+            .into_inner();
         let mut found = 0;
         while let Some(event) = events.message().await.expect("the stream is good") {
-            assert!(event.diagnostic.is_empty() && event.identity.is_some(), "{event:?}");
+            assert!(
+                event.diagnostic.is_empty() && event.identity.is_some(),
+                "{event:?}"
+            );
             assert_eq!(event.resource_object.is_some(), limit == 0);
             found += 1;
         }
@@ -338,12 +546,36 @@ async fn a_listing_stops_at_its_limit() {
 async fn functions_name_the_argument_at_fault() {
     let mut notes = Notes::new().await;
     let text = |text: &str| pb::DynamicValue {
-        msgpack: tf_provider::msgpack::encode(&Value::from(text), &Type::String).expect("it is a text").into(),
+        msgpack: tf_provider::msgpack::encode(&Value::from(text), &Type::String)
+            .expect("it is a text")
+            .into(),
         json: Default::default(),
     };
-    let call = |arguments| pb::call_function::Request { name: "join_words".to_owned(), arguments };
-    let answer = notes.client.call_function(call(vec![text("-"), null()])).await.expect("it answers").into_inner();
-    assert_eq!(answer.error.expect("null is refused").function_argument, Some(1));
-    let answer = notes.client.call_function(call(vec![])).await.expect("it answers").into_inner();
-    assert!(answer.error.expect("one is missing").text.contains("takes 1"));
+    let call = |arguments| pb::call_function::Request {
+        name: "join_words".to_owned(),
+        arguments,
+    };
+    let answer = notes
+        .client
+        .call_function(call(vec![text("-"), null()]))
+        .await
+        .expect("it answers")
+        .into_inner();
+    assert_eq!(
+        answer.error.expect("null is refused").function_argument,
+        Some(1)
+    );
+    let answer = notes
+        .client
+        .call_function(call(vec![]))
+        .await
+        .expect("it answers")
+        .into_inner();
+    assert!(
+        answer
+            .error
+            .expect("one is missing")
+            .text
+            .contains("takes 1")
+    );
 }

@@ -17,7 +17,8 @@ resource "example_note" "b" {
 fn all_schemas_load_with_everything_that_is_new() {
     let lab = Lab::with(Tool::Library, NOTES);
     let outcome = lab.run(&["providers", "schema", "-json"]);
-    let schemas: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{}", outcome.text));
+    let schemas: serde_json::Value =
+        serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{}", outcome.text));
     let example = &schemas["provider_schemas"]["registry.terraform.io/acme/example"];
     for (kind, name) in [
         ("resource_schemas", "example_note"),
@@ -28,7 +29,10 @@ fn all_schemas_load_with_everything_that_is_new() {
         ("action_schemas", "example_touch"),
         ("functions", "join_words"),
     ] {
-        assert!(example[kind][name].is_object(), "{kind} lacks {name}: {example}");
+        assert!(
+            example[kind][name].is_object(),
+            "{kind} lacks {name}: {example}"
+        );
     }
 }
 
@@ -64,11 +68,27 @@ action "example_touch" "none" {
     assert!(text.contains("touching alpha"), "{text}");
     let line = "touch alpha with 13 letters";
     assert_eq!(lab.events().matches(line).count(), 1, "{}", lab.events());
-    lab.good(&["apply", "-auto-approve", "-no-color", "-invoke=action.example_touch.a"]);
+    lab.good(&[
+        "apply",
+        "-auto-approve",
+        "-no-color",
+        "-invoke=action.example_touch.a",
+    ]);
     assert_eq!(lab.events().matches(line).count(), 2, "{}", lab.events());
-    let text = lab.bad(&["apply", "-auto-approve", "-no-color", "-invoke=action.example_touch.none"]);
-    assert!(text.contains("Note not found: There is no note \"none\""), "{text}");
-    assert!(!lab.read("terraform.tfstate").contains("hush"), "a secret is in the state");
+    let text = lab.bad(&[
+        "apply",
+        "-auto-approve",
+        "-no-color",
+        "-invoke=action.example_touch.none",
+    ]);
+    assert!(
+        text.contains("Note not found: There is no note \"none\""),
+        "{text}"
+    );
+    assert!(
+        !lab.read("terraform.tfstate").contains("hush"),
+        "a secret is in the state"
+    );
 }
 
 #[test]
@@ -79,10 +99,22 @@ fn a_query_lists_objects_up_to_its_limit() {
     lab.write("notes.tfquery.hcl", query);
     lab.good(&["validate", "-no-color", "-query"]);
     let text = lab.good(&["query", "-no-color", "-generate-config-out=found.tf"]);
-    let count = |list: &str| text.lines().filter(|line| line.starts_with(&format!("list.example_note.{list} "))).count();
-    assert_eq!((count("all"), count("some"), count("one")), (2, 1, 1), "{text}");
+    let count = |list: &str| {
+        text.lines()
+            .filter(|line| line.starts_with(&format!("list.example_note.{list} ")))
+            .count()
+    };
+    assert_eq!(
+        (count("all"), count("some"), count("one")),
+        (2, 1, 1),
+        "{text}"
+    );
     assert!(text.contains("Note beta"), "{text}");
-    assert!(lab.read("found.tf").contains("beta"), "{}", lab.read("found.tf"));
+    assert!(
+        lab.read("found.tf").contains("beta"),
+        "{}",
+        lab.read("found.tf")
+    );
 }
 
 #[test]
@@ -92,10 +124,18 @@ fn an_import_by_identity_gives_the_same_state() {
     let created = lab.state_of("example_note");
     assert_eq!(created["identity"]["name"], "alpha");
     lab.good(&["state", "rm", "example_note.a"]);
-    lab.configure(&format!("import {{\n  to = example_note.a\n  identity = {{\n    name = \"alpha\"\n  }}\n}}\n{NOTES}"));
+    lab.configure(&format!(
+        "import {{\n  to = example_note.a\n  identity = {{\n    name = \"alpha\"\n  }}\n}}\n{NOTES}"
+    ));
     let text = lab.apply();
     assert!(text.contains("1 imported, 0 added"), "{text}");
-    assert_eq!(lab.state_of("example_note")["attributes"], created["attributes"]);
-    assert_eq!(lab.state_of("example_note")["identity"], created["identity"]);
+    assert_eq!(
+        lab.state_of("example_note")["attributes"],
+        created["attributes"]
+    );
+    assert_eq!(
+        lab.state_of("example_note")["identity"],
+        created["identity"]
+    );
     lab.assert_settled();
 }

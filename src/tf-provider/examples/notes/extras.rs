@@ -22,12 +22,24 @@ impl DataSource<Store> for NoteData {
             .attribute("labels", Attribute::map(Type::String).computed())
     }
 
-    async fn read(&self, cx: &Context<Store>, config: &Object, state: &mut Object) -> Result<(), Diagnostics> {
+    async fn read(
+        &self,
+        cx: &Context<Store>,
+        config: &Object,
+        state: &mut Object,
+    ) -> Result<(), Diagnostics> {
         let name = config.require_str("name")?;
         let Some(note) = cx.client()?.read(&format!("note-{name}"))? else {
-            return Err(Diagnostics::error_at("name", "Note not found", format!("There is no note {name:?}.")));
+            return Err(Diagnostics::error_at(
+                "name",
+                "Note not found",
+                format!("There is no note {name:?}."),
+            ));
         };
-        state.set("text", note.text).set("labels", Value::map([("revision", note.revision.to_string())]));
+        state.set("text", note.text).set(
+            "labels",
+            Value::map([("revision", note.revision.to_string())]),
+        );
         Ok(())
     }
 }
@@ -47,22 +59,34 @@ impl EphemeralResource<Store> for Token {
             .attribute("token", Attribute::string().computed().sensitive())
     }
 
-    async fn open(&self, cx: &Context<Store>, config: &Object, opened: &mut Opened) -> Result<(), Diagnostics> {
+    async fn open(
+        &self,
+        cx: &Context<Store>,
+        config: &Object,
+        opened: &mut Opened,
+    ) -> Result<(), Diagnostics> {
         let name = config.require_str("name")?;
         cx.client()?.log(&format!("open {name}"))?;
         opened.result.set("token", format!("hush-{name}-hush"));
         opened.private = name.as_bytes().to_vec();
-        opened.renew_at = config.u64("renew_ms").map(|delay| SystemTime::now() + Duration::from_millis(delay));
+        opened.renew_at = config
+            .u64("renew_ms")
+            .map(|delay| SystemTime::now() + Duration::from_millis(delay));
         Ok(())
     }
 
     async fn renew(&self, cx: &Context<Store>, private: &[u8]) -> Result<Renewed, Diagnostics> {
-        cx.client()?.log(&format!("renew {}", String::from_utf8_lossy(private)))?;
-        Ok(Renewed { private: b"of the renewal".to_vec(), renew_at: None })
+        cx.client()?
+            .log(&format!("renew {}", String::from_utf8_lossy(private)))?;
+        Ok(Renewed {
+            private: b"of the renewal".to_vec(),
+            renew_at: None,
+        })
     }
 
     async fn close(&self, cx: &Context<Store>, private: &[u8]) -> Result<(), Diagnostics> {
-        cx.client()?.log(&format!("close {}", String::from_utf8_lossy(private)))
+        cx.client()?
+            .log(&format!("close {}", String::from_utf8_lossy(private)))
     }
 }
 
@@ -86,7 +110,12 @@ impl ListResource<Store> for NoteList {
         sink: &mut ListSink,
     ) -> Result<(), Diagnostics> {
         let prefix = config.string("name_prefix");
-        for note in cx.client()?.all()?.iter().filter(|note| note.name.starts_with(&prefix)) {
+        for note in cx
+            .client()?
+            .all()?
+            .iter()
+            .filter(|note| note.name.starts_with(&prefix))
+        {
             let mut object = Object::new();
             to_state(note, &mut object);
             let item = ListItem {
@@ -117,13 +146,25 @@ impl Action<Store> for Touch {
             .attribute("password", Attribute::string().optional().write_only())
     }
 
-    async fn invoke(&self, cx: &Context<Store>, config: &Object, progress: &Progress) -> Result<(), Diagnostics> {
+    async fn invoke(
+        &self,
+        cx: &Context<Store>,
+        config: &Object,
+        progress: &Progress,
+    ) -> Result<(), Diagnostics> {
         let name = config.require_str("name")?;
         progress.send(format!("touching {name}")).await;
         if cx.client()?.read(&format!("note-{name}"))?.is_none() {
-            return Err(Diagnostics::error_at("name", "Note not found", format!("There is no note {name:?}.")));
+            return Err(Diagnostics::error_at(
+                "name",
+                "Note not found",
+                format!("There is no note {name:?}."),
+            ));
         }
-        cx.client()?.log(&format!("touch {name} with {} letters", config.string("password").len()))?;
+        cx.client()?.log(&format!(
+            "touch {name} with {} letters",
+            config.string("password").len()
+        ))?;
         progress.send("touched").await;
         Ok(())
     }
@@ -162,11 +203,8 @@ impl Function for Echo {
     }
 
     fn signature(&self) -> Signature {
-        Signature::new(Type::Dynamic, "Gives back its argument.").parameter(Parameter::new(
-            "value",
-            Type::Dynamic,
-            "Anything.",
-        ).allow_null())
+        Signature::new(Type::Dynamic, "Gives back its argument.")
+            .parameter(Parameter::new("value", Type::Dynamic, "Anything.").allow_null())
     }
 
     async fn call(&self, arguments: &[Value]) -> Result<Value, FunctionError> {

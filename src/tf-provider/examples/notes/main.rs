@@ -21,10 +21,19 @@ impl Provider for Notes {
     }
 
     fn schema(&self) -> Schema {
-        Schema::new().attribute("root", Attribute::string().required().describe("Folder of the notes."))
+        Schema::new().attribute(
+            "root",
+            Attribute::string()
+                .required()
+                .describe("Folder of the notes."),
+        )
     }
 
-    async fn configure(&self, cx: &Context<Store>, config: &Object) -> Result<Option<Store>, Diagnostics> {
+    async fn configure(
+        &self,
+        cx: &Context<Store>,
+        config: &Object,
+    ) -> Result<Option<Store>, Diagnostics> {
         tracing::info!(terraform = cx.terraform_version(), "configured");
         Ok(config.str("root").map(|root| Store { root: root.into() }))
     }

@@ -31,9 +31,14 @@ pub struct Store {
 
 impl Store {
     fn path(&self, id: &str) -> Result<PathBuf, Diagnostics> {
-        let plain = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let plain = id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         if id.is_empty() || !plain {
-            return Err(Diagnostics::error("Malformed id", format!("{id:?} is not the id of a note.")));
+            return Err(Diagnostics::error(
+                "Malformed id",
+                format!("{id:?} is not the id of a note."),
+            ));
         }
         Ok(self.root.join(format!("{id}.json")))
     }
@@ -44,28 +49,35 @@ impl Store {
                 .map(Some)
                 .map_err(|error| Diagnostics::error("Cannot read the note", error.to_string())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Diagnostics::error("Cannot read the note", error.to_string())),
+            Err(error) => Err(Diagnostics::error(
+                "Cannot read the note",
+                error.to_string(),
+            )),
         }
     }
 
     pub fn write(&self, note: &Note) -> Result<(), Diagnostics> {
         let path = self.path(&note.id)?;
-        let bytes = serde_json::to_vec_pretty(note).map_err(|error| Diagnostics::error("Cannot write", error.to_string()))?;
-        std::fs::write(path, bytes).map_err(|error| Diagnostics::error("Cannot write the note", error.to_string()))
+        let bytes = serde_json::to_vec_pretty(note)
+            .map_err(|error| Diagnostics::error("Cannot write", error.to_string()))?;
+        std::fs::write(path, bytes)
+            .map_err(|error| Diagnostics::error("Cannot write the note", error.to_string()))
     }
 
     pub fn delete(&self, id: &str) -> Result<(), Diagnostics> {
         match std::fs::remove_file(self.path(id)?) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Diagnostics::error("Cannot delete the note", error.to_string()))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Diagnostics::error(
+                "Cannot delete the note",
+                error.to_string(),
+            )),
             _ => Ok(()),
         }
     }
 
     /// All notes in the order of their names.
     pub fn all(&self) -> Result<Vec<Note>, Diagnostics> {
-        let failed = |error: std::io::Error| Diagnostics::error("Cannot list the notes", error.to_string());
+        let failed =
+            |error: std::io::Error| Diagnostics::error("Cannot list the notes", error.to_string());
         let mut notes = Vec::new();
         for entry in std::fs::read_dir(&self.root).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
@@ -80,7 +92,10 @@ impl Store {
     /// Adds a line to a file beside the notes, for what leaves no other trace.
     pub fn log(&self, line: &str) -> Result<(), Diagnostics> {
         use std::io::Write;
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(self.root.join("events.log"));
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.root.join("events.log"));
         file.and_then(|mut file| writeln!(file, "{line}"))
             .map_err(|error| Diagnostics::error("Cannot write the log", error.to_string()))
     }

@@ -45,7 +45,11 @@ impl<C> AsyncRead for Connection<C> {
 }
 
 impl<C> AsyncWrite for Connection<C> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.stream.as_mut().poll_write(cx, bytes)
     }
 
@@ -79,7 +83,11 @@ pub(crate) fn accept<C: Send + Sync + 'static>(
             let (sender, tls, lifecycle) = (sender.clone(), tls.clone(), lifecycle.clone());
             tokio::spawn(async move {
                 if let Some(stream) = secure(stream, tls).await {
-                    let connection = Connection { stream, session: Arc::default(), _open: lifecycle.connection() };
+                    let connection = Connection {
+                        stream,
+                        session: Arc::default(),
+                        _open: lifecycle.connection(),
+                    };
                     // The server only stops taking connections when the process ends.
                     let _ = sender.send(Ok(connection)).await;
                 }

@@ -48,7 +48,12 @@ impl Lifecycle {
     /// Resolves when the process was asked to end.
     pub(crate) async fn shutdown_requested(&self) {
         // The sender lives in `self`, so waiting cannot fail.
-        let _ = self.0.shutdown.subscribe().wait_for(|requested| *requested).await;
+        let _ = self
+            .0
+            .shutdown
+            .subscribe()
+            .wait_for(|requested| *requested)
+            .await;
     }
 
     /// Counts a call.
@@ -63,7 +68,17 @@ impl Lifecycle {
 
     /// Resolves when no call runs and the client has closed its connections.
     pub(crate) async fn idle(&self) {
-        let _ = self.0.running.subscribe().wait_for(|count| *count == 0).await;
-        let _ = self.0.connections.subscribe().wait_for(|count| *count == 0).await;
+        let _ = self
+            .0
+            .running
+            .subscribe()
+            .wait_for(|count| *count == 0)
+            .await;
+        let _ = self
+            .0
+            .connections
+            .subscribe()
+            .wait_for(|count| *count == 0)
+            .await;
     }
 }

@@ -69,7 +69,9 @@ enum LaunchError {
 /// `address` is the provider's source address with its host, for example `registry.terraform.io/acme/example`.
 /// Started by a person it explains itself and exits with 1; started with `-debug` it prints how to attach Terraform.
 pub fn run<P: Provider>(provider: P, address: &str) -> ExitCode {
-    let debug = std::env::args().skip(1).any(|argument| argument == "-debug" || argument == "--debug");
+    let debug = std::env::args()
+        .skip(1)
+        .any(|argument| argument == "-debug" || argument == "--debug");
     if !debug && std::env::var(COOKIE_NAME).as_deref() != Ok(COOKIE) {
         eprintln!(
             "This is a Terraform provider ({address}). It is started by Terraform, not by hand.\n\
@@ -79,7 +81,9 @@ pub fn run<P: Provider>(provider: P, address: &str) -> ExitCode {
     }
     install_panic_hook();
     let mode = if debug { Mode::Attached } else { Mode::Child };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let outcome = runtime.map_err(LaunchError::Runtime).and_then(|runtime| {
         let outcome = runtime.block_on(serve(provider, address, mode));
         // Handlers that still run must not hold the process: Terraform waits for it.
@@ -128,13 +132,17 @@ fn install_panic_hook() {
 async fn serve<P: Provider>(provider: P, address: &str, mode: Mode) -> Result<(), LaunchError> {
     let parent = parent_id();
     let signals = signals::Signals::new(mode == Mode::Attached).map_err(LaunchError::Signals)?;
-    let client_certificate =
-        std::env::var("PLUGIN_CLIENT_CERT").ok().filter(|pem| mode == Mode::Child && !pem.is_empty());
+    let client_certificate = std::env::var("PLUGIN_CLIENT_CERT")
+        .ok()
+        .filter(|pem| mode == Mode::Child && !pem.is_empty());
     let (acceptor, certificate) = match client_certificate {
         None => (None, String::new()),
         Some(pem) => {
             let (config, der) = tls::server_config(&pem)?;
-            (Some(TlsAcceptor::from(Arc::new(config))), STANDARD_NO_PAD.encode(der))
+            (
+                Some(TlsAcceptor::from(Arc::new(config))),
+                STANDARD_NO_PAD.encode(der),
+            )
         }
     };
     let listener = Listener::bind().map_err(LaunchError::Listen)?;
@@ -167,7 +175,12 @@ async fn serve<P: Provider>(provider: P, address: &str, mode: Mode) -> Result<()
 }
 
 /// Resolves when the process should end, after running calls have had their time.
-async fn end(lifecycle: &Lifecycle, mut signals: signals::Signals, parent: Option<u32>, mode: Mode) {
+async fn end(
+    lifecycle: &Lifecycle,
+    mut signals: signals::Signals,
+    parent: Option<u32>,
+    mode: Mode,
+) {
     let limit = tokio::select! {
         () = lifecycle.shutdown_requested() => END_LIMIT,
         () = signals.asked_to_end() => END_LIMIT,
@@ -209,13 +222,16 @@ fn attach_hint(address: &str, network: &str, path: &str) -> String {
             "Addr": { "Network": network, "String": path },
         }
     });
-    format!("Provider started. To attach Terraform, set this in its environment:\n\n\tTF_REATTACH_PROVIDERS='{attach}'\n")
+    format!(
+        "Provider started. To attach Terraform, set this in its environment:\n\n\tTF_REATTACH_PROVIDERS='{attach}'\n"
+    )
 }
 
 /// Writes to stdout, which carries nothing else.
 fn say(line: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}")?;
+    // In one piece: a reader may close its end as soon as it has what it wants.
+    stdout.write_all(format!("{line}\n").as_bytes())?;
     stdout.flush()
 }
 
@@ -234,7 +250,11 @@ mod signals {
         pub(super) fn new(interrupt_ends: bool) -> std::io::Result<Self> {
             let interrupt = signal(SignalKind::interrupt())?;
             let terminate = signal(SignalKind::terminate())?;
-            Ok(Self { interrupt, terminate, interrupt_ends })
+            Ok(Self {
+                interrupt,
+                terminate,
+                interrupt_ends,
+            })
         }
 
         pub(super) async fn asked_to_end(&mut self) {

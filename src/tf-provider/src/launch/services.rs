@@ -16,7 +16,10 @@ pub(crate) struct Controller(pub(crate) Lifecycle);
 
 #[tonic::async_trait]
 impl plugin::grpc_controller_server::GrpcController for Controller {
-    async fn shutdown(&self, _request: Request<plugin::Empty>) -> Result<Response<plugin::Empty>, Status> {
+    async fn shutdown(
+        &self,
+        _request: Request<plugin::Empty>,
+    ) -> Result<Response<plugin::Empty>, Status> {
         tracing::debug!("shutdown requested");
         self.0.shut_down();
         Ok(Response::new(plugin::Empty {}))
@@ -30,7 +33,10 @@ pub(crate) struct Stdio;
 impl plugin::grpc_stdio_server::GrpcStdio for Stdio {
     type StreamStdioStream = Silent<plugin::StdioData>;
 
-    async fn stream_stdio(&self, _request: Request<()>) -> Result<Response<Self::StreamStdioStream>, Status> {
+    async fn stream_stdio(
+        &self,
+        _request: Request<()>,
+    ) -> Result<Response<Self::StreamStdioStream>, Status> {
         Ok(Response::new(Box::pin(futures::stream::pending())))
     }
 }

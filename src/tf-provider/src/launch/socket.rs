@@ -31,7 +31,11 @@ mod unix {
             let asked = std::env::var_os("PLUGIN_UNIX_SOCKET_DIR").map(PathBuf::from);
             let wanted = asked.unwrap_or_else(std::env::temp_dir);
             let usable = wanted.as_os_str().len() + 40 < MAX_PATH;
-            let base = if usable { wanted } else { PathBuf::from("/tmp") };
+            let base = if usable {
+                wanted
+            } else {
+                PathBuf::from("/tmp")
+            };
             let process = std::process::id();
             for attempt in 0..100 {
                 let folder = base.join(format!("tf-provider-{process}-{attempt}"));
@@ -43,7 +47,11 @@ mod unix {
                 }
                 let path = folder.join("plugin");
                 return match tokio::net::UnixListener::bind(&path) {
-                    Ok(listener) => Ok(Self { listener, folder, path }),
+                    Ok(listener) => Ok(Self {
+                        listener,
+                        folder,
+                        path,
+                    }),
                     Err(error) => {
                         // Nothing is in it.
                         let _ = remove_dir(&folder);
@@ -51,7 +59,10 @@ mod unix {
                     }
                 };
             }
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, "no free name for the socket's folder"))
+            Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "no free name for the socket's folder",
+            ))
         }
 
         /// Network and address as the handshake names them.
@@ -61,7 +72,10 @@ mod unix {
 
         /// What to remove when the process ends without dropping this.
         pub(crate) fn remains(&self) -> Remains {
-            Remains { folder: self.folder.clone(), path: self.path.clone() }
+            Remains {
+                folder: self.folder.clone(),
+                path: self.path.clone(),
+            }
         }
 
         pub(crate) async fn accept(&self) -> io::Result<RawStream> {
@@ -98,7 +112,10 @@ mod tcp {
     }
 
     fn port(name: &str, default: u16) -> u16 {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(default)
     }
 
     impl Listener {
@@ -109,10 +126,16 @@ mod tcp {
                 if let Ok(listener) = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
                     listener.set_nonblocking(true)?;
                     let address = listener.local_addr()?;
-                    return Ok(Self { listener: tokio::net::TcpListener::from_std(listener)?, address });
+                    return Ok(Self {
+                        listener: tokio::net::TcpListener::from_std(listener)?,
+                        address,
+                    });
                 }
             }
-            Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port in the range of the client"))
+            Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "no free port in the range of the client",
+            ))
         }
 
         /// Network and address as the handshake names them.

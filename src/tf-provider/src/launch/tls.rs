@@ -8,16 +8,19 @@ use std::sync::Arc;
 
 use p521::ecdsa::signature::Verifier;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName as Subject, Error, ServerConfig, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName as Subject, Error, ServerConfig,
+    SignatureScheme,
 };
 
 /// Why no TLS could be set up.
@@ -34,8 +37,8 @@ pub(crate) enum TlsError {
 /// A server configuration that lets in nobody but the holder of `client_pem`'s key, with the certificate (DER) that
 /// the client has to expect.
 pub(crate) fn server_config(client_pem: &str) -> Result<(ServerConfig, Vec<u8>), TlsError> {
-    let client =
-        CertificateDer::from_pem_slice(client_pem.as_bytes()).map_err(|_| TlsError::ClientCertificate)?;
+    let client = CertificateDer::from_pem_slice(client_pem.as_bytes())
+        .map_err(|_| TlsError::ClientCertificate)?;
     let verifier = PinnedClient::new(client.into_owned())?;
     let (certificate, key) = server_certificate()?;
     let der = certificate.to_vec();
@@ -57,9 +60,15 @@ fn server_certificate() -> Result<(CertificateDer<'static>, PrivateKeyDer<'stati
     name.push(DnType::CommonName, "localhost");
     parameters.distinguished_name = name;
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    parameters.key_usages =
-        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
-    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    parameters.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+        KeyUsagePurpose::KeyCertSign,
+    ];
+    parameters.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     let certificate = parameters.self_signed(&key)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok((certificate.der().clone(), key))
@@ -75,14 +84,22 @@ struct PinnedClient {
 
 impl PinnedClient {
     fn new(certificate: CertificateDer<'static>) -> Result<Self, TlsError> {
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(&certificate).map_err(|_| TlsError::ClientCertificate)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
+            .map_err(|_| TlsError::ClientCertificate)?;
         let public_key = parsed.public_key().subject_public_key.data.to_vec();
         let algorithms = ring::default_provider().signature_verification_algorithms;
-        Ok(Self { certificate, public_key, algorithms })
+        Ok(Self {
+            certificate,
+            public_key,
+            algorithms,
+        })
     }
 
-    fn verify_p521(&self, message: &[u8], signature: &[u8]) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_p521(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<HandshakeSignatureValid, Error> {
         let bad = |_| Error::InvalidCertificate(CertificateError::BadSignature);
         let key = p521::ecdsa::VerifyingKey::from_sec1_bytes(&self.public_key).map_err(bad)?;
         let signature = p521::ecdsa::Signature::from_der(signature).map_err(bad)?;
@@ -105,7 +122,9 @@ impl ClientCertVerifier for PinnedClient {
         if end_entity.as_ref() == self.certificate.as_ref() {
             Ok(ClientCertVerified::assertion())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+            Err(Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ))
         }
     }
 

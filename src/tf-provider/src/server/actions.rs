@@ -38,18 +38,30 @@ pub(crate) fn invoke<P: Provider>(
     use pb::invoke_action::event::{Completed, Progress as Line, Type};
     let (sender, receiver) = mpsc::channel(PROGRESS_BUFFER);
     let warnings = call.warnings.clone();
-    let span = tracing::error_span!("rpc", tf_rpc = "InvokeAction", tf_action_type = request.action_type);
+    let span = tracing::error_span!(
+        "rpc",
+        tf_rpc = "InvokeAction",
+        tf_action_type = request.action_type
+    );
     let task = tokio::spawn(perform(call, request, Progress { sender }).instrument(span));
     let completed = async move {
-        let outcome = task.await.unwrap_or_else(|failure| Err(crashed("InvokeAction", failure)));
+        let outcome = task
+            .await
+            .unwrap_or_else(|failure| Err(crashed("InvokeAction", failure)));
         drop(running);
         let mut diagnostics = outcome.err().unwrap_or_default();
         diagnostics.extend(Call::<P>::take_warnings(&warnings));
-        Type::Completed(Completed { diagnostics: diagnostics.to_proto() })
+        Type::Completed(Completed {
+            diagnostics: diagnostics.to_proto(),
+        })
     };
     let progress = ReceiverStream::new(receiver).map(|message| Type::Progress(Line { message }));
     let events = progress.chain(futures::stream::once(completed));
-    events.map(|event| Ok(pb::invoke_action::Event { r#type: Some(event) }))
+    events.map(|event| {
+        Ok(pb::invoke_action::Event {
+            r#type: Some(event),
+        })
+    })
 }
 
 async fn perform<P: Provider>(
@@ -58,7 +70,10 @@ async fn perform<P: Provider>(
     progress: Progress,
 ) -> Result<(), Diagnostics> {
     let entry = find(&call.core.actions, "action", &request.action_type)?;
-    let config = conform_to(wire::config(request.config.as_ref(), &entry.schema)?, &entry.schema.ty())?;
+    let config = conform_to(
+        wire::config(request.config.as_ref(), &entry.schema)?,
+        &entry.schema.ty(),
+    )?;
     let cx = call.context(wire::capabilities(request.client_capabilities.as_ref()));
     entry.part.invoke(&cx, &config, &progress).await
 }

@@ -66,7 +66,10 @@ impl Answer for pb::call_function::Response {
     fn add(&mut self, diagnostics: &Diagnostics) {
         if diagnostics.has_errors() && self.error.is_none() {
             self.result = None;
-            self.error = Some(pb::FunctionError { text: diagnostics.to_string(), function_argument: None });
+            self.error = Some(pb::FunctionError {
+                text: diagnostics.to_string(),
+                function_argument: None,
+            });
         }
     }
 }

@@ -26,10 +26,18 @@ pub(crate) async fn plan<P: Provider>(
     let proposed = wire::object(request.proposed_new_state.as_ref(), schema)?;
     let identity = wire::identity(request.prior_identity.as_ref(), entry.identity.as_ref())?;
     // In the plan during apply the bytes of the first plan come back, where the client keeps them.
-    let private =
-        if request.planned_private.is_empty() { &request.prior_private } else { &request.planned_private };
+    let private = if request.planned_private.is_empty() {
+        &request.prior_private
+    } else {
+        &request.planned_private
+    };
     let cx = call.context(wire::capabilities(request.client_capabilities.as_ref()));
-    let mut plan = Plan { prior, identity, private: private.to_vec(), ..Plan::default() };
+    let mut plan = Plan {
+        prior,
+        identity,
+        private: private.to_vec(),
+        ..Plan::default()
+    };
     let Some(proposed) = proposed else {
         plan.destroy = true;
         entry.part.plan(&cx, &mut plan).await?;
@@ -40,7 +48,12 @@ pub(crate) async fn plan<P: Provider>(
         });
     };
     plan.config = wire::config(request.config.as_ref(), schema)?;
-    let defaults = default_plan(schema.block.members(), plan.prior.as_ref(), &plan.config, proposed);
+    let defaults = default_plan(
+        schema.block.members(),
+        plan.prior.as_ref(),
+        &plan.config,
+        proposed,
+    );
     plan.planned = defaults.planned;
     plan.requires_replace = defaults.requires_replace;
     entry.part.plan(&cx, &mut plan).await?;
@@ -48,9 +61,15 @@ pub(crate) async fn plan<P: Provider>(
     let identity = plan.identity.zip(entry.identity.as_ref());
     Ok(pb::plan_resource_change::Response {
         planned_state: Some(wire::dynamic_object(&planned, &schema.ty())?),
-        requires_replace: plan.requires_replace.iter().map(AttributePath::to_proto).collect(),
+        requires_replace: plan
+            .requires_replace
+            .iter()
+            .map(AttributePath::to_proto)
+            .collect(),
         planned_private: plan.private.into(),
-        planned_identity: identity.map(|(identity, schema)| wire::identity_data(identity, schema)).transpose()?,
+        planned_identity: identity
+            .map(|(identity, schema)| wire::identity_data(identity, schema))
+            .transpose()?,
         ..Default::default()
     })
 }
@@ -67,8 +86,13 @@ pub(crate) async fn apply<P: Provider>(
     let identity = identity.filter(Object::is_wholly_known);
     let config = wire::config(request.config.as_ref(), schema)?;
     let cx = call.context(Default::default());
-    let mut change =
-        Change { prior, planned: Object::new(), config, identity, private: request.planned_private.to_vec() };
+    let mut change = Change {
+        prior,
+        planned: Object::new(),
+        config,
+        identity,
+        private: request.planned_private.to_vec(),
+    };
 
     let Some(planned) = planned else {
         let Some(prior) = change.prior.clone() else {
@@ -84,8 +108,12 @@ pub(crate) async fn apply<P: Provider>(
                 ..Default::default()
             }),
             Err(problems) => {
-                let state =
-                    ResourceState { value: prior, private: change.private, identity: change.identity, kept: None };
+                let state = ResourceState {
+                    value: prior,
+                    private: change.private,
+                    identity: change.identity,
+                    kept: None,
+                };
                 answer(entry, Some(state), problems)
             }
         };
@@ -125,7 +153,11 @@ fn answer<T: ?Sized>(
     let Some(mut state) = state else {
         let new_state = Some(wire::dynamic_null());
         let diagnostics = problems.to_proto();
-        return Ok(pb::apply_resource_change::Response { new_state, diagnostics, ..Default::default() });
+        return Ok(pb::apply_resource_change::Response {
+            new_state,
+            diagnostics,
+            ..Default::default()
+        });
     };
     match conform_object(state.value.clone(), &entry.schema) {
         Ok(value) => state.value = value,
@@ -139,7 +171,11 @@ fn answer<T: ?Sized>(
         problems.extend(unknown);
         state.value = null_unknown_members(state.value);
     }
-    let new_identity = match entry.identity.as_ref().map(|schema| identity_of(schema, &state)) {
+    let new_identity = match entry
+        .identity
+        .as_ref()
+        .map(|schema| identity_of(schema, &state))
+    {
         Some(Ok(identity)) => Some(identity),
         Some(Err(_)) if problems.has_errors() => None,
         Some(Err(broken)) => {

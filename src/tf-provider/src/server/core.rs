@@ -38,7 +38,14 @@ fn index<T: ?Sized>(
 ) -> Parts<T> {
     let entry = |part: Box<T>| {
         let (name, schema, identity) = describe(&part);
-        (name, Entry { part, schema, identity })
+        (
+            name,
+            Entry {
+                part,
+                schema,
+                identity,
+            },
+        )
     };
     parts.into_iter().map(entry).collect()
 }
@@ -50,12 +57,18 @@ impl<P: Provider> Core<P> {
             resources: index(provider.resources(), |part| {
                 (part.type_name().to_owned(), part.schema(), part.identity())
             }),
-            data_sources: index(provider.data_sources(), |part| (part.type_name().to_owned(), part.schema(), None)),
+            data_sources: index(provider.data_sources(), |part| {
+                (part.type_name().to_owned(), part.schema(), None)
+            }),
             ephemeral_resources: index(provider.ephemeral_resources(), |part| {
                 (part.type_name().to_owned(), part.schema(), None)
             }),
-            list_resources: index(provider.list_resources(), |part| (part.type_name().to_owned(), part.schema(), None)),
-            actions: index(provider.actions(), |part| (part.type_name().to_owned(), part.schema(), None)),
+            list_resources: index(provider.list_resources(), |part| {
+                (part.type_name().to_owned(), part.schema(), None)
+            }),
+            actions: index(provider.actions(), |part| {
+                (part.type_name().to_owned(), part.schema(), None)
+            }),
             functions: provider
                 .functions()
                 .into_iter()
@@ -72,17 +85,32 @@ impl<P: Provider> Core<P> {
     pub(crate) fn check(&self) -> Vec<String> {
         let mut problems: Vec<String> = Vec::new();
         let mut note = |owner: &str, found: Vec<String>| {
-            problems.extend(found.into_iter().map(|problem| format!("{owner}: {problem}")));
+            problems.extend(
+                found
+                    .into_iter()
+                    .map(|problem| format!("{owner}: {problem}")),
+            );
         };
         let prefix = format!("{}_", self.provider.name());
         note("provider", self.schema.check(SchemaKind::Provider));
         let named = |name: &str| {
-            if name.starts_with(&prefix) { Vec::new() } else { vec![format!("the name must start with {prefix}")] }
+            if name.starts_with(&prefix) {
+                Vec::new()
+            } else {
+                vec![format!("the name must start with {prefix}")]
+            }
         };
         for (name, entry) in &self.resources {
             note(name, named(name));
             note(name, entry.schema.check(SchemaKind::Resource));
-            note(name, entry.identity.as_ref().map(IdentitySchema::check).unwrap_or_default());
+            note(
+                name,
+                entry
+                    .identity
+                    .as_ref()
+                    .map(IdentitySchema::check)
+                    .unwrap_or_default(),
+            );
         }
         for (name, entry) in &self.data_sources {
             note(name, named(name));
@@ -98,15 +126,30 @@ impl<P: Provider> Core<P> {
         }
         for (name, entry) in &self.list_resources {
             note(name, entry.schema.check(SchemaKind::Config));
-            if self.resources.get(name).is_none_or(|resource| resource.identity.is_none()) {
-                note(name, vec!["a list resource needs a managed resource of its name with an identity".to_owned()]);
+            if self
+                .resources
+                .get(name)
+                .is_none_or(|resource| resource.identity.is_none())
+            {
+                note(
+                    name,
+                    vec![
+                        "a list resource needs a managed resource of its name with an identity"
+                            .to_owned(),
+                    ],
+                );
             }
         }
         for (name, (_, signature)) in &self.functions {
             let parameters = signature.parameters.iter().chain(&signature.variadic);
             let mut seen = std::collections::BTreeSet::new();
             let twice = parameters.filter(|parameter| !seen.insert(parameter.name.clone()));
-            note(name, twice.map(|parameter| format!("parameter {} occurs twice", parameter.name)).collect());
+            note(
+                name,
+                twice
+                    .map(|parameter| format!("parameter {} occurs twice", parameter.name))
+                    .collect(),
+            );
         }
         problems
     }
@@ -122,7 +165,11 @@ pub(crate) struct Session<C> {
 
 impl<C> Default for Session<C> {
     fn default() -> Self {
-        Self { client: Mutex::default(), cancel: Mutex::default(), terraform_version: Mutex::default() }
+        Self {
+            client: Mutex::default(),
+            cancel: Mutex::default(),
+            terraform_version: Mutex::default(),
+        }
     }
 }
 
@@ -168,8 +215,15 @@ impl<P: Provider> Call<P> {
 }
 
 /// Finds a part by name.
-pub(crate) fn find<'a, T: ?Sized>(parts: &'a Parts<T>, kind: &str, name: &str) -> Result<&'a Entry<T>, Diagnostics> {
+pub(crate) fn find<'a, T: ?Sized>(
+    parts: &'a Parts<T>,
+    kind: &str,
+    name: &str,
+) -> Result<&'a Entry<T>, Diagnostics> {
     parts.get(name).ok_or_else(|| {
-        Diagnostics::error(format!("Unknown {kind}"), format!("This provider has no {kind} {name:?}."))
+        Diagnostics::error(
+            format!("Unknown {kind}"),
+            format!("This provider has no {kind} {name:?}."),
+        )
     })
 }

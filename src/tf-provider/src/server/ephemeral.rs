@@ -13,10 +13,17 @@ pub(crate) async fn open<P: Provider>(
     call: Call<P>,
     request: pb::open_ephemeral_resource::Request,
 ) -> Result<pb::open_ephemeral_resource::Response, Diagnostics> {
-    let entry = find(&call.core.ephemeral_resources, "ephemeral resource", &request.type_name)?;
+    let entry = find(
+        &call.core.ephemeral_resources,
+        "ephemeral resource",
+        &request.type_name,
+    )?;
     let config = wire::config(request.config.as_ref(), &entry.schema)?;
     let cx = call.context(wire::capabilities(request.client_capabilities.as_ref()));
-    let mut opened = Opened { result: config.clone(), ..Opened::default() };
+    let mut opened = Opened {
+        result: config.clone(),
+        ..Opened::default()
+    };
     entry.part.open(&cx, &config, &mut opened).await?;
     let result = conform_object(opened.result, &entry.schema)?;
     require_known(&result, "an open")?;
@@ -32,9 +39,16 @@ pub(crate) async fn renew<P: Provider>(
     call: Call<P>,
     request: pb::renew_ephemeral_resource::Request,
 ) -> Result<pb::renew_ephemeral_resource::Response, Diagnostics> {
-    let entry = find(&call.core.ephemeral_resources, "ephemeral resource", &request.type_name)?;
+    let entry = find(
+        &call.core.ephemeral_resources,
+        "ephemeral resource",
+        &request.type_name,
+    )?;
     let cx = call.context(Default::default());
-    let renewed = entry.part.renew(&cx, &request.private.unwrap_or_default()).await?;
+    let renewed = entry
+        .part
+        .renew(&cx, &request.private.unwrap_or_default())
+        .await?;
     Ok(pb::renew_ephemeral_resource::Response {
         renew_at: renewed.renew_at.map(wire::timestamp),
         private: Some(renewed.private.into()),
@@ -46,8 +60,15 @@ pub(crate) async fn close<P: Provider>(
     call: Call<P>,
     request: pb::close_ephemeral_resource::Request,
 ) -> Result<pb::close_ephemeral_resource::Response, Diagnostics> {
-    let entry = find(&call.core.ephemeral_resources, "ephemeral resource", &request.type_name)?;
+    let entry = find(
+        &call.core.ephemeral_resources,
+        "ephemeral resource",
+        &request.type_name,
+    )?;
     let cx = call.context(Default::default());
-    entry.part.close(&cx, &request.private.unwrap_or_default()).await?;
+    entry
+        .part
+        .close(&cx, &request.private.unwrap_or_default())
+        .await?;
     Ok(pb::close_ephemeral_resource::Response::default())
 }

@@ -35,7 +35,10 @@ pub(crate) async fn import<P: Provider>(
     let key = match identity {
         Some(identity) => ImportKey::Identity(identity),
         None if request.id.is_empty() => {
-            return Err(Diagnostics::error("Nothing to import", "Neither an id nor an identity was given."));
+            return Err(Diagnostics::error(
+                "Nothing to import",
+                "Neither an id nor an identity was given.",
+            ));
         }
         None => ImportKey::Id(request.id),
     };
@@ -52,7 +55,10 @@ pub(crate) async fn import<P: Provider>(
         identity: stub_identity(entry, &state)?,
         private: state.private.into(),
     };
-    Ok(pb::import_resource_state::Response { imported_resources: vec![imported], ..Default::default() })
+    Ok(pb::import_resource_state::Response {
+        imported_resources: vec![imported],
+        ..Default::default()
+    })
 }
 
 pub(crate) async fn move_state<P: Provider>(
@@ -60,7 +66,10 @@ pub(crate) async fn move_state<P: Provider>(
     request: pb::move_resource_state::Request,
 ) -> Result<pb::move_resource_state::Response, Diagnostics> {
     let entry = find(&call.core.resources, "resource", &request.target_type_name)?;
-    let identity = request.source_identity.as_ref().filter(|raw| !raw.json.is_empty());
+    let identity = request
+        .source_identity
+        .as_ref()
+        .filter(|raw| !raw.json.is_empty());
     let source = MoveSource {
         provider_address: request.source_provider_address,
         type_name: request.source_type_name,
@@ -98,7 +107,10 @@ pub(crate) async fn generate_config<P: Provider>(
     let mut config = wire::config(request.state.as_ref(), &entry.schema)?;
     keep_configurable(entry.schema.block.members(), &mut config);
     let config = Some(wire::dynamic_object(&config, &entry.schema.ty())?);
-    Ok(pb::generate_resource_config::Response { config, diagnostics: Vec::new() })
+    Ok(pb::generate_resource_config::Response {
+        config,
+        diagnostics: Vec::new(),
+    })
 }
 
 fn keep_configurable(members: Members<'_>, object: &mut Object) {
@@ -112,7 +124,9 @@ fn keep_configurable(members: Members<'_>, object: &mut Object) {
         }
     }
     for (name, inner, nesting) in members.nested() {
-        each_object_mut(object.get_mut(name), nesting, &mut |object| keep_configurable(inner, object));
+        each_object_mut(object.get_mut(name), nesting, &mut |object| {
+            keep_configurable(inner, object)
+        });
     }
     for (name, block) in members.blocks {
         // A block of nothing but nulls was never written.

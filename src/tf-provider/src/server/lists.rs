@@ -31,7 +31,10 @@ pub(crate) fn list<P: Provider>(
     let type_name = request.type_name.clone();
     let include = request.include_resource_object;
     // No limit in the request means all of them.
-    let left = u64::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(u64::MAX);
+    let left = u64::try_from(request.limit)
+        .ok()
+        .filter(|limit| *limit > 0)
+        .unwrap_or(u64::MAX);
     let sink = ListSink { sender, left };
     let span = tracing::error_span!("rpc", tf_rpc = "ListResource", tf_resource_type = type_name);
     let task = tokio::spawn(search(call, request, sink).instrument(span));
@@ -40,13 +43,17 @@ pub(crate) fn list<P: Provider>(
         event(&core, &type_name, item).unwrap_or_else(|problem| failed(&problem))
     });
     let end = async move {
-        let outcome = task.await.unwrap_or_else(|failure| Err(crashed("ListResource", failure)));
+        let outcome = task
+            .await
+            .unwrap_or_else(|failure| Err(crashed("ListResource", failure)));
         drop(running);
         let mut diagnostics = outcome.err().unwrap_or_default();
         diagnostics.extend(Call::<P>::take_warnings(&warnings));
         (!diagnostics.is_empty()).then(|| failed(&diagnostics))
     };
-    items.chain(futures::stream::once(end).filter_map(std::future::ready)).map(Ok)
+    items
+        .chain(futures::stream::once(end).filter_map(std::future::ready))
+        .map(Ok)
 }
 
 async fn search<P: Provider>(
@@ -54,14 +61,24 @@ async fn search<P: Provider>(
     request: pb::list_resource::Request,
     mut sink: ListSink,
 ) -> Result<(), Diagnostics> {
-    let entry = find(&call.core.list_resources, "list resource", &request.type_name)?;
+    let entry = find(
+        &call.core.list_resources,
+        "list resource",
+        &request.type_name,
+    )?;
     let config = wire::config(request.config.as_ref(), &entry.schema)?;
     let cx = call.context(Default::default());
-    entry.part.list(&cx, &config, request.include_resource_object, &mut sink).await
+    entry
+        .part
+        .list(&cx, &config, request.include_resource_object, &mut sink)
+        .await
 }
 
 fn failed(diagnostics: &Diagnostics) -> pb::list_resource::Event {
-    pb::list_resource::Event { diagnostic: diagnostics.to_proto(), ..Default::default() }
+    pb::list_resource::Event {
+        diagnostic: diagnostics.to_proto(),
+        ..Default::default()
+    }
 }
 
 fn event<P: Provider>(
@@ -71,7 +88,10 @@ fn event<P: Provider>(
 ) -> Result<pb::list_resource::Event, Diagnostics> {
     let entry = find(&core.resources, "resource", type_name)?;
     let Some(identity_schema) = &entry.identity else {
-        return Err(Diagnostics::error("No identity", format!("{type_name} has no identity, so it cannot be listed.")));
+        return Err(Diagnostics::error(
+            "No identity",
+            format!("{type_name} has no identity, so it cannot be listed."),
+        ));
     };
     require_known(&item.identity, "a listing")?;
     let resource_object = match item.resource {
@@ -86,6 +106,9 @@ fn event<P: Provider>(
         identity: Some(wire::identity_data(item.identity, identity_schema)?),
         display_name: item.display_name,
         resource_object,
-        diagnostic: item.warning.map(|warning| vec![warning.to_proto()]).unwrap_or_default(),
+        diagnostic: item
+            .warning
+            .map(|warning| vec![warning.to_proto()])
+            .unwrap_or_default(),
     })
 }

@@ -42,17 +42,32 @@ pub(crate) struct Server<P: Provider> {
 
 impl<P: Provider> Server<P> {
     pub(crate) fn new(provider: P, lifecycle: Lifecycle) -> Self {
-        Self { core: Arc::new(Core::new(provider)), lifecycle }
+        Self {
+            core: Arc::new(Core::new(provider)),
+            lifecycle,
+        }
     }
 
     fn call(&self, extensions: &tonic::Extensions) -> Call<P> {
         // The accept loop puts the session there; without it (never in practice) the call starts unconfigured.
-        let session = extensions.get::<Arc<Session<P::Client>>>().cloned().unwrap_or_default();
-        Call { core: Arc::clone(&self.core), session, warnings: Arc::default() }
+        let session = extensions
+            .get::<Arc<Session<P::Client>>>()
+            .cloned()
+            .unwrap_or_default();
+        Call {
+            core: Arc::clone(&self.core),
+            session,
+            warnings: Arc::default(),
+        }
     }
 
     /// Runs a handler in a task of its own and puts its problems into the answer.
-    async fn run<Q, R, F, Fut>(&self, rpc: &'static str, request: Request<Q>, handler: F) -> Reply<R>
+    async fn run<Q, R, F, Fut>(
+        &self,
+        rpc: &'static str,
+        request: Request<Q>,
+        handler: F,
+    ) -> Reply<R>
     where
         R: Answer,
         F: FnOnce(Call<P>, Q) -> Fut,
@@ -87,13 +102,18 @@ fn crashed(rpc: &str, failure: tokio::task::JoinError) -> Diagnostics {
     };
     Diagnostics::error(
         "The provider failed in an unexpected way",
-        format!("{rpc}: {text}. This is a bug of the provider, please report it with the log of TF_LOG=debug."),
+        format!(
+            "{rpc}: {text}. This is a bug of the provider, please report it with the log of TF_LOG=debug."
+        ),
     )
 }
 
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a text".to_owned())
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a text".to_owned())
 }
 
 /// Answers one call by a handler of the same shape.
@@ -123,7 +143,12 @@ impl<P: Provider> pb::provider_server::Provider for Server<P> {
         &self,
         request: Request<pb::get_resource_identity_schemas::Request>,
     ) -> Reply<pb::get_resource_identity_schemas::Response> {
-        answer!(self, request, "GetResourceIdentitySchemas", metadata::identity_schemas)
+        answer!(
+            self,
+            request,
+            "GetResourceIdentitySchemas",
+            metadata::identity_schemas
+        )
     }
 
     async fn get_functions(
@@ -144,35 +169,60 @@ impl<P: Provider> pb::provider_server::Provider for Server<P> {
         &self,
         request: Request<pb::validate_provider_config::Request>,
     ) -> Reply<pb::validate_provider_config::Response> {
-        answer!(self, request, "ValidateProviderConfig", validation::provider)
+        answer!(
+            self,
+            request,
+            "ValidateProviderConfig",
+            validation::provider
+        )
     }
 
     async fn validate_resource_config(
         &self,
         request: Request<pb::validate_resource_config::Request>,
     ) -> Reply<pb::validate_resource_config::Response> {
-        answer!(self, request, "ValidateResourceConfig", validation::resource)
+        answer!(
+            self,
+            request,
+            "ValidateResourceConfig",
+            validation::resource
+        )
     }
 
     async fn validate_data_resource_config(
         &self,
         request: Request<pb::validate_data_resource_config::Request>,
     ) -> Reply<pb::validate_data_resource_config::Response> {
-        answer!(self, request, "ValidateDataResourceConfig", validation::data_source)
+        answer!(
+            self,
+            request,
+            "ValidateDataResourceConfig",
+            validation::data_source
+        )
     }
 
     async fn validate_ephemeral_resource_config(
         &self,
         request: Request<pb::validate_ephemeral_resource_config::Request>,
     ) -> Reply<pb::validate_ephemeral_resource_config::Response> {
-        answer!(self, request, "ValidateEphemeralResourceConfig", validation::ephemeral_resource)
+        answer!(
+            self,
+            request,
+            "ValidateEphemeralResourceConfig",
+            validation::ephemeral_resource
+        )
     }
 
     async fn validate_list_resource_config(
         &self,
         request: Request<pb::validate_list_resource_config::Request>,
     ) -> Reply<pb::validate_list_resource_config::Response> {
-        answer!(self, request, "ValidateListResourceConfig", validation::list_resource)
+        answer!(
+            self,
+            request,
+            "ValidateListResourceConfig",
+            validation::list_resource
+        )
     }
 
     async fn validate_action_config(
@@ -193,14 +243,24 @@ impl<P: Provider> pb::provider_server::Provider for Server<P> {
         &self,
         request: Request<pb::upgrade_resource_state::Request>,
     ) -> Reply<pb::upgrade_resource_state::Response> {
-        answer!(self, request, "UpgradeResourceState", reading::upgrade_state)
+        answer!(
+            self,
+            request,
+            "UpgradeResourceState",
+            reading::upgrade_state
+        )
     }
 
     async fn upgrade_resource_identity(
         &self,
         request: Request<pb::upgrade_resource_identity::Request>,
     ) -> Reply<pb::upgrade_resource_identity::Response> {
-        answer!(self, request, "UpgradeResourceIdentity", reading::upgrade_identity)
+        answer!(
+            self,
+            request,
+            "UpgradeResourceIdentity",
+            reading::upgrade_identity
+        )
     }
 
     async fn read_resource(
@@ -249,7 +309,12 @@ impl<P: Provider> pb::provider_server::Provider for Server<P> {
         &self,
         request: Request<pb::generate_resource_config::Request>,
     ) -> Reply<pb::generate_resource_config::Response> {
-        answer!(self, request, "GenerateResourceConfig", importing::generate_config)
+        answer!(
+            self,
+            request,
+            "GenerateResourceConfig",
+            importing::generate_config
+        )
     }
 
     async fn open_ephemeral_resource(
@@ -284,7 +349,10 @@ impl<P: Provider> pb::provider_server::Provider for Server<P> {
         Ok(Response::new(Box::pin(events)))
     }
 
-    async fn plan_action(&self, request: Request<pb::plan_action::Request>) -> Reply<pb::plan_action::Response> {
+    async fn plan_action(
+        &self,
+        request: Request<pb::plan_action::Request>,
+    ) -> Reply<pb::plan_action::Response> {
         answer!(self, request, "PlanAction", actions::plan)
     }
 
@@ -332,19 +400,31 @@ impl<P: Provider> pb::provider_server::Provider for Server<P> {
         state_stores::refuse(&meta.map(|meta| meta.type_name).unwrap_or_default())
     }
 
-    async fn lock_state(&self, request: Request<pb::lock_state::Request>) -> Reply<pb::lock_state::Response> {
+    async fn lock_state(
+        &self,
+        request: Request<pb::lock_state::Request>,
+    ) -> Reply<pb::lock_state::Response> {
         state_stores::refuse(&request.into_inner().type_name)
     }
 
-    async fn unlock_state(&self, request: Request<pb::unlock_state::Request>) -> Reply<pb::unlock_state::Response> {
+    async fn unlock_state(
+        &self,
+        request: Request<pb::unlock_state::Request>,
+    ) -> Reply<pb::unlock_state::Response> {
         state_stores::refuse(&request.into_inner().type_name)
     }
 
-    async fn get_states(&self, request: Request<pb::get_states::Request>) -> Reply<pb::get_states::Response> {
+    async fn get_states(
+        &self,
+        request: Request<pb::get_states::Request>,
+    ) -> Reply<pb::get_states::Response> {
         state_stores::refuse(&request.into_inner().type_name)
     }
 
-    async fn delete_state(&self, request: Request<pb::delete_state::Request>) -> Reply<pb::delete_state::Response> {
+    async fn delete_state(
+        &self,
+        request: Request<pb::delete_state::Request>,
+    ) -> Reply<pb::delete_state::Response> {
         state_stores::refuse(&request.into_inner().type_name)
     }
 

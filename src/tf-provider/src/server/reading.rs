@@ -17,14 +17,21 @@ use super::core::{Call, find};
 /// Terraform stores only what is wholly known.
 pub(crate) fn require_known(object: &Object, after: &str) -> Result<(), Diagnostics> {
     let mut unknown = Vec::new();
-    unknown_paths(&Value::Object(object.clone()), &AttributePath::root(), &mut unknown);
+    unknown_paths(
+        &Value::Object(object.clone()),
+        &AttributePath::root(),
+        &mut unknown,
+    );
     if unknown.is_empty() {
         return Ok(());
     }
     let paths: Vec<String> = unknown.iter().map(ToString::to_string).collect();
     Err(Diagnostics::error(
         "Provider left values unknown",
-        format!("After {after} these are still unknown: {}. This is a bug of the provider, please report it.", paths.join(", ")),
+        format!(
+            "After {after} these are still unknown: {}. This is a bug of the provider, please report it.",
+            paths.join(", ")
+        ),
     ))
 }
 
@@ -34,8 +41,13 @@ pub(crate) fn identity_of(
     state: &ResourceState,
 ) -> Result<pb::ResourceIdentityData, Diagnostics> {
     let identity = state.identity.clone().unwrap_or_else(|| {
-        let names = schema.attributes.iter().map(|attribute| attribute.name.as_str());
-        names.map(|name| (name, state.value.get(name).clone())).collect()
+        let names = schema
+            .attributes
+            .iter()
+            .map(|attribute| attribute.name.as_str());
+        names
+            .map(|name| (name, state.value.get(name).clone()))
+            .collect()
     });
     let identity = conform_to(identity, &schema.ty())?;
     require_known(&identity, "this operation, in the identity,")?;
@@ -50,16 +62,28 @@ pub(crate) async fn resource<P: Provider>(
     let stored = wire::config(request.current_state.as_ref(), &entry.schema)?;
     let identity = wire::identity(request.current_identity.as_ref(), entry.identity.as_ref())?;
     let cx = call.context(wire::capabilities(request.client_capabilities.as_ref()));
-    let mut state = ResourceState { value: stored.clone(), private: request.private.to_vec(), identity, kept: None };
+    let mut state = ResourceState {
+        value: stored.clone(),
+        private: request.private.to_vec(),
+        identity,
+        kept: None,
+    };
     if entry.part.read(&cx, &mut state).await? == Presence::Gone {
-        return Ok(pb::read_resource::Response { new_state: Some(wire::dynamic_null()), ..Default::default() });
+        return Ok(pb::read_resource::Response {
+            new_state: Some(wire::dynamic_null()),
+            ..Default::default()
+        });
     }
     state.value = conform_object(state.value, &entry.schema)?;
     keep_stored_spelling(entry.schema.block.members(), &stored, &mut state.value);
     require_known(&state.value, "a read")?;
     Ok(pb::read_resource::Response {
         new_state: Some(wire::dynamic_object(&state.value, &entry.schema.ty())?),
-        new_identity: entry.identity.as_ref().map(|schema| identity_of(schema, &state)).transpose()?,
+        new_identity: entry
+            .identity
+            .as_ref()
+            .map(|schema| identity_of(schema, &state))
+            .transpose()?,
         private: state.private.into(),
         ..Default::default()
     })
@@ -106,7 +130,10 @@ pub(crate) async fn upgrade_state<P: Provider>(
     let object = conform_object(object, &entry.schema)?;
     require_known(&object, "an upgrade")?;
     let upgraded_state = Some(wire::dynamic_object(&object, &entry.schema.ty())?);
-    Ok(pb::upgrade_resource_state::Response { upgraded_state, diagnostics: Vec::new() })
+    Ok(pb::upgrade_resource_state::Response {
+        upgraded_state,
+        diagnostics: Vec::new(),
+    })
 }
 
 pub(crate) async fn upgrade_identity<P: Provider>(
@@ -115,12 +142,19 @@ pub(crate) async fn upgrade_identity<P: Provider>(
 ) -> Result<pb::upgrade_resource_identity::Response, Diagnostics> {
     let entry = find(&call.core.resources, "resource", &request.type_name)?;
     let Some(schema) = &entry.identity else {
-        return Err(Diagnostics::error("No identity", format!("{} has no identity.", request.type_name)));
+        return Err(Diagnostics::error(
+            "No identity",
+            format!("{} has no identity.", request.type_name),
+        ));
     };
     let raw = wire::raw_state(request.raw_identity.as_ref())?;
     let identity = if request.version == schema.version {
-        crate::json::decode_state(raw.bytes(), &schema.ty())
-            .map_err(|error| Diagnostics::error("Stored identity does not fit the schema", format!("{error}.")))?
+        crate::json::decode_state(raw.bytes(), &schema.ty()).map_err(|error| {
+            Diagnostics::error(
+                "Stored identity does not fit the schema",
+                format!("{error}."),
+            )
+        })?
     } else {
         entry.part.upgrade_identity(request.version, &raw).await?
     };

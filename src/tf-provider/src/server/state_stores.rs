@@ -9,7 +9,9 @@ use super::answer::Answer;
 pub(crate) fn refusal<R: Answer>(type_name: &str) -> R {
     R::failed(&Diagnostics::error(
         "No state stores",
-        format!("This provider has no state store {type_name:?}, nor any other. Use a backend of Terraform."),
+        format!(
+            "This provider has no state store {type_name:?}, nor any other. Use a backend of Terraform."
+        ),
     ))
 }
 

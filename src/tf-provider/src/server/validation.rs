@@ -27,7 +27,9 @@ pub(crate) async fn provider<P: Provider>(
     check_config(schema.block.members(), &config, ALL_ALLOWED, &mut report);
     let cx = call.context(ClientCapabilities::default());
     call.core.provider.validate(&cx, &config, &mut report).await;
-    Ok(pb::validate_provider_config::Response { diagnostics: report.to_proto() })
+    Ok(pb::validate_provider_config::Response {
+        diagnostics: report.to_proto(),
+    })
 }
 
 pub(crate) async fn configure<P: Provider>(
@@ -35,7 +37,8 @@ pub(crate) async fn configure<P: Provider>(
     request: pb::configure_provider::Request,
 ) -> Result<pb::configure_provider::Response, Diagnostics> {
     call.session.set_client(None);
-    call.session.set_terraform_version(request.terraform_version);
+    call.session
+        .set_terraform_version(request.terraform_version);
     let config = wire::config(request.config.as_ref(), &call.core.schema)?;
     let cx = call.context(wire::capabilities(request.client_capabilities.as_ref()));
     let client = call.core.provider.configure(&cx, &config).await?;
@@ -54,18 +57,35 @@ macro_rules! validate {
             let capabilities: fn(&pb::$message::Request) -> ClientCapabilities = $capabilities;
             let capabilities = capabilities(&request);
             let mut report = Diagnostics::new();
-            check_config(entry.schema.block.members(), &config, capabilities, &mut report);
+            check_config(
+                entry.schema.block.members(),
+                &config,
+                capabilities,
+                &mut report,
+            );
             let cx = call.context(capabilities);
             entry.part.validate(&cx, &config, &mut report).await;
-            Ok(pb::$message::Response { diagnostics: report.to_proto() })
+            Ok(pb::$message::Response {
+                diagnostics: report.to_proto(),
+            })
         }
     };
 }
 
-validate!(resource, resources, "resource", validate_resource_config, |request| {
-    wire::capabilities(request.client_capabilities.as_ref())
-});
-validate!(data_source, data_sources, "data source", validate_data_resource_config, |_| ALL_ALLOWED);
+validate!(
+    resource,
+    resources,
+    "resource",
+    validate_resource_config,
+    |request| { wire::capabilities(request.client_capabilities.as_ref()) }
+);
+validate!(
+    data_source,
+    data_sources,
+    "data source",
+    validate_data_resource_config,
+    |_| ALL_ALLOWED
+);
 validate!(
     ephemeral_resource,
     ephemeral_resources,
@@ -73,5 +93,13 @@ validate!(
     validate_ephemeral_resource_config,
     |_| ALL_ALLOWED
 );
-validate!(list_resource, list_resources, "list resource", validate_list_resource_config, |_| ALL_ALLOWED);
-validate!(action, actions, "action", validate_action_config, |_| ALL_ALLOWED);
+validate!(
+    list_resource,
+    list_resources,
+    "list resource",
+    validate_list_resource_config,
+    |_| ALL_ALLOWED
+);
+validate!(action, actions, "action", validate_action_config, |_| {
+    ALL_ALLOWED
+});

@@ -41,9 +41,18 @@ pub enum Tool {
 /// The example provider; `cargo test` builds examples beside test programs.
 pub fn provider_program() -> PathBuf {
     let test = std::env::current_exe().expect("a test program has a path");
-    let folder = test.parent().and_then(Path::parent).expect("test programs are in target/<profile>/deps");
-    let program = folder.join("examples").join(format!("notes{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "{} is missing: cargo build -p tf-provider --examples", program.display());
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("test programs are in target/<profile>/deps");
+    let program = folder
+        .join("examples")
+        .join(format!("notes{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        program.exists(),
+        "{} is missing: cargo build -p tf-provider --examples",
+        program.display()
+    );
     program
 }
 
@@ -67,7 +76,11 @@ impl From<Output> for Outcome {
     fn from(output: Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         let text = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        Self { code: output.status.code().unwrap_or(-1), text, stdout }
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            text,
+            stdout,
+        }
     }
 }
 
@@ -79,7 +92,10 @@ pub struct Lab {
 
 impl Lab {
     pub fn new(tool: Tool) -> Self {
-        let folder = tempfile::Builder::new().prefix("tfp-").tempdir().expect("the temporary folder is writable");
+        let folder = tempfile::Builder::new()
+            .prefix("tfp-")
+            .tempdir()
+            .expect("the temporary folder is writable");
         let lab = Self { folder, tool };
         for name in ["bin", "notes", "work"] {
             std::fs::create_dir(lab.path(name)).expect("the folder is new");
@@ -104,7 +120,10 @@ impl Lab {
     }
 
     pub fn configure(&self, configuration: &str) {
-        let provider = format!("provider \"example\" {{\n  root = {:?}\n}}\n", self.path("notes"));
+        let provider = format!(
+            "provider \"example\" {{\n  root = {:?}\n}}\n",
+            self.path("notes")
+        );
         self.write("main.tf", &format!("{HEAD}{provider}{configuration}"));
     }
 
@@ -130,7 +149,14 @@ impl Lab {
     pub fn notes(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.path("notes")).expect("the folder is there");
         let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
+            .filter_map(|entry| {
+                entry
+                    .ok()?
+                    .file_name()
+                    .to_str()?
+                    .strip_suffix(".json")
+                    .map(str::to_owned)
+            })
             .collect();
         names.sort();
         names
@@ -142,14 +168,22 @@ impl Lab {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match self.tool {
-            Tool::Program => Command::new(std::env::var("TERRAFORM").unwrap_or_else(|_| "terraform".to_owned())),
+            Tool::Program => {
+                Command::new(std::env::var("TERRAFORM").unwrap_or_else(|_| "terraform".to_owned()))
+            }
             Tool::Library => {
                 let mut command = Command::new(library_python());
                 command.arg(self.path("wrapper.py"));
                 command
             }
         };
-        for variable in ["TF_LOG", "TF_LOG_PROVIDER", "TF_LOG_PATH", "TF_CLI_ARGS", "TF_REATTACH_PROVIDERS"] {
+        for variable in [
+            "TF_LOG",
+            "TF_LOG_PROVIDER",
+            "TF_LOG_PATH",
+            "TF_CLI_ARGS",
+            "TF_REATTACH_PROVIDERS",
+        ] {
             command.env_remove(variable);
         }
         command
@@ -198,10 +232,17 @@ impl Lab {
 
     /// Attributes of the only resource of a type in the state.
     pub fn state_of(&self, kind: &str) -> serde_json::Value {
-        let state: serde_json::Value = serde_json::from_str(&self.read("terraform.tfstate")).expect("there is a state");
-        let resources = state["resources"].as_array().expect("a state has resources");
-        let resource = resources.iter().find(|resource| resource["type"] == kind && resource["mode"] == "managed");
-        resource.map(|resource| resource["instances"][0].clone()).unwrap_or_default()
+        let state: serde_json::Value =
+            serde_json::from_str(&self.read("terraform.tfstate")).expect("there is a state");
+        let resources = state["resources"]
+            .as_array()
+            .expect("a state has resources");
+        let resource = resources
+            .iter()
+            .find(|resource| resource["type"] == kind && resource["mode"] == "managed");
+        resource
+            .map(|resource| resource["instances"][0].clone())
+            .unwrap_or_default()
     }
 
     /// Provider processes that this test's Terraform started and that still live.
@@ -211,7 +252,10 @@ impl Lab {
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let ours = String::from_utf8_lossy(&line).starts_with(&*program.to_string_lossy());
-            let id: Option<u32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let id: Option<u32> = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
             found.extend(id.filter(|_| ours));
         }
         found
