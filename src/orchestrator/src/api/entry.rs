@@ -298,15 +298,14 @@ pub fn unknown_path(path: &str) -> Fault {
 
 fn is_api_version(text: &str) -> bool {
     let date = text.strip_suffix("-preview").unwrap_or(text);
-    let shape = date.len() == 10
+    date.len() == 10
         && date.bytes().enumerate().all(|(at, byte)| {
             if at == 4 || at == 7 {
                 byte == b'-'
             } else {
                 byte.is_ascii_digit()
             }
-        });
-    shape
+        })
 }
 
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Principal, Box<Response<Body>>> {

@@ -181,7 +181,7 @@ async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
     let mut documents =
         vec![json!({ "key": id.key(), "kind": Fabric::KIND, "body": stored.record })];
     documents.extend(mappings.iter().map(|mapping| json!({ "key": mapping.key, "kind": records::Mapping::KIND, "body": mapping.record })));
-    documents.extend(engines.iter().map(|engine| engine_document(engine)));
+    documents.extend(engines.iter().map(engine_document));
     let engine_ids: Vec<&str> = engines
         .iter()
         .map(|engine| engine.engine_id.as_str())

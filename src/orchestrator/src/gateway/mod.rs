@@ -125,8 +125,7 @@ impl EngineStream {
         let mut bell = self.app.listen();
         bell.mark_changed();
         let mut told = None;
-        let mut repeat =
-            tokio::time::interval_at(tokio::time::Instant::now() + REPEAT, REPEAT);
+        let mut repeat = tokio::time::interval_at(tokio::time::Instant::now() + REPEAT, REPEAT);
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,

@@ -8,8 +8,7 @@
 //! Replication is not touched: the drill has its own state axis and its own desired state entries.
 //! A node that fails takes all test VMs away again.
 
-use arm_model::job::{GroupTaskDetails, JobState, Task, TaskDetails};
-use arm_model::test_failover::DrillVm;
+use arm_model::job::{GroupTaskDetails, Task, TaskDetails};
 use arm_model::{ArmError, ProtectedItemId};
 use async_trait::async_trait;
 use engine_protocol::v1::{self, recovered_vm_status::State};
@@ -17,8 +16,9 @@ use protection::{DrillState, Event};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::drill_report::show;
 use super::enable_protection::{from_finding, host_disconnected, item_name};
-use super::state::{children, fresh_task};
+use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
 use crate::app::App;
 use crate::fault::Fault;
@@ -26,7 +26,7 @@ use crate::fleet::Live;
 use crate::store::records::{self, Item, Plan, Recovered};
 
 /// Nodes before the boot groups.
-const BEFORE_GROUPS: usize = 3;
+pub(super) const BEFORE_GROUPS: usize = 3;
 /// A VM that is made without being started may take so long before we go on without it.
 const PREPARE_MS: i64 = 30_000;
 
@@ -54,17 +54,17 @@ pub struct DrillInput {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Chosen {
     /// Item's key.
-    item: String,
+    pub(super) item: String,
     /// Id of the test VM.
-    vm_id: String,
+    pub(super) vm_id: String,
     /// Recovery host's engine.
-    engine_id: String,
+    pub(super) engine_id: String,
     /// Recovery point.
-    point_id: String,
+    pub(super) point_id: String,
     /// Instant of that point.
-    point_ms: i64,
+    pub(super) point_ms: i64,
     /// Group, from 0.
-    group: usize,
+    pub(super) group: usize,
 }
 
 /// Tasks of a drill.
@@ -163,7 +163,7 @@ fn input(run: &Run<'_>) -> Result<DrillInput, Fault> {
     })
 }
 
-fn chosen(run: &Run<'_>) -> Vec<Chosen> {
+pub(super) fn chosen(run: &Run<'_>) -> Vec<Chosen> {
     let memo = run.job.recall("vms").cloned().unwrap_or_default();
     serde_json::from_value(memo).unwrap_or_default()
 }

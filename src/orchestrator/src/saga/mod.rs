@@ -17,6 +17,7 @@
 pub mod disable_protection;
 pub mod drill;
 pub mod drill_cleanup;
+mod drill_report;
 pub mod enable_protection;
 pub mod initial_replication;
 pub mod runner;

@@ -431,3 +431,22 @@ pub fn policy_body(interval: u32) -> Value {
         "applicationConsistentSnapshotFrequencyInHours": 1, "replicationInterval": interval,
     } } })
 }
+
+/// Base resources, and an engine that has reported its VMs.
+pub async fn ready() -> (World, engine::Engine) {
+    let world = World::start().await;
+    world.base_resources().await;
+    let engine = engine::Engine::start(
+        &world.registration_key().await,
+        &world.orchestrator.gateway.to_string(),
+    )
+    .await;
+    let container = world.container().await;
+    world
+        .until(
+            &format!("{container}/replicationProtectableItems"),
+            |list| list["value"].as_array().is_some_and(|list| list.len() == 3),
+        )
+        .await;
+    (world, engine)
+}

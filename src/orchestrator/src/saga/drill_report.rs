@@ -1,0 +1,127 @@
+//! What a drill's job tells of its VMs: states, times, and the figures of recovery (RTO, RPO).
+
+use arm_model::job::JobState;
+use arm_model::test_failover::DrillVm;
+use engine_protocol::v1::recovered_vm_status::State;
+
+use super::Run;
+use super::drill::{BEFORE_GROUPS, Chosen, DrillInput, chosen};
+use super::enable_protection::item_name;
+use super::state::children;
+use crate::fault::Fault;
+use crate::fleet::Live;
+use crate::store::records::{self, Item};
+
+/// Writes what is known of the VMs into the job.
+pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fault> {
+    let app = run.app;
+    let mut details = Vec::new();
+    let mut states = Vec::new();
+    for vm in chosen(run) {
+        let Some(item) = records::get::<Item>(app.store.as_ref(), &vm.item).await? else {
+            continue;
+        };
+        let live = app.fleet.get(&vm.engine_id).unwrap_or_default();
+        let detail = detail(
+            &vm,
+            &item.record,
+            &live,
+            input,
+            app.patience.boot_ms < run.waited_ms(),
+        );
+        states.push((vm.group, item.record.vm_name.clone(), detail.state.clone()));
+        details.push(detail);
+    }
+    run.job.properties.custom_details.protected_item_details = Some(details);
+    run.job.properties.custom_details.test_failover_status = Some("Active".to_owned());
+    let now = app.now_text();
+    for group in 0..input.groups.len() {
+        let Some(task) = run.job.properties.tasks.get_mut(BEFORE_GROUPS + group) else {
+            continue;
+        };
+        let members = states.iter().filter(|(member, _, _)| *member == group);
+        for (child, (_, name, state)) in children(task).iter_mut().zip(members) {
+            child.friendly_name = format!("Start {name}");
+            let (job_state, text) = match state.as_str() {
+                "Booted" => (JobState::Succeeded, "Completed"),
+                "Failed" => (JobState::Failed, "Failed"),
+                "Preparing" | "Running" => (JobState::InProgress, "InProgress"),
+                _ => (JobState::NotStarted, "NotStarted"),
+            };
+            if child.state != job_state {
+                if child.state == JobState::NotStarted {
+                    now.clone_into(&mut child.start_time);
+                }
+                if job_state.is_final() {
+                    now.clone_into(&mut child.end_time);
+                }
+                child.state = job_state;
+                text.clone_into(&mut child.state_description);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn detail(vm: &Chosen, item: &Item, live: &Live, input: &DrillInput, late: bool) -> DrillVm {
+    let status = live.recovered(&vm.vm_id).cloned().unwrap_or_default();
+    let instant = arm_model::timestamp::from_unix_ms;
+    let point_ms = if status.point_time_unix_ms > 0 {
+        status.point_time_unix_ms
+    } else {
+        vm.point_ms
+    };
+    let up = Some(status.first_output_unix_ms)
+        .filter(|ms| *ms > 0)
+        .or(Some(status.started_unix_ms).filter(|ms| *ms > 0));
+    let seconds = |ms: i64| {
+        std::time::Duration::from_millis(u64::try_from(ms.max(0)).unwrap_or_default()).as_secs_f64()
+    };
+    let target = item
+        .request
+        .target_azure_vm_name
+        .clone()
+        .unwrap_or_else(|| item.vm_name.clone());
+    DrillVm {
+        name: item_name(&item.id).to_owned(),
+        friendly_name: item.vm_name.clone(),
+        test_vm_name: vm.vm_id.clone(),
+        test_vm_friendly_name: format!("{target}-test"),
+        network_connection_status: if input.isolated {
+            "NotConnected"
+        } else {
+            "Connected"
+        }
+        .to_owned(),
+        recovery_point_id: format!(
+            "{}/recoveryPoints/{}",
+            item.id,
+            if status.point_id.is_empty() {
+                &vm.point_id
+            } else {
+                &status.point_id
+            }
+        ),
+        recovery_point_time: instant(point_ms),
+        group: u32::try_from(vm.group + 1).unwrap_or(u32::MAX),
+        requested_time: instant(input.requested_unix_ms),
+        started_time: instant(status.started_unix_ms),
+        first_output_time: instant(status.first_output_unix_ms),
+        rto_in_seconds: up.map(|up| seconds(up - input.requested_unix_ms)),
+        rpo_in_seconds: Some(seconds(input.requested_unix_ms - point_ms)).filter(|_| point_ms > 0),
+        recovery_host: live.host_name().to_owned(),
+        console_path: status.console_path.clone(),
+        state: match status.state() {
+            State::Unspecified => "",
+            State::Preparing => "Preparing",
+            State::Running => "Running",
+            State::Booted => "Booted",
+            State::Off => "Off",
+            State::Failed => "Failed",
+        }
+        .to_owned(),
+        note: (late && status.state() == State::Running)
+            .then(|| "The VM runs but has written nothing to its console.".to_owned()),
+        ..DrillVm::default()
+    }
+}

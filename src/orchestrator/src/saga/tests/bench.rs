@@ -1,0 +1,214 @@
+//! A store with a vault, a site, a host and a policy, and an engine that does everything at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arm_model::{ArmId, VaultId};
+use engine_protocol::Authority;
+use engine_protocol::v1::{self, recovered_vm_status, replication_status};
+use protection::{Event, Generation, Observed};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::app::{App, Parts, Patience};
+use crate::auth::jwt::SigningKey;
+use crate::auth::token::TokenIssuer;
+use crate::gateway::desired;
+use crate::gateway::reports::Intake;
+use crate::store::records::{self, EngineRecord, Item, Mapping, Policy};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Expect, Query, ResourceStore as _};
+
+pub(super) const ENGINE: &str = "9d3c2f10-77aa-4c55-8a10-6b2f1d0e9a77";
+/// A store with a vault, a site, a host and a policy; apps come and go.
+pub(super) struct Bench {
+    _folder: TempDir,
+    pub(super) store: SqliteStore,
+    pub(super) vault: VaultId,
+    token_key: Vec<u8>,
+    ca: (String, String),
+    points: BTreeMap<String, String>,
+}
+
+impl Bench {
+    pub(super) async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let store = SqliteStore::open(&folder.path().join("metadata.db")).expect("store");
+        let authority = Authority::generate("test", time::OffsetDateTime::now_utc()).expect("CA");
+        let bench = Self {
+            _folder: folder,
+            store,
+            vault: VaultId::new("s", "g", "v"),
+            token_key: SigningKey::generate().expect("key"),
+            ca: (
+                authority.certificate_pem().to_owned(),
+                authority.key_pem().to_owned(),
+            ),
+            points: BTreeMap::new(),
+        };
+        let fabric = bench.vault.fabric("f");
+        let policy = bench.vault.policy("p");
+        let engine = EngineRecord {
+            engine_id: ENGINE.to_owned(),
+            provider_id: fabric.provider(ENGINE).to_string(),
+            fabric_id: fabric.to_string(),
+            site_id: "site".to_owned(),
+            report: String::new(),
+            last_seen_unix_ms: 0,
+        };
+        let policy_record = Policy {
+            id: policy.to_string(),
+            details: arm_model::policy::PolicyDetails::default(),
+        };
+        let mapping = fabric.container("c").mapping("m");
+        let mapping_record = Mapping {
+            id: mapping.to_string(),
+            policy_id: policy.to_string(),
+        };
+        let changes = vec![
+            records::put(records::engine_key(ENGINE), &engine, Expect::Absent).expect("record"),
+            records::put(policy.key(), &policy_record, Expect::Absent).expect("record"),
+            records::put(mapping.key(), &mapping_record, Expect::Absent).expect("record"),
+        ];
+        bench.store.apply(changes).await.expect("stored");
+        bench
+    }
+
+    /// A fresh process on the same store, and the engine's report to it.
+    pub(super) async fn app(&mut self) -> Arc<App> {
+        let authority = Authority::from_pem(self.ca.0.clone(), self.ca.1.clone()).expect("CA");
+        let key = SigningKey::from_pkcs8(&self.token_key).expect("key");
+        let (app, _receiver) = App::new(Parts {
+            store: Arc::new(self.store.clone()),
+            authority,
+            tokens: TokenIssuer::new(key, "https://localhost", "t"),
+            public_url: "https://localhost".to_owned(),
+            gateway: "localhost:1".to_owned(),
+            regions: Vec::new(),
+            tenant_id: "t".to_owned(),
+            patience: Patience::default(),
+        });
+        self.report(&app).await;
+        app
+    }
+
+    /// The engine does everything at once and reports it.
+    pub(super) async fn report(&mut self, app: &App) {
+        let wanted = desired::refresh(app, ENGINE).await.expect("desired state");
+        let replications = wanted.replications.iter().map(|one| {
+            let state = if one.phase() == v1::replication::Phase::Retired {
+                replication_status::State::Retired
+            } else {
+                replication_status::State::Protected
+            };
+            let point = self
+                .points
+                .entry(one.item_id.clone())
+                .or_insert_with(|| uuid::Uuid::new_v4().to_string());
+            v1::ReplicationStatus {
+                item_id: one.item_id.clone(),
+                generation: one.generation,
+                state: state.into(),
+                recovery_points: vec![v1::RecoveryPoint {
+                    id: point.clone(),
+                    time_unix_ms: 1_000,
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }
+        });
+        let recovered_vms = wanted.recovered_vms.iter().map(|vm| {
+            let state = if vm.power() == v1::recovered_vm::Power::Running {
+                recovered_vm_status::State::Booted
+            } else {
+                recovered_vm_status::State::Off
+            };
+            v1::RecoveredVmStatus {
+                id: vm.id.clone(),
+                state: state.into(),
+                ..Default::default()
+            }
+        });
+        let vms = ["vm-a", "vm-b"].map(|id| v1::VirtualMachine {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            ..Default::default()
+        });
+        let report = v1::EngineReport {
+            observed_generation: wanted.generation,
+            host: Some(v1::Host {
+                name: "hv1".to_owned(),
+                recovery_role: true,
+                ..Default::default()
+            }),
+            virtual_machines: vms.to_vec(),
+            replications: replications.collect(),
+            recovered_vms: recovered_vms.collect(),
+        };
+        Intake::new(ENGINE).take(app, report).await.expect("report");
+    }
+
+    pub(super) fn item_id(&self, name: &str) -> ArmId {
+        self.vault
+            .fabric("f")
+            .container("c")
+            .protected_item(name)
+            .into()
+    }
+
+    pub(super) fn item(&self, name: &str) -> Item {
+        Item {
+            id: self.item_id(name).to_string(),
+            machine: protection::Item::new(Generation(0)),
+            engine_id: ENGINE.to_owned(),
+            vm_id: name.to_owned(),
+            vm_name: name.to_owned(),
+            disk_ids: vec!["disk".to_owned()],
+            policy_id: self.vault.policy("p").to_string(),
+            storage_id:
+                "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/st"
+                    .to_owned(),
+            folder: "/srv/store".to_owned(),
+            vault_key: "v-00000000".to_owned(),
+            request: arm_model::protected_item::EnableDetails::default(),
+            last_test_failover: None,
+            drill_job: None,
+            correlation_id: String::new(),
+        }
+    }
+
+    /// An item that is protected already.
+    pub(super) async fn protected(&self, name: &str) {
+        let mut item = self.item(name);
+        let report = Event::Report {
+            generation: Generation(0),
+            observed: Observed::Protected,
+        };
+        item.machine = protection::step(item.machine, report).expect("report").0;
+        self.store
+            .apply(vec![
+                records::put(self.item_id(name).key(), &item, Expect::Any).expect("record"),
+            ])
+            .await
+            .expect("stored");
+    }
+
+    /// Everything but jobs, and without what only grows.
+    pub(super) async fn remains(&self) -> BTreeMap<String, Value> {
+        let mut all = BTreeMap::new();
+        for kind in [
+            "item",
+            "plan",
+            "policy",
+            "mapping",
+            "recovered",
+            "lock",
+            "fabric",
+        ] {
+            for document in self.store.list(Query::below(kind, "")).await.expect("list") {
+                all.insert(document.key, document.body);
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,264 @@
+//! The workflows: how the world of each is prepared, how its job is begun, what must hold afterwards.
+
+use arm_model::ArmId;
+use arm_model::job::{JobDetails, JobState};
+use protection::DrillState;
+use serde_json::json;
+
+use super::bench::Bench;
+use super::run;
+use crate::saga::drill::DrillInput;
+use crate::saga::runner::Trial;
+use crate::saga::start::{NewJob, start};
+use crate::saga::{
+    disable_protection, drill, drill_cleanup, enable_protection, initial_replication, state,
+};
+use crate::store::records::{self, Item, Mapping, Plan, Policy, Recovered};
+use crate::store::{Expect, ResourceStore as _};
+
+/// A workflow to try: how its world is prepared and how its job is begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Case {
+    Put,
+    Remove,
+    Enable,
+    Completion,
+    Disable,
+    ItemDrill,
+    PlanDrill,
+    Cleanup,
+}
+
+pub(super) const ALL: [Case; 8] = [
+    Case::Put,
+    Case::Remove,
+    Case::Enable,
+    Case::Completion,
+    Case::Disable,
+    Case::ItemDrill,
+    Case::PlanDrill,
+    Case::Cleanup,
+];
+
+impl Case {
+    pub(super) async fn prepare(self, bench: &mut Bench) {
+        match self {
+            Self::Put | Self::Remove | Self::Enable => {}
+            Self::Completion | Self::Disable | Self::ItemDrill => bench.protected("vm-a").await,
+            Self::PlanDrill | Self::Cleanup => {
+                bench.protected("vm-a").await;
+                bench.protected("vm-b").await;
+                let plan = bench.vault.plan("plan");
+                let record = Plan {
+                    id: plan.to_string(),
+                    fabric_id: bench.vault.fabric("f").to_string(),
+                    deployment_model: String::new(),
+                    groups: Vec::new(),
+                    last_test_failover: None,
+                    drill_job: None,
+                };
+                bench
+                    .store
+                    .apply(vec![
+                        records::put(plan.key(), &record, Expect::Any).expect("record"),
+                    ])
+                    .await
+                    .expect("stored");
+            }
+        }
+        if self == Self::Cleanup {
+            let key = Self::PlanDrill.begin(bench).await;
+            assert_eq!(
+                run(bench, &key, Trial::default(), false).await,
+                JobState::Succeeded
+            );
+        }
+    }
+
+    pub(super) async fn begin(self, bench: &mut Bench) -> String {
+        let app = bench.app().await;
+        let vault = bench.vault.clone();
+        let plan: ArmId = vault.plan("plan").into();
+        let drill_input = |plan: Option<String>, groups: Vec<Vec<String>>| DrillInput {
+            plan,
+            groups,
+            point: None,
+            application_consistent: false,
+            isolated: true,
+            requested_unix_ms: 2_000,
+        };
+        let (a, b) = (bench.item_id("vm-a"), bench.item_id("vm-b"));
+        let text = |id: &ArmId| id.as_str().to_owned();
+        let policy: ArmId = vault.policy("new").into();
+        let one = |name: &str| {
+            vec![
+                state::fresh_task("check", "check"),
+                state::fresh_task(name, name),
+            ]
+        };
+        let (resource, workflow, input, tasks) = match self {
+            Self::Put => {
+                let body = Policy {
+                    id: text(&policy),
+                    details: arm_model::policy::PolicyDetails::default(),
+                };
+                (
+                    policy.clone(),
+                    "put",
+                    json!({ "key": policy.key(), "kind": "policy", "body": body, "before": null }),
+                    one("put"),
+                )
+            }
+            Self::Remove => {
+                let mapping: ArmId = vault.fabric("f").container("c").mapping("m").into();
+                let body = bench
+                    .store
+                    .get(&mapping.key())
+                    .await
+                    .expect("get")
+                    .expect("mapping")
+                    .body;
+                (
+                    mapping.clone(),
+                    "remove",
+                    json!({ "documents": [{ "key": mapping.key(), "kind": "mapping", "body": body }], "engines": [] }),
+                    one("remove"),
+                )
+            }
+            Self::Enable => (
+                a.clone(),
+                "enableProtection",
+                json!({ "item": bench.item("vm-a") }),
+                enable_protection::tasks(),
+            ),
+            Self::Completion => (
+                a.clone(),
+                "initialReplication",
+                json!({ "item": a, "generation": 0 }),
+                initial_replication::tasks(),
+            ),
+            Self::Disable => (
+                a.clone(),
+                "disableProtection",
+                json!({ "item": a, "deleteReplica": true }),
+                disable_protection::tasks(),
+            ),
+            Self::ItemDrill => {
+                let input = drill_input(None, vec![vec![text(&a)]]);
+                (
+                    a.clone(),
+                    "testFailover",
+                    json!(input),
+                    drill::tasks(&input.groups, false),
+                )
+            }
+            Self::PlanDrill => {
+                let input = drill_input(Some(text(&plan)), vec![vec![text(&b)], vec![text(&a)]]);
+                (
+                    plan.clone(),
+                    "testFailover",
+                    json!(input),
+                    drill::tasks(&input.groups, true),
+                )
+            }
+            Self::Cleanup => (
+                plan.clone(),
+                "testFailoverCleanup",
+                json!({ "plan": plan, "items": [a, b], "comments": "done" }),
+                drill_cleanup::tasks(),
+            ),
+        };
+        let job = start(
+            &app,
+            NewJob {
+                vault: &vault,
+                resource: &resource,
+                removes: false,
+                scenario: "Trial",
+                friendly_name: "Trial",
+                target_name: "trial",
+                target_type: "Other",
+                workflow,
+                input,
+                tasks,
+                details: JobDetails::default(),
+                locks: vec![resource.key()],
+                request_id: "",
+                changes: Vec::new(),
+                name: None,
+            },
+        )
+        .await
+        .expect("job");
+        job.key()
+    }
+
+    /// What must hold after success.
+    pub(super) async fn check(self, bench: &Bench) {
+        let store = &bench.store;
+        let item = records::get::<Item>(store, &bench.item_id("vm-a").key())
+            .await
+            .expect("get")
+            .map(|item| item.record);
+        let vms = records::list::<Recovered>(store, "~recovered/")
+            .await
+            .expect("list")
+            .len();
+        match self {
+            Self::Put => assert!(
+                store
+                    .get(&bench.vault.policy("new").key())
+                    .await
+                    .expect("get")
+                    .is_some()
+            ),
+            Self::Remove => assert!(
+                records::list::<Mapping>(store, "")
+                    .await
+                    .expect("list")
+                    .is_empty()
+            ),
+            Self::Enable => assert!(item.expect("item").machine.copied_once),
+            Self::Completion => assert!(item.is_some()),
+            Self::Disable => assert!(item.is_none()),
+            Self::ItemDrill | Self::PlanDrill => {
+                assert_eq!(
+                    item.expect("item").machine.drill,
+                    DrillState::WaitingForCleanup
+                );
+                assert_eq!(
+                    vms,
+                    if self == Self::PlanDrill { 2 } else { 1 },
+                    "one VM each, however often nodes ran"
+                );
+            }
+            Self::Cleanup => {
+                let item = item.expect("item");
+                assert_eq!(
+                    (item.machine.drill, item.drill_job, vms),
+                    (DrillState::None, None, 0)
+                );
+                let plan = records::get::<Plan>(store, &bench.vault.plan("plan").key())
+                    .await
+                    .expect("get")
+                    .expect("plan");
+                assert_eq!(plan.record.drill_job, None);
+            }
+        }
+        assert!(
+            !records::any::<records::Lock>(store, "")
+                .await
+                .expect("locks"),
+            "locks are given back"
+        );
+    }
+
+    pub(super) fn tasks(self) -> usize {
+        match self {
+            Self::Put | Self::Remove | Self::Completion => 2,
+            Self::Enable | Self::PlanDrill => 5,
+            Self::Disable | Self::Cleanup => 3,
+            Self::ItemDrill => 4,
+        }
+    }
+}
