@@ -1,15 +1,21 @@
-"""Microsoft's unmodified Python SDK against a running orchestrator.
+"""Microsoft's unmodified Python SDK against an orchestrator.
 
 Needs: pip install azure-mgmt-recoveryservicessiterecovery==2.0.0 azure-mgmt-recoveryservices azure-identity
-Reads the SITERECOVERY_* variables that the orchestrator prints at its first start. Makes its own vault,
-walks site, policy, lists and removal, and checks what errors look like. With a host registered in the site
-(SITERECOVERY_SDK_CONTAINER set to its container name) it walks the association too.
 
-    python tests/sdk/asr_sdk.py
+    python tests/sdk/asr_sdk.py target/debug     starts an orchestrator and an engine of its own
+    python tests/sdk/asr_sdk.py                  uses the one that the SITERECOVERY_* variables name
+
+Makes its own vault and walks site, host, policy, association, lists, errors and removal. Without an engine of
+its own the parts about hosts are left out.
 """
 
 import os
+import pathlib
+import shlex
+import subprocess
 import sys
+import tempfile
+import time
 import uuid
 
 import requests
@@ -18,10 +24,6 @@ from azure.identity import ClientSecretCredential
 from azure.mgmt.recoveryservices import RecoveryServicesClient
 from azure.mgmt.recoveryservicessiterecovery import SiteRecoveryManagementClient
 
-ENDPOINT = os.environ["SITERECOVERY_ENDPOINT"].rstrip("/")
-CA = os.environ["SITERECOVERY_CA_FILE"]
-TENANT = os.environ["SITERECOVERY_TENANT_ID"]
-SUBSCRIPTION = os.environ["SITERECOVERY_SUBSCRIPTION_ID"]
 GROUP = "rg-sdk"
 VAULT = "vault-sdk-" + uuid.uuid4().hex[:8]
 SITE = "site-sdk"
@@ -52,23 +54,83 @@ def refused(status, code, call):
     step(f"refused with {status} {code}", False, "it went through")
 
 
-def main():
+def wait(what, seconds, condition):
+    """Asks until the condition gives something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    step(what, False, "waited too long")
+
+
+def exports(text):
+    """The variables that the orchestrator prints."""
+    words = (shlex.split(line) for line in text.splitlines() if line.startswith("export "))
+    return dict(word[1].split("=", 1) for word in words)
+
+
+def with_own_processes(programs):
+    """Starts orchestrator and engine in a temporary folder, walks, and takes both down again."""
+    with tempfile.TemporaryDirectory(prefix="asr-sdk-") as name:
+        folder = pathlib.Path(name)
+        (folder / "vms").mkdir()
+        (folder / "engine").mkdir()
+        started = []
+
+        def start(program, *arguments):
+            log = open(folder / f"{program}.log", "wb")
+            process = subprocess.Popen([programs / program, *arguments], stdout=log, stderr=log)
+            started.append(process)
+
+        try:
+            start(
+                "siterecovery-orchestrator", "serve", "--data", folder / "data", "--listen", "127.0.0.1:19443",
+                "--gateway", "127.0.0.1:19444", "--write-admin-env", folder / "admin.env", "--ready-file", folder / "ready",
+            )
+            wait("orchestrator is ready", 20, (folder / "ready").exists)
+            os.environ.update(exports((folder / "admin.env").read_text()))
+
+            def register(key):
+                (folder / "registration.key").write_text(key)
+                config = {
+                    "vm_folder": folder / "vms",
+                    "data_folder": folder / "engine",
+                    "registration_key_file": folder / "registration.key",
+                }
+                lines = [f'{key} = "{value}"' for key, value in config.items()]
+                (folder / "engine.toml").write_text("\n".join(lines) + "\n")
+                start("siterecovery-engine", "run", "--config", folder / "engine.toml")
+
+            walk(register)
+        finally:
+            for process in reversed(started):
+                process.terminate()
+                process.wait(timeout=20)
+
+
+def walk(register=None):
+    """The walk. `register` starts an engine with a registration key."""
+    endpoint = os.environ["SITERECOVERY_ENDPOINT"].rstrip("/")
+    ca = os.environ["SITERECOVERY_CA_FILE"]
+    subscription = os.environ["SITERECOVERY_SUBSCRIPTION_ID"]
     credential = ClientSecretCredential(
-        TENANT,
+        os.environ["SITERECOVERY_TENANT_ID"],
         os.environ["SITERECOVERY_CLIENT_ID"],
         os.environ["SITERECOVERY_CLIENT_SECRET"],
-        authority=ENDPOINT,
+        authority=endpoint,
         disable_instance_discovery=True,
-        connection_verify=CA,
+        connection_verify=ca,
     )
     options = dict(
-        base_url=ENDPOINT,
-        credential_scopes=[ENDPOINT + "/.default"],
-        connection_verify=CA,
+        base_url=endpoint,
+        credential_scopes=[endpoint + "/.default"],
+        connection_verify=ca,
         polling_interval=1,
     )
-    vaults = RecoveryServicesClient(credential, SUBSCRIPTION, **options)
-    client = SiteRecoveryManagementClient(credential, SUBSCRIPTION, **options)
+    vaults = RecoveryServicesClient(credential, subscription, **options)
+    client = SiteRecoveryManagementClient(credential, subscription, **options)
 
     vault = vaults.vaults.begin_create_or_update(
         GROUP, VAULT, {"location": "northeurope", "sku": {"name": "RS0"}, "properties": {}, "tags": {"team": "sdk"}}
@@ -116,8 +178,32 @@ def main():
     policy_input["properties"]["providerSpecificInput"]["replicationInterval"] = 1
     refused(400, "InvalidParameter", lambda: client.replication_policies.begin_create(*SCOPE, "bad", policy_input))
 
-    container = os.environ.get("SITERECOVERY_SDK_CONTAINER")
-    if container:
+    container = None
+    if register:
+        token = credential.get_token(endpoint + "/.default").token
+        answer = requests.post(
+            f"{endpoint}{site.id}/registrationKeys?api-version=2025-08-01",
+            headers={"Authorization": "Bearer " + token},
+            json={"properties": {"validityInHours": 1}},
+            verify=ca,
+            timeout=10,
+        )
+        register(answer.json()["properties"]["key"])
+
+        def connected():
+            hosts = list(client.replication_recovery_services_providers.list_by_replication_fabrics(*SCOPE, SITE))
+            return next((host for host in hosts if host.properties.connection_status == "Connected"), None)
+
+        host = wait("host is connected", 30, connected)
+        step("host has registered", host.properties.fabric_type == "HyperVSite", host)
+        refreshed = client.replication_recovery_services_providers.begin_refresh_provider(*SCOPE, SITE, host.name).result()
+        step("host is refreshed", refreshed.properties.last_heart_beat is not None, refreshed)
+        containers = list(client.replication_protection_containers.list_by_replication_fabrics(*SCOPE, SITE))
+        step("site has exactly one container", len(containers) == 1, containers)
+        container = containers[0].name
+        step("container is named after the site", container == "cloud_" + site.properties.internal_identifier, container)
+        items = list(client.replication_protectable_items.list_by_replication_protection_containers(*SCOPE, SITE, container))
+        step("protectable items can be read", items == [], items)
         mapping = {"properties": {"policyId": policy.id, "targetProtectionContainerId": "Microsoft Azure"}}
         made = client.replication_protection_container_mappings.begin_create(
             *SCOPE, SITE, container, "map-sdk", mapping
@@ -145,16 +231,18 @@ def main():
     refused(404, "ResourceNotFound", lambda: client.replication_fabrics.get(*SCOPE, "none"))
     refused(409, "VaultNotEmpty", lambda: vaults.vaults.begin_delete(GROUP, VAULT))
     answer = requests.get(
-        f"{ENDPOINT}/subscriptions/{SUBSCRIPTION}/providers/Microsoft.RecoveryServices/vaults?api-version=2025-08-01",
+        f"{endpoint}/subscriptions/{subscription}/providers/Microsoft.RecoveryServices/vaults?api-version=2025-08-01",
         headers={"Authorization": "Bearer wrong"},
-        verify=CA,
+        verify=ca,
         timeout=10,
     )
     step("wrong token gets a challenge", answer.status_code == 401 and "authorization=" in answer.headers["WWW-Authenticate"])
 
     if container:
-        client.replication_protection_container_mappings.begin_delete(*SCOPE, SITE, container, "map-sdk", {}).result()
-        step("policy is dissociated", True)
+        client.replication_protection_container_mappings.begin_delete(*SCOPE, SITE, container, "map-sdk", {"properties": {}}).result()
+        step("policy is dissociated", list(client.replication_protection_container_mappings.list(*SCOPE)) == [])
+        client.replication_recovery_services_providers.begin_delete(*SCOPE, SITE, host.name).result()
+        step("host is removed", list(client.replication_recovery_services_providers.list(*SCOPE)) == [])
     client.replication_policies.begin_delete(*SCOPE, POLICY).result()
     client.replication_fabrics.begin_delete(*SCOPE, SITE).result()
     step("site is removed", list(client.replication_fabrics.list(*SCOPE)) == [])
@@ -164,4 +252,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        with_own_processes(pathlib.Path(sys.argv[1]).resolve())
+    else:
+        walk()
