@@ -163,6 +163,11 @@ impl Config {
         self.data_folder.join("engine.pid")
     }
 
+    /// `<data>/supervisor.pid`, of the process that starts a detached engine again.
+    pub fn supervisor_pid_file(&self) -> PathBuf {
+        self.data_folder.join("supervisor.pid")
+    }
+
     /// `<data>/engine.log`.
     pub fn log_file(&self) -> PathBuf {
         self.data_folder.join("engine.log")

@@ -1,7 +1,7 @@
 //! `start`, `stop` and `status` of a detached engine, for hosts without a service manager.
 //!
 //! ```text
-//! start ──spawn──► run --detached ──setsid──► engine.pid, engine.log, engine.sock
+//! start ──spawn──► supervise ──► run --detached ──setsid──► engine.pid, engine.log, engine.sock
 //!   └── returns when the socket answers, or the child ended (then with its last words)
 //! ```
 
@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String> {
     durable::create_folder(&config.data_folder)
         .with_context(|| format!("create data folder {}", config.data_folder.display()))?;
-    if InstanceLock::is_held(&config.data_folder) {
+    if InstanceLock::is_held(&config.data_folder) || supervisor(config).is_some() {
         let status = wait_for_answer(config, || Ok(())).await?;
         return Ok(format!(
             "engine runs already (process {})",
@@ -43,7 +43,7 @@ pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String
     let output =
         File::create(&last_words).with_context(|| format!("create {}", last_words.display()))?;
     let mut child = std::process::Command::new(&program)
-        .args(["run", "--detached", "--config"])
+        .args(["supervise", "--config"])
         .arg(&config_path)
         .current_dir("/")
         .stdin(Stdio::null())
@@ -51,7 +51,7 @@ pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String
         .stderr(output)
         .spawn()
         .with_context(|| format!("start {}", program.display()))?;
-    let process_id = child.id();
+    let supervisor_id = child.id();
     let status = wait_for_answer(config, || match child.try_wait() {
         Ok(Some(status)) => {
             let text = std::fs::read_to_string(&last_words).unwrap_or_default();
@@ -75,7 +75,7 @@ pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String
         Err(error) => {
             // Nothing half-started may stay behind.
             if child.try_wait().ok().flatten().is_none() {
-                kill(Pid::from_raw(process_id as i32), Signal::SIGKILL).ok();
+                kill(Pid::from_raw(supervisor_id as i32), Signal::SIGTERM).ok();
                 child.wait().ok();
             }
             Err(error)
@@ -85,34 +85,67 @@ pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String
 
 /// Stops the engine of this data folder and waits for its end. One that does not run is fine.
 pub async fn stop(config: &Config) -> anyhow::Result<String> {
-    if !InstanceLock::is_held(&config.data_folder) {
-        durable::remove_if_there(&config.pid_file()).ok();
+    let supervisor = supervisor(config);
+    if let Some(supervisor) = supervisor {
+        // First, or it would start again what is stopped below. It passes the signal on to its engine.
+        kill(supervisor, Signal::SIGTERM)
+            .with_context(|| format!("signal supervisor {supervisor}"))?;
+    }
+    let held = InstanceLock::is_held(&config.data_folder);
+    if !held && supervisor.is_none() {
+        for path in [config.pid_file(), config.supervisor_pid_file()] {
+            durable::remove_if_there(&path).ok();
+        }
         return Ok("engine is not running".to_owned());
     }
-    let process = running_process(config)?;
-    kill(process, Signal::SIGTERM).with_context(|| format!("signal process {process}"))?;
+    let process = held.then(|| running_process(config)).transpose()?;
+    if let (Some(process), None) = (process, supervisor) {
+        kill(process, Signal::SIGTERM).with_context(|| format!("signal process {process}"))?;
+    }
     let mut signal = "stopped";
     let begin = Instant::now();
-    while InstanceLock::is_held(&config.data_folder) {
+    while InstanceLock::is_held(&config.data_folder) || self::supervisor(config).is_some() {
         if begin.elapsed() > STOP_LIMIT + Duration::from_secs(5) {
-            bail!("process {process} does not end, not even after SIGKILL");
+            bail!("the engine does not end, not even after SIGKILL");
         }
-        if begin.elapsed() > STOP_LIMIT && signal == "stopped" {
+        if let (true, "stopped", Some(process)) = (begin.elapsed() > STOP_LIMIT, signal, process) {
             kill(process, Signal::SIGKILL).with_context(|| format!("kill process {process}"))?;
             signal = "killed";
         }
         tokio::time::sleep(POLL).await;
     }
-    for path in [config.pid_file(), config.control_socket()] {
+    for path in [
+        config.pid_file(),
+        config.supervisor_pid_file(),
+        config.control_socket(),
+    ] {
         durable::remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
     }
-    Ok(format!("engine {signal} (process {process})"))
+    Ok(match process {
+        Some(process) => format!("engine {signal} (process {process})"),
+        None => format!("engine {signal}"),
+    })
 }
 
 /// Makes this process a session of its own: no terminal, no signals meant for the shell that started it.
 pub fn detach() -> anyhow::Result<()> {
     nix::unistd::setsid().context("leave the terminal's session")?;
     Ok(())
+}
+
+/// The supervisor of this configuration, if one is alive. A pid file alone proves nothing after a kill or a reboot, so the
+/// process must also be one, with a configuration of the same data folder.
+fn supervisor(config: &Config) -> Option<Pid> {
+    let text = std::fs::read_to_string(config.supervisor_pid_file()).ok()?;
+    let number: i32 = text.trim().parse().ok().filter(|number| *number > 1)?;
+    let line = std::fs::read(format!("/proc/{number}/cmdline")).ok()?;
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    let [_, b"supervise", _, theirs, ..] = words.as_slice() else {
+        return None;
+    };
+    let theirs = Config::load(Path::new(std::str::from_utf8(theirs).ok()?)).ok()?;
+    let is_one = theirs.data_folder == config.data_folder;
+    is_one.then(|| Pid::from_raw(number))
 }
 
 /// The process that holds the data folder's lock, by the pid file.

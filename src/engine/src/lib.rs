@@ -30,6 +30,7 @@ pub mod recovered;
 pub mod replicator;
 pub mod report;
 pub mod session;
+pub mod supervisor;
 pub mod task;
 pub mod vm_command;
 pub mod vm_config;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use engine::config::Config;
-use engine::{control, daemon, inspect, logging, vm_command};
+use engine::{control, daemon, inspect, logging, supervisor, vm_command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,13 @@ enum Command {
         /// Leave the terminal and log to <data_folder>/engine.log. `start` uses it.
         #[arg(long)]
         detached: bool,
+    },
+    /// Keep a detached engine running: start it again when it dies. `start` uses it.
+    #[command(hide = true)]
+    Supervise {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Start the engine in the background; returns when it answers, or says why it does not.
     Start {
@@ -133,7 +140,7 @@ fn main() -> ExitCode {
 }
 
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
-    if let Command::Run { detached: true, .. } = &command {
+    if let Command::Run { detached: true, .. } | Command::Supervise { .. } = &command {
         // Before the runtime has threads.
         daemon::detach()?;
     }
@@ -149,6 +156,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run { config, detached } => {
             let config = Config::load(&config)?;
             run(&config, detached).await?;
+        }
+        Command::Supervise { config: path } => {
+            supervisor::supervise(&path, &Config::load(&path)?).await?;
         }
         Command::Start { config: path } => {
             say(&daemon::start(&path, &Config::load(&path)?).await?)?
