@@ -2,60 +2,29 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod faults;
+pub mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use engine::board::Board;
-use engine::replicator::Context;
-use engine::replicator::pauses::Pauses;
-use engine::replicator::spec::{Policy, Spec, Wish};
-use engine_protocol::v1::ReplicationStatus;
 use hypervisor::{
     Changes, DiskId, ErrorKind, Extent, FrozenDisk, FrozenPoint, FrozenReader, Generation,
     HostFacts, Hypervisor, HypervisorError, NewVirtualMachine, PowerState, Stop, TrackingId,
     VirtualDisk, VirtualMachine, VmId,
 };
-use replica_store::fault::{Fault, Faults, StepKind};
-use replica_store::{
-    PointSelector, RecoveryPoint, ReplicaKey, ReplicaReader, RetentionPolicy, StoreTarget,
-};
-use tokio::sync::Notify;
+use replica_store::{PointSelector, RecoveryPoint, ReplicaKey, ReplicaReader, StoreTarget};
 use uuid::Uuid;
+
+pub use faults::{BadStore, Random, StopAt};
+pub use world::{World, active, life, wait_for};
 
 pub const BLOCK: usize = 64 << 10;
 pub const ITEM: &str = "11111111-2222-3333-4444-555555555555";
 pub const VAULT: &str = "vault-0a1b2c3d";
-
-/// Numbers from a seed, the same everywhere.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1))
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 struct Disk {
     id: DiskId,
@@ -521,187 +490,4 @@ impl Hypervisor for FakeHost {
     async fn console(&self, _vm: VmId) -> Result<PathBuf, HypervisorError> {
         Err(error(ErrorKind::VmNotFound))
     }
-}
-
-/// Stops the world at the n-th visit of a place.
-pub struct StopAt {
-    place: Option<&'static str>,
-    visits: AtomicU64,
-    pub reached: Notify,
-}
-
-impl StopAt {
-    pub fn never() -> Arc<Self> {
-        Self::new(None, 0)
-    }
-
-    pub fn new(place: Option<&'static str>, visits: u64) -> Arc<Self> {
-        Arc::new(Self {
-            place,
-            visits: AtomicU64::new(visits),
-            reached: Notify::new(),
-        })
-    }
-}
-
-#[async_trait]
-impl Pauses for StopAt {
-    async fn pass(&self, place: &'static str) {
-        if self.place != Some(place) {
-            return;
-        }
-        if self
-            .visits
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                left.checked_sub(1)
-            })
-            .is_err()
-        {
-            self.reached.notify_one();
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// A store that is away, or that fails now and then in all three ways.
-#[derive(Debug)]
-pub struct BadStore {
-    pub away: AtomicBool,
-    percent: u64,
-    random: Mutex<Random>,
-}
-
-impl BadStore {
-    pub fn new(seed: u64, percent: u64) -> Arc<Self> {
-        Arc::new(Self {
-            away: AtomicBool::new(false),
-            percent,
-            random: Mutex::new(Random::new(seed)),
-        })
-    }
-}
-
-impl Faults for BadStore {
-    fn before(&self, _kind: StepKind, _path: &Path) -> Fault {
-        if self.away.load(Ordering::SeqCst) {
-            return Fault::Fail(std::io::ErrorKind::HostUnreachable);
-        }
-        let mut random = self.random.lock().unwrap();
-        if self.percent == 0 || !random.chance(self.percent) {
-            return Fault::None;
-        }
-        match random.below(3) {
-            0 => Fault::Fail(std::io::ErrorKind::StorageFull),
-            1 => Fault::Torn(std::io::ErrorKind::TimedOut),
-            _ => Fault::DoneButFails(std::io::ErrorKind::TimedOut),
-        }
-    }
-}
-
-/// One engine's worth of folders around a fake host. Lives end, this stays.
-pub struct World {
-    pub folder: tempfile::TempDir,
-    pub host: Arc<FakeHost>,
-    pub free_bytes: Arc<AtomicU64>,
-}
-
-impl World {
-    pub fn new(seed: u64) -> Self {
-        // Thousands of syncs: in memory where the machine has such a folder.
-        let folder = tempfile::tempdir_in("/dev/shm")
-            .or_else(|_| tempfile::tempdir())
-            .unwrap();
-        let host = Arc::new(FakeHost::new(&folder.path().join("vm"), seed));
-        std::fs::create_dir_all(folder.path().join("state")).unwrap();
-        std::fs::create_dir_all(folder.path().join("store")).unwrap();
-        Self {
-            folder,
-            host,
-            free_bytes: Arc::new(AtomicU64::new(1 << 40)),
-        }
-    }
-
-    pub fn store(&self) -> PathBuf {
-        self.folder.path().join("store")
-    }
-
-    pub fn context(
-        &self,
-        pauses: Arc<dyn Pauses>,
-        faults: Option<Arc<dyn Faults>>,
-    ) -> Arc<Context> {
-        let (host, free) = (self.host.clone(), self.free_bytes.clone());
-        Arc::new(Context {
-            hypervisor: self.host.clone(),
-            board: Arc::new(Board::default()),
-            state_folder: self.folder.path().join("state"),
-            pauses,
-            clock: Arc::new(move || host.now()),
-            store_faults: faults,
-            free_bytes: Arc::new(move |_| Some(free.load(Ordering::SeqCst))),
-        })
-    }
-
-    pub fn spec(&self, generation: u64) -> Spec {
-        Spec {
-            item_id: ITEM.to_owned(),
-            key: ReplicaKey::new(VAULT, ITEM).unwrap(),
-            generation: replica_store::Generation(generation),
-            vm: self.host.vm,
-            vm_name: "web01".to_owned(),
-            disks: self.host.disks(),
-            store: StoreTarget::Folder(self.store()),
-            store_folder: self.store(),
-        }
-    }
-
-    /// Files of ours beside the disks and in the state folder.
-    pub fn leftovers(&self) -> Vec<String> {
-        ["vm", "state"]
-            .iter()
-            .flat_map(|name| std::fs::read_dir(self.folder.path().join(name)).unwrap())
-            .map(|entry| entry.unwrap().path().display().to_string())
-            .collect()
-    }
-}
-
-/// Every ten seconds, kept for a hundred hours.
-pub fn active() -> Wish {
-    Wish::Active(Policy {
-        interval: Duration::from_secs(10),
-        retention: RetentionPolicy { hours: 100 },
-    })
-}
-
-/// Runs `life` as one life of the engine process: what it leaves running ends with it, as by `kill -9`; the clock
-/// jumps from timer to timer.
-pub fn life<T>(life: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(life)
-}
-
-/// Waits until the item's status is as wanted, while the guest goes on writing.
-pub async fn wait_for(
-    context: &Context,
-    host: &FakeHost,
-    what: &str,
-    wanted: impl Fn(&ReplicationStatus) -> bool,
-) -> ReplicationStatus {
-    for _ in 0..3_000 {
-        if let Some(status) = context.board.replication(ITEM)
-            && wanted(&status)
-        {
-            return status;
-        }
-        host.guest_writes();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    panic!(
-        "never came true: {what}; status is {:#?}",
-        context.board.replication(ITEM)
-    );
 }

@@ -1,3 +1,5 @@
+//! Progress and completion of the first copy, as the provider reads them.
+
 use arm_model::VaultId;
 
 use super::first_copy::{is_completed, progress};
