@@ -8,7 +8,7 @@ use arm_model::{
 };
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
-use tf_provider::{Attribute, Change, Diagnostics, Object, Schema};
+use tf_provider::{Attribute, Change, Diagnostic, Diagnostics, Object, Schema};
 
 use super::site::{parse_vault_id, vault_id};
 use crate::Session;
@@ -57,7 +57,8 @@ impl Plain for Policy {
                     validate::app_consistent_frequency(hours, u32::MAX)
                 })
                 .describe(format!(
-                    "Hours between application-consistent recovery points, 1 to {}; 0 (the default) for none.",
+                    "Hours between application-consistent recovery points, 1 to {}; 0 (the default) for none. The policy keeps the value, \
+                     but this release makes crash-consistent points only: a plan with a value above 0 gives a warning.",
                     validate::MAX_APP_CONSISTENT_HOURS
                 )),
             )
@@ -114,6 +115,14 @@ impl Plain for Policy {
     }
 
     fn validate(config: &Object, report: &mut Diagnostics) {
+        if config.u64(APPLICATION).is_some_and(|hours| hours > 0) {
+            let warning = Diagnostic::warning(
+                "Recovery points will be crash-consistent only",
+                "This release makes no application-consistent recovery points. The policy keeps the value, and every point is \
+                 crash-consistent: all disks of a VM at one instant. Set 0, or leave it out, to have no warning.",
+            );
+            report.push(warning.at(APPLICATION));
+        }
         let number = |name: &str| config.u64(name).and_then(|n| u32::try_from(n).ok());
         let retention = if config.is_null(RETENTION) {
             Some(2)
@@ -183,6 +192,8 @@ fn settings(object: &Object) -> Json {
 
 #[cfg(test)]
 mod tests {
+    use tf_provider::Severity;
+
     use super::*;
 
     #[test]
@@ -190,11 +201,29 @@ mod tests {
         let config = Object::new().with(APPLICATION, 4).with(INTERVAL, 30);
         let mut report = Diagnostics::new();
         Policy::validate(&config, &mut report);
-        let paths: Vec<String> = report.iter().map(|d| d.attribute.to_string()).collect();
-        assert_eq!(paths, [APPLICATION]);
+        let errors: Vec<String> = report
+            .iter()
+            .filter(|d| d.severity == Severity::Error)
+            .map(|d| d.attribute.to_string())
+            .collect();
+        assert_eq!(errors, [APPLICATION]);
         let mut report = Diagnostics::new();
         Policy::validate(&config.with(RETENTION, 4), &mut report);
+        assert!(!report.has_errors());
+    }
+
+    #[test]
+    fn points_of_a_kind_that_is_not_made_yet_are_warned_of() {
+        let mut report = Diagnostics::new();
+        let config = Object::new().with(RETENTION, 4).with(INTERVAL, 30);
+        Policy::validate(&config.clone().with(APPLICATION, 0), &mut report);
         assert!(report.is_empty());
+        Policy::validate(&config.with(APPLICATION, 1), &mut report);
+        let told: Vec<_> = report
+            .iter()
+            .map(|d| (d.severity, d.attribute.to_string()))
+            .collect();
+        assert_eq!(told, [(Severity::Warning, APPLICATION.to_owned())]);
     }
 
     #[test]

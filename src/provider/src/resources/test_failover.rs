@@ -11,8 +11,8 @@ use arm_model::{
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
 use tf_provider::{
-    Attribute, Change, Context, Diagnostics, IdentitySchema, ImportKey, Object, Presence, Resource,
-    ResourceState, Schema,
+    Attribute, Change, Context, Diagnostic, Diagnostics, IdentitySchema, ImportKey, Object,
+    Presence, Resource, ResourceState, Schema,
 };
 
 use super::drill_vms;
@@ -66,14 +66,15 @@ impl Resource<Session> for TestFailover {
                     .default(NO_NETWORK)
                     .one_of(&[NO_NETWORK, VM_NETWORK])
                     .requires_replace()
-                    .describe("`NoNetworkAttachAsInput` (the default): the VMs are connected to nothing. `VmNetworkAsInput`: to `network_id`."),
+                    .describe("`NoNetworkAttachAsInput` (the default): the VMs are connected to nothing. `VmNetworkAsInput`: to `network_id`; in this \
+                               release the VMs are isolated with this value too, and a plan warns of it."),
             )
             .attribute(
                 "network_id",
                 fields::arm_id::<VirtualNetworkId>("a virtual network")
                     .optional()
                     .requires_replace()
-                    .describe("Id of the network for `VmNetworkAsInput`."),
+                    .describe("Id of the network for `VmNetworkAsInput`. It must exist in the vault's region; no VM is connected to it in this release."),
             )
             .attribute(
                 "recovery_point_id",
@@ -300,6 +301,14 @@ fn check(config: &Object, report: &mut Diagnostics) {
             "network_type = \"VmNetworkAsInput\" needs network_id.",
         );
     }
+    if config.str("network_type") == Some(VM_NETWORK) {
+        let warning = Diagnostic::warning(
+            "The VMs of the drill will be isolated",
+            "This release connects no recovered VM to a network: the network is checked and kept with the job, and the VMs are \
+             isolated as with \"NoNetworkAttachAsInput\". Drills on a network come with a later release.",
+        );
+        report.push(warning.at("network_type"));
+    }
     let no_network =
         config.is_null("network_type") || config.str("network_type") == Some(NO_NETWORK);
     if no_network && !config.is_null("network_id") {
@@ -385,6 +394,8 @@ fn fill<'a>(job: &JobId, properties: &JobProperties, object: &'a mut Object) -> 
 
 #[cfg(test)]
 mod tests {
+    use tf_provider::Severity;
+
     use super::*;
 
     const ITEM: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.RecoveryServices/vaults/v/replicationFabrics/f/replicationProtectionContainers/c/replicationProtectedItems/i";
@@ -392,7 +403,26 @@ mod tests {
     fn problems(config: &Object) -> Vec<String> {
         let mut report = Diagnostics::new();
         check(config, &mut report);
-        report.iter().map(|d| d.attribute.to_string()).collect()
+        report
+            .iter()
+            .filter(|d| d.severity == Severity::Error)
+            .map(|d| d.attribute.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_network_that_no_vm_is_connected_to_yet_is_warned_of() {
+        let config = Object::new()
+            .with("protected_vm_id", ITEM)
+            .with("network_type", VM_NETWORK)
+            .with("network_id", "n");
+        let mut report = Diagnostics::new();
+        check(&config, &mut report);
+        let told: Vec<_> = report
+            .iter()
+            .map(|d| (d.severity, d.attribute.to_string()))
+            .collect();
+        assert_eq!(told, [(Severity::Warning, "network_type".to_owned())]);
     }
 
     #[test]
