@@ -20,7 +20,7 @@ pub struct Start {
     /// Recovery point: id or name; the newest without it. For an item only
     #[arg(long, conflicts_with = "plan")]
     point: Option<String>,
-    /// Virtual network (id) to connect the recovered VMs to; without it they are isolated from every network
+    /// Virtual network (id) for the recovered VMs. In this release they are isolated from every network with it too
     #[arg(long)]
     network: Option<String>,
     /// Give up waiting after so many minutes; the job itself goes on
@@ -49,6 +49,9 @@ pub async fn start(vault: &Vault, options: &Start, json: bool) -> Result<()> {
     });
     if let Some(network) = &options.network {
         properties["networkId"] = json!(network);
+        eprintln!(
+            "warning: this release connects no recovered VM to a network; the VMs of the drill are isolated"
+        );
     }
     let target = options.target.find(vault).await?;
     if options.target.plan.is_some() {

@@ -21,17 +21,33 @@ pub fn hosts(bodies: &[Value], json: bool) -> Result<()> {
     table(
         bodies,
         json,
-        &["HOST", "SITE", "CONNECTION", "HEARTBEAT", "ENGINE"],
+        &[
+            "HOST",
+            "SITE",
+            "CONNECTION",
+            "HEARTBEAT",
+            "PROTECTED",
+            "RECOVERY",
+            "FREE",
+            "ENGINE",
+        ],
         |body| {
-            [
-                "friendlyName",
-                "fabricFriendlyName",
-                "connectionStatus",
-                "lastHeartBeat",
-                "providerVersion",
+            let recovery = body.pointer("/properties/recoveryRole");
+            vec![
+                property(body, "friendlyName"),
+                property(body, "fabricFriendlyName"),
+                property(body, "connectionStatus"),
+                time(&property(body, "lastHeartBeat")),
+                property(body, "protectedItemCount"),
+                if recovery == Some(&Value::Bool(true)) {
+                    "yes"
+                } else {
+                    "no"
+                }
+                .to_owned(),
+                bytes(body.pointer("/properties/freeBytes")),
+                property(body, "providerVersion"),
             ]
-            .map(|name| property(body, name))
-            .into()
         },
     )
 }
@@ -79,6 +95,8 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
             "PROGRESS",
             "RPO",
             "LAST POINT",
+            "CHANGED",
+            "SENT",
             "TEST FAILOVER",
         ],
         |body| {
@@ -88,6 +106,9 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
             let progress =
                 details("initialReplicationDetails/initialReplicationProgressPercentage");
             let rpo = details("rpoInSeconds");
+            let last_cycle = |name: &str| {
+                bytes(body.pointer(&format!("/properties/providerSpecificDetails/{name}")))
+            };
             vec![
                 property(body, "friendlyName"),
                 property(body, "protectionState"),
@@ -102,7 +123,9 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
                 } else {
                     format!("{rpo} s")
                 },
-                details("lastRecoveryPointReceived"),
+                time(&details("lastRecoveryPointReceived")),
+                last_cycle("lastCycleChangedBytes"),
+                last_cycle("lastCycleSentBytes"),
                 property(body, "testFailoverState"),
             ]
         },
@@ -119,7 +142,7 @@ pub fn points(bodies: &[Value], json: bool) -> Result<()> {
             let details =
                 |name: &str| body.pointer(&format!("/properties/providerSpecificDetails/{name}"));
             vec![
-                property(body, "recoveryPointTime"),
+                time(&property(body, "recoveryPointTime")),
                 property(body, "recoveryPointType"),
                 number_or_text(details("position")),
                 bytes(details("changedBytes")),
@@ -149,7 +172,7 @@ pub fn jobs(bodies: &[Value], json: bool) -> Result<()> {
         &["STARTED", "JOB", "OBJECT", "STATE", "ID"],
         |body| {
             vec![
-                property(body, "startTime"),
+                time(&property(body, "startTime")),
                 property(body, "scenarioName"),
                 property(body, "targetObjectName"),
                 property(body, "state"),
@@ -262,6 +285,14 @@ fn number_or_text(value: Option<&Value>) -> String {
     }
 }
 
+/// A time to the second, so that columns line up; `--json` has all of it.
+fn time(text: &str) -> String {
+    match text.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => text.to_owned(),
+    }
+}
+
 /// Bytes for people: `12.3 MiB`.
 #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
 fn bytes(value: Option<&Value>) -> String {
@@ -285,6 +316,16 @@ fn bytes(value: Option<&Value>) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    #[test]
+    fn times_are_shown_to_the_second() {
+        assert_eq!(
+            super::time("2026-11-25T00:55:30.51Z"),
+            "2026-11-25T00:55:30Z"
+        );
+        assert_eq!(super::time("2026-11-25T00:55:30Z"), "2026-11-25T00:55:30Z");
+        assert_eq!(super::time(""), "");
+    }
 
     #[test]
     fn bytes_are_shown_in_the_largest_unit_that_keeps_them_above_one() {
