@@ -22,12 +22,11 @@ use super::copy;
 use super::log_file::LogFile;
 use super::pauses;
 use super::ranges;
-use super::shared::{Item, Shared};
+use super::shared::{Captured, Item, Shared};
 use super::state::{CycleRecord, DiskLog, ItemDisk, log_path};
 use super::status::Origin;
 use super::trouble::{Trouble, chain};
 use crate::backoff;
-use crate::task::blocking;
 use crate::vm_config::VmConfig;
 
 /// Captures pause when so many cycles wait for the store: tracking then gathers changes, which costs no room.
@@ -195,10 +194,13 @@ async fn frozen(
     let folders: Vec<PathBuf> = disks
         .iter()
         .filter_map(|disk| disk.path.parent().map(PathBuf::from))
+        // Old data of a frozen point goes to the engine's data folder; when that is full the guest's writes fail.
+        .chain([item.context.state_folder.clone()])
         .collect();
     room(item, &folders, ROOM_BYTES)?;
 
-    let (known, position) = shared.captured().await;
+    let captured = shared.captured().await;
+    let known = captured.tracking;
     let since = if purpose == Purpose::Cycle {
         known
     } else {
@@ -214,7 +216,7 @@ async fn frozen(
     let work = async {
         item.pass(pauses::FROZEN).await;
         match purpose {
-            Purpose::Cycle => cycle(item, shared, &point, &disks, &vm, position).await,
+            Purpose::Cycle => cycle(item, shared, &point, &disks, &vm, captured).await,
             Purpose::InitialReplication { base_is_empty } => {
                 copy::initial(
                     item,
@@ -276,13 +278,15 @@ async fn cycle(
     point: &FrozenPoint,
     disks: &[ItemDisk],
     vm: &VirtualMachine,
-    captured: u64,
+    captured: Captured,
 ) -> Result<Taken, Trouble> {
     let lost = point
         .disks
         .iter()
         .any(|disk| disk.changes == Changes::Unknown);
-    let mut position = captured + 1;
+    let mut position = captured.position + 1;
+    // A store that moved by itself makes tracking worthless: it tells changes since another content.
+    let mut moved = false;
     let mut head = None;
     if lost {
         if shared.front().is_some() {
@@ -292,6 +296,7 @@ async fn cycle(
         let view = shared.writer(item).await?.head_view().await?;
         // Where the store really is counts, not where it was when it was last seen.
         position = view.position().0 + 1;
+        moved = view.position().0 != captured.position;
         shared
             .update(item, |state| {
                 (state.shipped, state.tracking) = (view.position().0, None)
@@ -316,7 +321,7 @@ async fn cycle(
         .disks
         .iter()
         .map(|disk| {
-            if disk.changes == Changes::Unknown {
+            if moved || disk.changes == Changes::Unknown {
                 disk.size_bytes
             } else {
                 0
@@ -336,21 +341,19 @@ async fn cycle(
             id: Uuid::new_v4(),
         };
         match (&frozen.changes, &head) {
-            (Changes::Since(extents), _) => copy::changed(frozen, extents, &mut log).await?,
-            (Changes::Unknown, Some(view)) => {
-                copy::compared(frozen, view, &mut log, &mut progress).await?
+            (Changes::Since(extents), _) if !moved => {
+                copy::changed(frozen, extents, &mut log).await?
             }
-            // `head` is there whenever a disk is unknown.
-            (Changes::Unknown, None) => return Ok(Taken::DrainFirst),
+            (_, Some(view)) => copy::compared(frozen, view, &mut log, &mut progress).await?,
+            // `head` is there whenever a disk is unknown or the store moved.
+            (_, None) => return Ok(Taken::DrainFirst),
         }
         log.close().await?;
     }
     item.pass(pauses::LOGS_CLOSED).await;
-    let (files, durable) = (item.files.clone(), record.clone());
-    blocking(move || files.store_record(&durable))
-        .await
-        .map_err(Trouble::io("keep the record of a captured cycle"))?;
-    shared.push(item, record.clone());
+    if !shared.keep(item, captured, record.clone()).await? {
+        return Ok(Taken::DrainFirst);
+    }
     item.pass(pauses::RECORDED).await;
     Ok(Taken::Cycle(Box::new(record)))
 }

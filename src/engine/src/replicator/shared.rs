@@ -53,10 +53,22 @@ pub(super) struct Item {
 pub(super) struct Shared {
     state: tokio::sync::Mutex<ItemState>,
     spool: Mutex<VecDeque<CycleRecord>>,
+    /// Counts how often captured cycles were given up. Held while the spool or what it builds on changes.
+    given_up: tokio::sync::Mutex<u64>,
     waiting: watch::Sender<usize>,
     writer: tokio::sync::Mutex<Option<ReplicaWriter>>,
     /// Ends both halves: the item stops, or one half has found that it must.
     pub halt: CancellationToken,
+}
+
+/// What the next cycle builds on.
+#[derive(Clone, Copy)]
+pub(super) struct Captured {
+    /// Tracking that began at the newest captured instant.
+    pub tracking: Option<TrackingId>,
+    /// Its position.
+    pub position: u64,
+    given_up: u64,
 }
 
 impl Item {
@@ -69,6 +81,7 @@ impl Shared {
     pub fn new(state: ItemState, spool: Vec<CycleRecord>, halt: CancellationToken) -> Self {
         Self {
             halt,
+            given_up: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::new(state),
             waiting: watch::Sender::new(spool.len()),
             spool: Mutex::new(spool.into()),
@@ -100,30 +113,60 @@ impl Shared {
         Ok(())
     }
 
-    /// The instant up to which everything is captured: tracking that began there, and its position.
-    pub async fn captured(&self) -> (Option<TrackingId>, u64) {
+    /// The instant up to which everything is captured.
+    pub async fn captured(&self) -> Captured {
+        let given_up = self.given_up.lock().await;
         let newest = self
             .lock_spool()
             .back()
             .map(|record| (Some(record.tracking), record.position));
-        match newest {
+        let (tracking, position) = match newest {
             Some(newest) => newest,
             None => {
                 let state = self.state.lock().await;
                 (state.tracking, state.shipped)
             }
+        };
+        Captured {
+            tracking,
+            position,
+            given_up: *given_up,
         }
     }
 
-    /// Adds a cycle whose record is durable.
-    pub fn push(&self, item: &Item, record: CycleRecord) {
-        let count = {
-            let mut spool = self.lock_spool();
-            spool.push_back(record);
-            spool.len()
-        };
-        item.status.backlog(count as u64);
-        self.waiting.send_replace(count);
+    /// Makes a captured cycle durable and lets it wait for the store. `false` = what it builds on was given up
+    /// meanwhile: with the gap before it, it would make the replica silently wrong, so it is dropped.
+    pub async fn keep(
+        &self,
+        item: &Item,
+        base: Captured,
+        record: CycleRecord,
+    ) -> Result<bool, Trouble> {
+        let given_up = self.given_up.lock().await;
+        let (files, kept, fits) = (
+            item.files.clone(),
+            record.clone(),
+            *given_up == base.given_up,
+        );
+        blocking(move || {
+            if fits {
+                files.store_record(&kept)
+            } else {
+                files.remove_record(&kept)
+            }
+        })
+        .await
+        .map_err(Trouble::io("keep the record of a captured cycle"))?;
+        if fits {
+            let count = {
+                let mut spool = self.lock_spool();
+                spool.push_back(record);
+                spool.len()
+            };
+            item.status.backlog(count as u64);
+            self.waiting.send_replace(count);
+        }
+        Ok(fits)
     }
 
     /// The oldest cycle that waits.
@@ -147,8 +190,14 @@ impl Shared {
         self.waiting.subscribe()
     }
 
-    /// Drops all captured cycles: the store does not fit them.
-    pub async fn drop_spool(&self, item: &Item) -> Result<(), Trouble> {
+    /// Drops all captured cycles, and whatever is being captured on top of them; then changes the state.
+    pub async fn give_up(
+        &self,
+        item: &Item,
+        change: impl FnOnce(&mut ItemState),
+    ) -> Result<(), Trouble> {
+        let mut given_up = self.given_up.lock().await;
+        *given_up += 1;
         let records: Vec<CycleRecord> = self.lock_spool().drain(..).collect();
         let files = item.files.clone();
         // Newest first: a crash in between leaves a spool without a gap.
@@ -161,8 +210,9 @@ impl Shared {
         .await
         .map_err(Trouble::io("drop captured cycles"))?;
         item.status.backlog(0);
+        let changed = self.update(item, change).await;
         self.waiting.send_replace(0);
-        Ok(())
+        changed
     }
 
     /// The store's writing side; opened at first use and after [`Shared::close_store`].

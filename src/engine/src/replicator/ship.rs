@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replica_store::{ErrorKind, PointKind, Position, RecoveryPoint, ReplicaState};
-use replication_log::hrl::{HrlEntry, HrlReader};
+use replication_log::hrl::{HrlEntry, HrlErrorKind, HrlReader};
 
 use super::pauses;
 use super::ranges;
@@ -64,9 +64,13 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
             Err(trouble) => {
                 failures += 1;
                 shared.close_store().await;
+                // When dropping fails half way, only loading again tells what is left: the round ends.
                 if matches!(&trouble, Trouble::Store(error) if error.kind() == ErrorKind::Conflict)
                 {
-                    start_over_from_head(item, shared).await;
+                    start_over_from_head(item, shared).await?;
+                } else if log_is_lost(&trouble) {
+                    // Nothing brings it back. Tracking since the newest shipped cycle, or a comparison, heals.
+                    shared.give_up(item, |_| {}).await?;
                 }
                 item.status.problem(Origin::Ship, &trouble, &item.spec);
                 backoff::ship_delay(failures)
@@ -165,31 +169,40 @@ async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
 }
 
 /// The store is not where our cycles would go on: drop them, the next capture compares with its head.
-async fn start_over_from_head(item: &Item, shared: &Shared) {
-    let work = async {
-        let head = match shared.writer(item).await?.state().await? {
-            ReplicaState::Complete { head_position, .. } => Some(head_position.0),
-            ReplicaState::Empty | ReplicaState::Partial => None,
-        };
-        shared.drop_spool(item).await?;
-        shared
-            .update(item, |state| {
-                state.tracking = None;
-                state.complete = head.is_some();
-                state.shipped = head.unwrap_or(0);
-            })
-            .await
+async fn start_over_from_head(item: &Item, shared: &Shared) -> Result<(), Trouble> {
+    let look = async { Ok(shared.writer(item).await?.state().await?) };
+    let head = match look.await {
+        Ok(ReplicaState::Complete { head_position, .. }) => Some(head_position.0),
+        Ok(ReplicaState::Empty | ReplicaState::Partial) => None,
+        Err::<_, Trouble>(error) => {
+            tracing::warn!(
+                item = item.spec.item_id,
+                error = chain(&error),
+                "can't look at the replica"
+            );
+            return Ok(());
+        }
     };
-    match work.await {
-        Ok::<(), Trouble>(()) => tracing::warn!(
-            item = item.spec.item_id,
-            "the replica is not where it was left; comparing"
-        ),
-        Err(error) => tracing::warn!(
-            item = item.spec.item_id,
-            error = chain(&error),
-            "can't look at the replica"
-        ),
+    shared
+        .give_up(item, |state| {
+            state.tracking = None;
+            state.complete = head.is_some();
+            state.shipped = head.unwrap_or(0);
+        })
+        .await?;
+    tracing::warn!(
+        item = item.spec.item_id,
+        "the replica is not where it was left; comparing"
+    );
+    Ok(())
+}
+
+/// Whether a waiting log is gone or damaged for good, rather than out of reach for now.
+fn log_is_lost(trouble: &Trouble) -> bool {
+    match trouble {
+        Trouble::Log { source, .. } => source.kind() != HrlErrorKind::Io,
+        Trouble::LogMissing(_) => true,
+        _ => false,
     }
 }
 
@@ -197,14 +210,18 @@ async fn open(log: &DiskLog) -> Result<(Arc<HrlReader<File>>, Vec<HrlEntry>), Tr
     let path = log.path.clone();
     let opened = blocking(move || Ok(HrlReader::open(File::open(path)?))).await;
     let reader = opened
-        .map_err(Trouble::io(format!(
-            "open replication log {}",
-            log.path.display()
-        )))?
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Trouble::LogMissing(log.path.clone()),
+            _ => Trouble::io(format!("open replication log {}", log.path.display()))(error),
+        })?
         .map_err(|source| Trouble::Log {
             path: log.path.clone(),
             source,
         })?;
+    if reader.info().id != log.id {
+        // Somebody else's log under this name: its bytes belong to another instant.
+        return Err(Trouble::LogMissing(log.path.clone()));
+    }
     let entries = reader.entries().to_vec();
     Ok((Arc::new(reader), entries))
 }

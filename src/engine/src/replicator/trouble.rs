@@ -49,6 +49,9 @@ pub enum Trouble {
         #[source]
         source: HrlError,
     },
+    /// A log that waits for the store is gone.
+    #[error("replication log {} is gone", .0.display())]
+    LogMissing(PathBuf),
     /// A file of the engine could not be used.
     #[error("{doing}")]
     Io {
@@ -88,7 +91,7 @@ impl Trouble {
                 !matches!(error.kind(), Store::Io | Store::Expired | Store::Pinned)
             }
             Self::Hypervisor(error) => error.retry() == hypervisor::Retry::No,
-            Self::Log { .. } | Self::Io { .. } => false,
+            Self::Log { .. } | Self::LogMissing(_) | Self::Io { .. } => false,
         }
     }
 
@@ -117,7 +120,7 @@ impl Trouble {
                 Host::VmNotRunning => finding::vm_not_running(&spec.vm_name),
                 _ => finding::capture_failed(&spec.vm_name, &chain(error)),
             },
-            Self::Stopped | Self::Log { .. } | Self::Io { .. } => {
+            Self::Stopped | Self::Log { .. } | Self::LogMissing(_) | Self::Io { .. } => {
                 finding::capture_failed(&spec.vm_name, &chain(self))
             }
         }

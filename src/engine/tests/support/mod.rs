@@ -1,6 +1,10 @@
 //! A host in memory that remembers what every disk held at every freeze, and ways to cut the engine off.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program uses its own part"
+)]
 
 pub mod faults;
 pub mod world;
@@ -48,6 +52,8 @@ struct Inner {
     read_bytes: u64,
     fail_reads: bool,
     forgetful: bool,
+    /// Disk whose tracking is lost at the next freeze.
+    forgotten_disk: Option<usize>,
 }
 
 /// One VM with two disks.
@@ -79,6 +85,7 @@ impl FakeHost {
                 read_bytes: 0,
                 fail_reads: false,
                 forgetful: false,
+                forgotten_disk: None,
             })),
         };
         for _ in 0..40 {
@@ -139,6 +146,11 @@ impl FakeHost {
     /// From now on change tracking leaves one changed block out of each answer.
     pub fn be_forgetful(&self) {
         self.inner.lock().unwrap().forgetful = true;
+    }
+
+    /// The next freeze can't tell what changed on one disk, and can on the others.
+    pub fn lose_tracking_of(&self, disk: usize) {
+        self.inner.lock().unwrap().forgotten_disk = Some(disk);
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -379,6 +391,7 @@ impl Hypervisor for FakeHost {
             }
             dirty
         });
+        let forgotten = inner.forgotten_disk.take();
         inner.tracking.push((next, BTreeSet::new()));
         let frozen = disks
             .iter()
@@ -400,7 +413,7 @@ impl Hypervisor for FakeHost {
                 Ok(FrozenDisk {
                     disk: *id,
                     size_bytes: inner.disks[index].data.len() as u64,
-                    changes: match &dirty {
+                    changes: match dirty.as_ref().filter(|_| forgotten != Some(index)) {
                         Some(dirty) => Changes::Since(extents(
                             dirty
                                 .iter()
