@@ -140,6 +140,8 @@ fn main() -> ExitCode {
 }
 
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    // Replicas, logs and recovered disks hold what is inside of the VMs: for the owner's eyes only.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     if let Command::Run { detached: true, .. } | Command::Supervise { .. } = &command {
         // Before the runtime has threads.
         daemon::detach()?;
