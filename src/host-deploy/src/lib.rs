@@ -78,7 +78,7 @@ impl Deployment {
     }
 
     pub(crate) fn record_path(&self) -> PathBuf {
-        self.settings.data_folder.join("deployment.json")
+        self.settings.data_folder.join(local::RECORD)
     }
 }
 

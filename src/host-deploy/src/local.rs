@@ -13,6 +13,8 @@ use crate::error::{DeployError, DeployErrorKind};
 use crate::service::{self, ServiceManager};
 use crate::{Deployer, Deployment, Inspection, RegistrationKey, files};
 
+/// What was made is noted here, in the data folder.
+pub(crate) const RECORD: &str = "deployment.json";
 /// How often a state that can only be polled is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -315,12 +317,9 @@ async fn version(engine: &Path) -> Option<String> {
 /// A recovered VM outlives the engine. When the host is taken out of service, none may stay running unseen.
 async fn stop_recovered_vms(deployment: &Deployment) -> Result<(), DeployError> {
     let folder = &deployment.settings.recovery_folder;
-    let engine = [
-        deployment.bundled_engine.clone(),
-        deployment.bundled_engine.clone(),
-    ]
-    .into_iter()
-    .find(|path| path.exists());
+    let engine = [deployment.engine_path(), deployment.bundled_engine.clone()]
+        .into_iter()
+        .find(|path| path.exists());
     let (Some(engine), Ok(entries)) = (engine, fs::read_dir(folder)) else {
         return Ok(());
     };
@@ -351,6 +350,54 @@ async fn stop_recovered_vms(deployment: &Deployment) -> Result<(), DeployError> 
     Ok(())
 }
 
+/// What engine and deployment put into the data folder. Anything else there is not ours: a replica store, or the files of
+/// somebody who named a folder that was in use.
+const DATA: &[&str] = &[
+    "identity",
+    "state",
+    "scratch",
+    "recovered",
+    "engine.toml",
+    "engine.sock",
+    "engine.lock",
+    "engine.pid",
+    "engine.log",
+    "engine.start.log",
+    "supervisor.pid",
+    "registration.key",
+];
+
+fn remove_data(folder: &Path) -> Result<(), DeployError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(DeployError::io("reading", folder, error)),
+    };
+    let mut foreign = Vec::new();
+    for entry in entries {
+        let path = entry
+            .map_err(|error| DeployError::io("reading", folder, error))?
+            .path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let left_over = name.starts_with('.') && name.ends_with(".new");
+        if name == RECORD {
+            continue;
+        }
+        if !left_over && !DATA.contains(&&*name) {
+            foreign.push(name.into_owned());
+        } else if path.is_dir() && !path.is_symlink() {
+            files::remove_tree(&path)?;
+        } else {
+            files::remove_file(&path)?;
+        }
+    }
+    files::remove_file(&folder.join(RECORD))?;
+    if !foreign.is_empty() {
+        tracing::warn!(folder = %folder.display(), ?foreign, "files that are not the engine's stay");
+    }
+    Ok(())
+}
+
 fn remove(deployment: &Deployment) -> Result<(), DeployError> {
     let record = read_record(deployment);
     let settings = &deployment.settings;
@@ -359,7 +406,7 @@ fn remove(deployment: &Deployment) -> Result<(), DeployError> {
         files::remove_tree(&settings.recovery_folder)?;
     }
     // The record lies in the data folder, so this comes last: until then a second run still knows it all.
-    files::remove_tree(&settings.data_folder)?;
+    remove_data(&settings.data_folder)?;
     for folder in record.created_folders.iter().rev() {
         files::remove_if_empty(folder);
     }

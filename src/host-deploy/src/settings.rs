@@ -51,7 +51,7 @@ impl EngineSettings {
         ))
     }
 
-    /// Every folder must be absolute, and the data folder must not be the root or hold the VMs: it is removed whole.
+    /// Every folder must be absolute, and the data folder must not be the root or hold the VMs.
     pub(crate) fn check(&self) -> Result<(), DeployError> {
         let named = [
             ("vm_folder", self.vm_folder.as_ref()),

@@ -10,16 +10,16 @@ use host_deploy::{DeployErrorKind, Deployer, Deployment, EngineSettings, Registr
 
 const SCRIPT: &str = r#"#!/bin/sh
 data=$(sed -n 's/^data_folder = "\(.*\)"/\1/p' "$3" 2>/dev/null)
-alive() { [ -f "$data/pid" ] && kill -0 "$(cat "$data/pid")" 2>/dev/null; }
+alive() { [ -f "$data/engine.pid" ] && kill -0 "$(cat "$data/engine.pid")" 2>/dev/null; }
 case "$1" in
   --version) echo "siterecovery-engine VERSION" ;;
   start)
     mkdir -p "$data/identity"
     echo 11111111-2222-4333-8444-555555555555 > "$data/identity/engine_id"
     rm -f "$data/registration.key"
-    setsid sleep 600 > /dev/null 2>&1 & echo $! > "$data/pid" ;;
+    setsid sleep 600 > /dev/null 2>&1 & echo $! > "$data/engine.pid" ;;
   status) alive ;;
-  stop) if alive; then kill "$(cat "$data/pid")"; rm "$data/pid"; fi ;;
+  stop) if alive; then kill "$(cat "$data/engine.pid")"; rm "$data/engine.pid"; fi ;;
   *) echo "unknown word $1" >&2; exit 2 ;;
 esac
 "#;
@@ -152,7 +152,7 @@ async fn uninstall_stops_the_engine_even_when_its_executable_is_gone() {
     let (deployer, deployment) = (LocalDeployer::detached(), &lab.deployment);
     deployer.install(deployment, None).await.unwrap();
     deployer.start(deployment).await.unwrap();
-    let pid = fs::read_to_string(deployment.settings.data_folder.join("pid")).unwrap();
+    let pid = fs::read_to_string(deployment.settings.data_folder.join("engine.pid")).unwrap();
     fs::remove_file(deployment.engine_path()).unwrap();
     deployer.uninstall(deployment).await.unwrap();
     assert!(!process_runs(pid.trim()));
@@ -231,9 +231,25 @@ async fn uninstall_mends_a_torn_configuration_so_that_the_engine_can_be_stopped(
     let (deployer, deployment) = (LocalDeployer::detached(), &lab.deployment);
     deployer.install(deployment, None).await.unwrap();
     deployer.start(deployment).await.unwrap();
-    let pid = fs::read_to_string(deployment.settings.data_folder.join("pid")).unwrap();
+    let pid = fs::read_to_string(deployment.settings.data_folder.join("engine.pid")).unwrap();
     fs::write(deployment.config_path(), "data_fol").unwrap();
     deployer.uninstall(deployment).await.unwrap();
     assert!(!process_runs(pid.trim()));
     assert_eq!(names(lab.folder.path()), ["bundle", "vms"]);
+}
+
+#[tokio::test]
+async fn uninstall_leaves_what_others_keep_in_the_data_folder() {
+    let lab = lab();
+    let (deployer, deployment) = (LocalDeployer::detached(), &lab.deployment);
+    let data = &deployment.settings.data_folder;
+    fs::create_dir_all(data.join("replicas/vault")).unwrap();
+    fs::write(data.join("replicas/vault/base.vhd"), "x").unwrap();
+    fs::write(data.join("notes"), "x").unwrap();
+    let key = RegistrationKey::new("srk1.secret");
+    deployer.install(deployment, Some(&key)).await.unwrap();
+    deployer.start(deployment).await.unwrap();
+    deployer.uninstall(deployment).await.unwrap();
+    assert_eq!(names(data), ["notes", "replicas"]);
+    assert!(data.join("replicas/vault/base.vhd").exists());
 }
