@@ -111,6 +111,7 @@ async fn a_session_needs_a_certificate_of_this_authority_and_a_registered_host()
     let (identity, response) = enrol(&key, &id).await.expect("enrolment");
     assert!(session(&gateway, &identity).await.is_ok());
 
+    let used = key.clone();
     let key = RegistrationKey::decode(&key).expect("key");
     let mut nobody = EngineGatewayClient::new(tls::enrolment_channel(&key).expect("channel"));
     let status = nobody
@@ -148,6 +149,11 @@ async fn a_session_needs_a_certificate_of_this_authority_and_a_registered_host()
             .code(),
         Code::PermissionDenied
     );
+    let again = enrol(&used, &id)
+        .await
+        .err()
+        .expect("the key went with the host");
+    assert_eq!(again.code(), Code::PermissionDenied, "{again:?}");
     world.orchestrator.stop().await;
 }
 

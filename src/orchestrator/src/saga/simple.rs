@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Outcome, Run, Workflow};
 use crate::fault::Fault;
 use crate::store::records::{
-    self, EngineRecord, Fabric, Item, Mapping, Plan, Policy, Record, Recovered,
+    self, EngineRecord, EnrolmentKey, Fabric, Item, Mapping, Plan, Policy, Record, Recovered,
 };
 use crate::store::{Change, Expect};
 
@@ -70,6 +70,24 @@ impl Workflow for Remove {
                 changes.push(records::delete(vm.key));
             }
         }
+        let gone = |key: &EnrolmentKey| {
+            let of_site = changes.iter().any(|change| {
+                matches!(change, Change::Delete { key: deleted, .. } if *deleted == key.fabric_id.to_ascii_lowercase())
+            });
+            let of_engine = key
+                .engine_id
+                .as_ref()
+                .is_some_and(|id| engines.contains(id));
+            of_site || of_engine
+        };
+        // An unregistered host shall not come back with the key it once used, nor with one of a removed site.
+        let keys = records::list::<EnrolmentKey>(run.app.store.as_ref(), "~key/").await?;
+        let revoked: Vec<Change> = keys
+            .into_iter()
+            .filter(|key| gone(&key.record))
+            .map(|key| records::delete(key.key))
+            .collect();
+        changes.extend(revoked);
         run.app.store.apply(changes).await?;
         for engine in &engines {
             run.app.fleet.forget(engine);
