@@ -46,6 +46,15 @@ pub async fn run(
     for job in records::list::<JobRecord>(app.store.as_ref(), "").await? {
         if job.record.phase != Phase::Ended {
             info!(job = %job.record.id, "job goes on after a restart");
+            // Nobody could report while we were away: that time doesn't count as waiting.
+            let now = app.now_ms();
+            records::update::<JobRecord>(app.store.as_ref(), &job.key, |job| {
+                Some(JobRecord {
+                    node_since_unix_ms: now,
+                    ..job.clone()
+                })
+            })
+            .await?;
             tracker.spawn(drive(Arc::clone(&app), job.key, stop.clone()));
         }
     }
@@ -218,6 +227,7 @@ fn unwind(app: &App, job: &mut JobRecord, state: JobState) {
     job.mark(job.node, state, state.as_str(), &app.now_text());
     job.phase = Phase::Unwinding;
     job.node = (job.node + 1).min(job.properties.tasks.len());
+    job.node_since_unix_ms = app.now_ms();
     job.node_since_unix_ms = app.now_ms();
     job.properties.allowed_actions.clear();
 }
