@@ -65,6 +65,16 @@ impl AdminClient {
             .collect()
     }
 
+    /// The same without the secret, for output that others may read.
+    #[must_use]
+    pub fn exports_without_secret(&self) -> String {
+        let all = self.exports();
+        let open = all
+            .lines()
+            .filter(|line| !line.starts_with("export SITERECOVERY_CLIENT_SECRET="));
+        open.map(|line| format!("{line}\n")).collect()
+    }
+
     /// One value.
     #[must_use]
     pub fn value(&self, name: &str) -> &str {
@@ -230,4 +240,26 @@ pub fn host_name() -> String {
         .ok()
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "localhost".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_secret_is_left_out_of_what_others_may_read() {
+        let admin = AdminClient {
+            variables: vec![
+                ("SITERECOVERY_ENDPOINT", "https://a:1".to_owned()),
+                ("SITERECOVERY_CLIENT_SECRET", "hidden".to_owned()),
+                ("SITERECOVERY_TENANT_ID", "t".to_owned()),
+            ],
+        };
+        assert!(admin.exports().contains("hidden"));
+        let open = admin.exports_without_secret();
+        assert!(
+            !open.contains("hidden") && open.lines().count() == 2,
+            "{open}"
+        );
+    }
 }

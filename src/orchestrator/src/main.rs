@@ -54,7 +54,7 @@ struct Serve {
     /// Region of this installation; may be repeated. Without it any region is taken.
     #[arg(long = "region")]
     regions: Vec<String>,
-    /// At the first start, writes what to export into this file (0600) too.
+    /// At the first start, writes what to export into this file (0600); the secret is then not printed.
     #[arg(long)]
     write_admin_env: Option<PathBuf>,
     /// Written once both addresses are served.
@@ -131,10 +131,14 @@ async fn serve(options: Serve) -> Result<()> {
     })
     .await?;
     if let Some(admin) = &orchestrator.admin {
-        println!("# First start. The secret is shown this once:");
-        print!("{}", admin.exports());
+        // What a service manager keeps of the output is read by more people than the file.
         if let Some(path) = &options.write_admin_env {
             admin.write(path)?;
+            println!("# First start. The secret is in {} only:", path.display());
+            print!("{}", admin.exports_without_secret());
+        } else {
+            println!("# First start. The secret is shown this once:");
+            print!("{}", admin.exports());
         }
     }
     if let Some(path) = &options.ready_file {

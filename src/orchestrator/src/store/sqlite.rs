@@ -1,6 +1,7 @@
 //! The store in one SQLite file: write-ahead log, `synchronous=FULL`, so that an answered request survives
 //! the loss of power. Calls run on the blocking pool; one connection, because SQLite has one writer anyway.
 
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use super::{Change, Document, Expect, Query, ResourceStore, StoreError};
 
+const PRIVATE: u32 = 0o600;
 const BUSY: Duration = Duration::from_secs(10);
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS documents (
@@ -35,11 +37,19 @@ pub struct SqliteStore {
 // === impl SqliteStore ===
 
 impl SqliteStore {
-    /// Opens or makes the file.
+    /// Opens or makes the file, for the owner's eyes only; SQLite gives its side files the same mode.
     ///
     /// # Errors
     /// When it can't be opened, is no database, or a newer release wrote it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(PRIVATE)
+            .open(path)
+            .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(PRIVATE)));
+        file.map_err(backend)?;
         Self::prepare(Connection::open(path).map_err(backend)?)
     }
 
@@ -221,4 +231,24 @@ fn document(
 
 fn backend(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
     StoreError::Backend(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_file_is_for_its_owner_only_even_where_an_older_one_was_not() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("metadata.db");
+        std::fs::write(&path, "").expect("file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("mode");
+        let store = SqliteStore::open(&path).expect("store");
+        assert!(store.get("nothing").await.expect("read").is_none());
+        for file in std::fs::read_dir(folder.path()).expect("folder") {
+            let file = file.expect("entry");
+            let mode = file.metadata().expect("metadata").permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}", file.path().display());
+        }
+    }
 }
