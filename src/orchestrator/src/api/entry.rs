@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arm_model::ArmError;
 use axum::body::Body;
@@ -20,6 +21,9 @@ use crate::store::Expect;
 
 /// Largest body of a request.
 pub const MAX_BODY: usize = 4 << 20;
+
+/// A body must be complete after so long; it is read before the token is checked.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A request as handlers see it.
 pub struct Call<'a> {
@@ -169,7 +173,14 @@ async fn answer(app: &App, request: Request, request_id: &str) -> Response<Body>
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let method = parts.method.as_str().to_owned();
-    let Ok(bytes) = axum::body::to_bytes(body, MAX_BODY).await else {
+    let body = tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, MAX_BODY));
+    let Ok(body) = body.await else {
+        return reply::fault(Fault::refuse(
+            408,
+            ArmError::new("RequestTimeout", "The body of the request took too long."),
+        ));
+    };
+    let Ok(bytes) = body else {
         return reply::fault(Fault::refuse(
             413,
             ArmError::new(

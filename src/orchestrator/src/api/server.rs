@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -21,6 +21,8 @@ use crate::app::App;
 
 /// A peer that doesn't finish its handshake in time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// HTTP/1 headers must be complete after so long (more than clients keep idle connections), an idle HTTP/2 peer is asked whether it lives.
+const IDLE: Duration = Duration::from_secs(120);
 /// Requests that are running when we stop get so long.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -80,7 +82,16 @@ pub async fn serve(
                 }
                 Err(_) => return debug!("TLS handshake took too long"),
             };
-            let builder = Builder::new(TokioExecutor::new());
+            let mut builder = Builder::new(TokioExecutor::new());
+            builder
+                .http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(IDLE);
+            builder
+                .http2()
+                .timer(TokioTimer::new())
+                .keep_alive_interval(IDLE)
+                .keep_alive_timeout(HANDSHAKE);
             let connection = builder
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
                 .into_owned();
