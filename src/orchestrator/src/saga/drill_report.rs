@@ -87,12 +87,8 @@ fn detail(vm: &Chosen, item: &Item, live: &Live, input: &DrillInput, late: bool)
         friendly_name: item.vm_name.clone(),
         test_vm_name: vm.vm_id.clone(),
         test_vm_friendly_name: format!("{target}-test"),
-        network_connection_status: if input.isolated {
-            "NotConnected"
-        } else {
-            "Connected"
-        }
-        .to_owned(),
+        // Engines connect no recovered VM yet, whatever network was asked for.
+        network_connection_status: "NotConnected".to_owned(),
         recovery_point_id: format!(
             "{}/recoveryPoints/{}",
             item.id,
