@@ -317,6 +317,71 @@ async fn a_freeze_that_fails_leaves_tracking_as_it_was() {
     lab.driver.release(point).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_changed_places_under_a_running_machine_are_never_mixed_up() {
+    let lab = Lab::new();
+    let vm = lab.running_vm("places", 2, &[16, 16]).await;
+    lab.write(&vm, 0, 0, BLOCK, 0x0a).await;
+    lab.write(&vm, 1, 0, BLOCK, 0x0b).await;
+    let file = vm.folder.join("vm.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let swapped = text
+        .replace("d0.vhdx", "dx.vhdx")
+        .replace("d1.vhdx", "d0.vhdx")
+        .replace("dx.vhdx", "d1.vhdx");
+    assert_ne!(text, swapped);
+    std::fs::write(&file, swapped).unwrap();
+    let refused = lab
+        .driver
+        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .await
+        .map(|point| point.disks.len())
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::DiskNotFound, "{refused}");
+    std::fs::write(&file, text).unwrap();
+    let point = lab
+        .driver
+        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .await
+        .unwrap();
+    assert_eq!(
+        point.disks[0].reader.read(0, 512).await.unwrap(),
+        vec![0x0a; 512]
+    );
+    lab.driver.release(point).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_whose_point_was_taken_away_never_shows_a_later_one() {
+    let lab = Lab::new();
+    let vm = lab.running_vm("later", 1, &[16]).await;
+    lab.write(&vm, 0, 0, BLOCK, 0x0a).await;
+    let early = lab
+        .driver
+        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .await
+        .unwrap();
+    assert_eq!(
+        early.disks[0].reader.read(0, 512).await.unwrap(),
+        vec![0x0a; 512]
+    );
+    let other = lab.another_driver();
+    other.clean_up(vm.id).await.unwrap();
+    lab.write(&vm, 0, 0, BLOCK, 0x0b).await;
+    let late = other
+        .freeze(vm.id, &vm.disks, None, tracking(2))
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        assert!(early.disks[0].reader.read(0, 512).await.is_err());
+    }
+    assert_eq!(
+        late.disks[0].reader.read(0, 512).await.unwrap(),
+        vec![0x0b; 512]
+    );
+    other.release(late).await.unwrap();
+}
+
 /// A slow backup by somebody else that keeps a bitmap of the second disk busy.
 async fn foreign_job_begins(lab: &Lab, vm: &support::LabVm, bitmap: &str) {
     let target = lab.folder.path().join("foreign.qcow2");

@@ -152,6 +152,14 @@ impl QemuDriver {
                         ),
                     )
                 })?;
+            if !node.shows(&found.disk_file(index)) {
+                return Err(HypervisorError::new(
+                    ErrorKind::DiskNotFound,
+                    format!(
+                        "freeze vm {name}: disk {id} has another place than at the start of the vm: restart the vm"
+                    ),
+                ));
+            }
             targets.push(Target {
                 id: *id,
                 index,
@@ -195,7 +203,7 @@ impl QemuDriver {
                 error,
             ));
         }
-        match self.open(found, qmp, targets).await {
+        match self.open(found, qmp, targets, next).await {
             Ok(disks) => Ok(FrozenPoint {
                 vm: found.id(),
                 taken_unix_ms,
@@ -261,15 +269,17 @@ impl QemuDriver {
         found: &FoundVm,
         qmp: &mut Qmp,
         targets: &[Target],
+        next: TrackingId,
     ) -> Result<Vec<FrozenDisk>, HypervisorError> {
         let vm = &found.config.name;
         let mut disks = Vec::new();
         for target in targets {
             let chain = target.chain.as_deref().unwrap_or_default();
             let bitmaps: Vec<String> = chain.iter().map(|id| bitmap_name(*id)).collect();
-            let export = target.export();
+            // Named after this point: a reader that lost its connection must not find another point under the name.
+            let export = format!("{}-{next}", target.export());
             let arguments = json!({
-                "type": "nbd", "id": export, "name": export, "node-name": target.fleece(),
+                "type": "nbd", "id": target.export(), "name": export, "node-name": target.fleece(),
                 "writable": false, "bitmaps": bitmaps,
             });
             qmp.execute("block-export-add", arguments)

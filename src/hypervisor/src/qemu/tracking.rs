@@ -6,6 +6,8 @@
 //!
 //! They live in QEMU's memory: after a restart of the VM there are none.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{FoundVm, QemuDriver, connect, from_qmp};
@@ -30,10 +32,23 @@ pub(super) struct Bitmap {
 pub(super) struct DiskNode {
     pub(super) name: String,
     pub(super) size_bytes: u64,
+    /// The image that this QEMU has open, in its words.
+    pub(super) file: String,
     pub(super) bitmaps: Vec<Bitmap>,
 }
 
 impl DiskNode {
+    /// Whether the running QEMU has `path` open as this disk: places in `vm.toml` may have changed since its start.
+    pub(super) fn shows(&self, path: &Path) -> bool {
+        // An overlay's name tells its backing too; only names of files can be compared.
+        if self.file.starts_with("json:") {
+            return self.file.contains(&*path.to_string_lossy());
+        }
+        let open = Path::new(self.file.strip_prefix("file:").unwrap_or(&self.file));
+        let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
+        open == path || same(open, path) == Some(true)
+    }
+
     /// The bitmaps that together hold all changes since `since`; `None` when that can't be told.
     pub(super) fn chain(&self, since: TrackingId) -> Option<Vec<TrackingId>> {
         let chain: Vec<&Bitmap> = self
@@ -110,6 +125,10 @@ fn parse_nodes(nodes: &Value, disks: usize) -> Vec<DiskNode> {
         found.push(DiskNode {
             name: name.to_owned(),
             size_bytes: node["image"]["virtual-size"].as_u64().unwrap_or_default(),
+            file: node["image"]["filename"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             bitmaps,
         });
     }
@@ -206,6 +225,7 @@ mod tests {
         DiskNode {
             name: "disk0".to_owned(),
             size_bytes: 1 << 20,
+            file: String::new(),
             bitmaps,
         }
     }
