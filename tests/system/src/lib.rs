@@ -15,11 +15,14 @@ pub mod lab;
 pub mod orchestrator;
 pub mod process;
 pub mod recorder;
+pub mod refusal;
 pub mod story;
 pub mod terraform;
+pub mod volume;
 
 pub use cli::Cli;
 pub use console::Console;
 pub use lab::{Guest, Lab};
 pub use orchestrator::Orchestrator;
 pub use terraform::Terraform;
+pub use volume::Volume;
