@@ -418,7 +418,10 @@ fn is_gateway_error(error: &ClientError) -> bool {
 
 /// Sorts what happened below HTTP.
 pub(crate) fn transport_error(action: &str, error: reqwest::Error) -> ClientError {
-    // The address goes: it is the configured one, and the action names the rest.
+    // Who was called is told, without path and query: the action names those that matter.
+    let place = error.url().map_or_else(String::new, |url| {
+        format!(" at {}", url.origin().ascii_serialization())
+    });
     let error = error.without_url();
     let mut chain = String::new();
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
@@ -430,12 +433,12 @@ pub(crate) fn transport_error(action: &str, error: reqwest::Error) -> ClientErro
     let (kind, text) = if error.is_connect() && untrusted {
         (
             ClientErrorKind::Untrusted,
-            format!("the service's certificate is not accepted: {chain}"),
+            format!("the certificate of the service{place} is not accepted: {chain}"),
         )
     } else if error.is_connect() {
         (
             ClientErrorKind::Unreachable,
-            format!("the service can't be reached: {chain}"),
+            format!("the service{place} can't be reached: {chain}"),
         )
     } else if error.is_timeout() {
         (

@@ -538,7 +538,7 @@ async fn a_service_that_is_not_there_is_unreachable_and_may_be_tried_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let mut config = ClientConfig::new(address, "t", "c", Secret::new("s"));
+    let mut config = ClientConfig::new(address.clone(), "t", "c", Secret::new("s"));
     config.attempts = 2;
     config.back_off = Duration::from_millis(1);
     let problem = Client::new(config)
@@ -549,6 +549,11 @@ async fn a_service_that_is_not_there_is_unreachable_and_may_be_tried_again() {
     assert_eq!(
         (problem.kind(), problem.retry()),
         (ClientErrorKind::Unreachable, Retry::Yes)
+    );
+    assert!(
+        problem.message().contains(&address) && !problem.message().contains(VAULT),
+        "{}",
+        problem.message()
     );
 }
 
