@@ -75,18 +75,26 @@ resource "siterecovery_replication_policy_association" "this" {
   depends_on = [siterecovery_hyperv_host.this]
 }
 
+# What the host reports. Waits for its first report.
+data "siterecovery_protectable_vms" "this" {
+  hyperv_site_id = siterecovery_hyperv_site.this.id
+  names          = toset(flatten(var.boot_order))
+
+  depends_on = [siterecovery_hyperv_host.this]
+}
+
 locals {
+  vm_ids            = { for vm in data.siterecovery_protectable_vms.this.vms : vm.name => vm.vm_id }
   resource_group_id = provider::siterecovery::parse_id(siterecovery_vault.this.id).parent_id
 }
 
-# Returns when the first copy of every disk is whole. The VM is given by name: an id out of a data source that waits for
-# the host would be unknown, and ask for a replacement, whenever the host itself has a change.
+# Returns when the first copy of every disk is whole.
 resource "siterecovery_protected_vm" "this" {
   for_each = toset(flatten(var.boot_order))
 
   hyperv_site_id            = siterecovery_hyperv_site.this.id
   replication_policy_id     = siterecovery_replication_policy_association.this.policy_id
-  vm_name                   = each.key
+  vm_id                     = local.vm_ids[each.key]
   target_storage_account_id = siterecovery_storage_account.replicas.id
   target_resource_group_id  = local.resource_group_id
   target_network_id         = siterecovery_virtual_network.recovery.id

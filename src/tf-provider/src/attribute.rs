@@ -69,6 +69,7 @@ pub struct Attribute {
     pub deprecated: Option<String>,
     pub(crate) replace: bool,
     pub(crate) keep_state: bool,
+    pub(crate) keep_until_known: bool,
     pub(crate) default: Option<Value>,
     pub(crate) checks: Vec<Check>,
     pub(crate) same: Option<Same>,
@@ -87,6 +88,7 @@ impl Attribute {
             deprecated: None,
             replace: false,
             keep_state: false,
+            keep_until_known: false,
             default: None,
             checks: Vec::new(),
             same: None,
@@ -199,6 +201,14 @@ impl Attribute {
     /// A computed value that never changes after creation: keep it in plans of updates.
     pub fn use_state_for_unknown(mut self) -> Self {
         self.keep_state = true;
+        self
+    }
+
+    /// While the configuration does not know the value yet, plans keep the stored one. For arguments whose change is costly:
+    /// an object is then not replaced over a value that will most likely turn out to be the same. Should it turn out to be
+    /// another one during apply, Terraform stops there, nothing is touched, and the next plan shows the change.
+    pub fn keep_until_known(mut self) -> Self {
+        self.keep_until_known = true;
         self
     }
 

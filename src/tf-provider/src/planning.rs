@@ -164,7 +164,8 @@ fn keep_spelling(members: Members<'_>, prior: &Object, config: &Object, planned:
         let (old, new) = (prior.get(name), config.get(name));
         let comparable =
             !old.is_null() && !new.is_null() && old.is_wholly_known() && new.is_wholly_known();
-        if comparable && !attribute.write_only && attribute.means_the_same(old, new) {
+        let waiting = attribute.keep_until_known && new.is_unknown() && !old.is_null();
+        if waiting || comparable && !attribute.write_only && attribute.means_the_same(old, new) {
             planned.set(name, old.clone());
         }
     }

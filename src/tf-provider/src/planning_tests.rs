@@ -248,3 +248,30 @@ fn a_replacement_deep_inside_names_its_place() {
     );
     assert_eq!(changed.planned.objects("disks")[0].u64("size"), Some(10));
 }
+
+#[test]
+fn what_is_not_known_yet_replaces_nothing_where_the_stored_value_is_kept() {
+    let schema = Schema::new().attribute(
+        "vm",
+        Attribute::string()
+            .required()
+            .requires_replace()
+            .keep_until_known(),
+    );
+    let stored = Object::new().with("vm", "a");
+    let plan_with = |value: Value| {
+        let config = Object::new().with("vm", value);
+        default_plan(
+            schema.block.members(),
+            Some(&stored),
+            &config,
+            config.clone(),
+        )
+    };
+    let waiting = plan_with(Value::unknown());
+    assert_eq!(
+        (waiting.planned, waiting.requires_replace.len()),
+        (stored.clone(), 0)
+    );
+    assert_eq!(plan_with(Value::from("b")).requires_replace.len(), 1);
+}

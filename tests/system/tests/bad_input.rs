@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
 /// What Terraform shows of the configuration when it points at the attribute.
 const AT_STORE: &str = "target_storage_account_id = siterecovery_storage_account.replicas.id";
-const AT_VM: &str = "vm_name = each.key";
+const AT_VM: &str = "vm_id = local.vm_ids[each.key]";
 
 #[test]
 fn a_corrupt_image_is_named_and_the_healthy_vm_is_protected() -> Result<()> {

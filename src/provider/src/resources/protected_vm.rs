@@ -105,6 +105,9 @@ impl Resource<Session> for ProtectedVm {
                 text()
                     .computed()
                     .use_state_for_unknown()
+                    // A data source that waits for a host with a change of its own is not known while planning; no replica may be
+                    // thrown away over that.
+                    .keep_until_known()
                     .requires_replace()
                     .ignore_case()
                     .check(guid)
