@@ -1,6 +1,9 @@
 //! The engine's side of enrolment: its key pair, its request, its certificate.
 
 use rcgen::{CertificateParams, KeyPair};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::pem::parse_x509_pem;
+use x509_parser::prelude::FromDer as _;
 
 use crate::ProtocolError;
 use crate::authority::failed;
@@ -54,5 +57,51 @@ impl IdentityRequest {
                 .map_err(failed("write the certificate request"))?,
             key_pem: key.serialize_pem(),
         })
+    }
+}
+
+/// SHA-256 (hexadecimal) of the public key in a certificate request: by it an engine that enrols again is known.
+///
+/// # Errors
+/// [`ProtocolError::MalformedRequest`] when the text holds no request.
+pub fn request_key_digest(request_pem: &str) -> Result<String, ProtocolError> {
+    let (_, pem) =
+        parse_x509_pem(request_pem.as_bytes()).map_err(|_| ProtocolError::MalformedRequest)?;
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents)
+        .map_err(|_| ProtocolError::MalformedRequest)?;
+    let digest = ring::digest::digest(
+        &ring::digest::SHA256,
+        request.certification_request_info.subject_pki.raw,
+    );
+    Ok(digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_names_the_key_and_not_the_request() {
+        let first = IdentityRequest::generate().expect("request");
+        let again = IdentityRequest::from_key_pem(&first.key_pem).expect("request");
+        let other = IdentityRequest::generate().expect("request");
+        let digest =
+            |request: &IdentityRequest| request_key_digest(&request.request_pem).expect("digest");
+        assert_eq!(digest(&first), digest(&again));
+        assert_ne!(digest(&first), digest(&other));
+    }
+
+    #[test]
+    fn what_is_no_request_gives_an_error() {
+        for text in [
+            "",
+            "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+        ] {
+            assert!(request_key_digest(text).is_err());
+        }
     }
 }

@@ -29,7 +29,7 @@ pub mod v1 {
 }
 
 pub use authority::Authority;
-pub use identity::{EngineIdentity, IdentityRequest};
+pub use identity::{EngineIdentity, IdentityRequest, request_key_digest};
 pub use registration_key::RegistrationKey;
 
 /// Largest message either side accepts: a thousand recovery points of a hundred VMs fit well.
@@ -51,6 +51,9 @@ pub enum ProtocolError {
         #[source]
         source: rcgen::Error,
     },
+    /// Text that is no certificate request.
+    #[error("certificate request is malformed")]
+    MalformedRequest,
     /// The peer's certificate does not say which engine it is.
     #[error("peer certificate names no engine")]
     NoEngineName,

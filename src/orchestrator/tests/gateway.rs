@@ -8,7 +8,7 @@ use engine_protocol::v1;
 use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
 use engine_protocol::{Authority, EngineIdentity, IdentityRequest, RegistrationKey, tls};
 use harness::World;
-use harness::engine::{Behaviour, Engine, WEB, enrol};
+use harness::engine::{Behaviour, Engine, WEB, enrol, enrol_with};
 use orchestrator::store::records::{self, EnrolmentKey};
 use reqwest::StatusCode;
 use serde_json::json;
@@ -47,6 +47,27 @@ async fn a_key_enrols_one_engine_as_often_as_it_asks_and_no_other() {
         world.get(&response.provider_arm_id).await.body["properties"]["connectionStatus"],
         "Disconnected"
     );
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_takes_the_name_of_an_engine_that_is_known() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let victim = uuid::Uuid::new_v4().to_string();
+    let key = world.registration_key().await;
+    enrol(&key, &victim).await.expect("enrolment");
+    // A fresh and valid key of the same site, but not the victim's key pair.
+    let fresh = world.registration_key().await;
+    let stranger = IdentityRequest::generate().expect("key pair");
+    let refused = enrol_with(&fresh, &victim, &stranger)
+        .await
+        .err()
+        .expect("a stranger");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("another key"), "{refused:?}");
+    // The engine itself may enrol again, with a new registration key too.
+    enrol(&fresh, &victim).await.expect("the engine itself");
     world.orchestrator.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! Registration keys and enrolment. A key is minted for one site, expires, and belongs to the first engine
 //! that uses it: that engine may repeat the call, no other may. Only a salted hash of the secret is kept.
+//! An engine's id belongs to the key pair it first enrolled with, so no other host can take its name.
 
 use arm_model::FabricId;
 use engine_protocol::{RegistrationKey, v1};
@@ -107,6 +108,17 @@ pub async fn enrol(app: &App, request: v1::EnrolRequest) -> Result<v1::EnrolResp
             "this engine is registered in another site; unregister it there first",
         ));
     }
+    let key_digest = engine_protocol::request_key_digest(&request.certificate_request_pem)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if known
+        .as_ref()
+        .is_some_and(|known| known.record.key_digest != key_digest)
+    {
+        warn!(engine = %engine_id, "enrolment under a known engine's id with another key");
+        return Err(Status::permission_denied(
+            "an engine of this id is registered with another key; unregister that host first, or remove the engine's identity folder so that it gets an id of its own",
+        ));
+    }
     let certificate_pem = app
         .authority
         .issue_engine(&engine_id, &request.certificate_request_pem, app.now())
@@ -130,6 +142,7 @@ pub async fn enrol(app: &App, request: v1::EnrolRequest) -> Result<v1::EnrolResp
             provider_id: provider_id.clone(),
             fabric_id: fabric.id.clone(),
             site_id: fabric.internal_identifier,
+            key_digest,
             report: encode_report(&report),
             last_seen_unix_ms: 0,
         };

@@ -168,6 +168,9 @@ pub struct EngineRecord {
     pub fabric_id: String,
     /// Site id.
     pub site_id: String,
+    /// SHA-256 of the public key that the engine enrolled with; nobody else takes its name.
+    #[serde(default)]
+    pub key_digest: String,
     /// Last report, protobuf in base64; points and inventory outlive a restart with it.
     pub report: String,
     /// When the last report came.

@@ -95,21 +95,38 @@ pub async fn enrol(
     key: &str,
     engine_id: &str,
 ) -> Result<(EngineIdentity, v1::EnrolResponse), tonic::Status> {
+    enrol_with(key, engine_id, &key_of(engine_id)).await
+}
+
+/// The key pair that an engine keeps; an engine is the same one only with it.
+fn key_of(engine_id: &str) -> IdentityRequest {
+    static KEYS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    let mut keys = KEYS.lock().expect("keys");
+    let made = || IdentityRequest::generate().expect("key pair").key_pem;
+    let pem = keys.entry(engine_id.to_owned()).or_insert_with(made);
+    IdentityRequest::from_key_pem(pem).expect("key pair")
+}
+
+/// Enrols with this key pair.
+pub async fn enrol_with(
+    key: &str,
+    engine_id: &str,
+    request: &IdentityRequest,
+) -> Result<(EngineIdentity, v1::EnrolResponse), tonic::Status> {
     let key = RegistrationKey::decode(key).expect("key");
-    let request = IdentityRequest::generate().expect("key pair");
     let mut client = EngineGatewayClient::new(tls::enrolment_channel(&key).expect("channel"));
     let response = client
         .enrol(v1::EnrolRequest {
             secret: key.secret,
             engine_id: engine_id.to_owned(),
-            certificate_request_pem: request.request_pem,
+            certificate_request_pem: request.request_pem.clone(),
             host: Some(host("hv1.lab.example")),
         })
         .await?
         .into_inner();
     let identity = EngineIdentity {
         certificate_pem: response.certificate_pem.clone(),
-        key_pem: request.key_pem,
+        key_pem: request.key_pem.clone(),
         ca_pem: response.ca_pem.clone(),
     };
     Ok((identity, response))

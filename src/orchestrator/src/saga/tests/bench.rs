@@ -53,6 +53,7 @@ impl Bench {
             provider_id: fabric.provider(ENGINE).to_string(),
             fabric_id: fabric.to_string(),
             site_id: "site".to_owned(),
+            key_digest: String::new(),
             report: String::new(),
             last_seen_unix_ms: 0,
         };
