@@ -8,6 +8,7 @@
 //!
 //! Nothing relies on a message arriving once: reports are whole, desired states are whole.
 
+mod carry;
 pub mod desired;
 pub mod enrol;
 pub mod reports;

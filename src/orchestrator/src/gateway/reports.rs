@@ -48,7 +48,11 @@ impl Intake {
     /// Failures of the store; the report is in memory nevertheless.
     pub async fn take(&mut self, app: &App, report: v1::EngineReport) -> Result<(), StoreError> {
         let now = app.now_ms();
-        let report = Arc::new(report);
+        let known = app.fleet.get(&self.engine_id).map(|live| live.report);
+        let report = Arc::new(match known {
+            Some(known) => super::carry::carry_over(&known, report),
+            None => report,
+        });
         let inventory = v1::EngineReport {
             host: report.host.clone().map(|host| v1::Host {
                 free_bytes: 0,

@@ -1,0 +1,111 @@
+//! What an engine that has just started does not know yet, but we do.
+//!
+//! An engine that was killed reports again within a second, before it has opened its replicas: its items are missing or
+//! come without points. The points are in the store all the same, and an operator in need must not see them vanish.
+//! A replica that was complete always holds a point, so an empty list says "not known yet": the last figures stand until
+//! the engine names points itself, begins a new activation, or says that the replica is being made or is gone.
+
+use engine_protocol::v1::{self, replication_status::State};
+
+/// `next` with the figures of `known` where `next` can't have any yet.
+#[must_use]
+pub fn carry_over(known: &v1::EngineReport, mut next: v1::EngineReport) -> v1::EngineReport {
+    for status in &mut next.replications {
+        let same = |old: &&v1::ReplicationStatus| {
+            old.item_id == status.item_id && old.generation == status.generation
+        };
+        let says_so = matches!(status.state(), State::InitialReplication | State::Retired);
+        if says_so || !status.recovery_points.is_empty() {
+            continue;
+        }
+        if let Some(old) = known.replications.iter().find(same) {
+            *status = v1::ReplicationStatus {
+                state: status.state,
+                findings: std::mem::take(&mut status.findings),
+                backlog_cycles: status.backlog_cycles,
+                ..old.clone()
+            };
+        }
+    }
+    // Once the engine has taken in what is desired, an item that it does not name is gone.
+    if next.observed_generation < known.observed_generation {
+        let missing = known.replications.iter().filter(|old| {
+            !next
+                .replications
+                .iter()
+                .any(|new| new.item_id == old.item_id)
+        });
+        let missing: Vec<_> = missing.cloned().collect();
+        next.replications.extend(missing);
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(item: &str, generation: u64, state: State, points: usize) -> v1::ReplicationStatus {
+        v1::ReplicationStatus {
+            item_id: item.to_owned(),
+            generation,
+            state: state.into(),
+            recovery_points: vec![v1::RecoveryPoint::default(); points],
+            ..v1::ReplicationStatus::default()
+        }
+    }
+
+    fn report(
+        observed_generation: u64,
+        replications: Vec<v1::ReplicationStatus>,
+    ) -> v1::EngineReport {
+        v1::EngineReport {
+            observed_generation,
+            replications,
+            ..v1::EngineReport::default()
+        }
+    }
+
+    fn points(report: &v1::EngineReport) -> Vec<usize> {
+        let each = report.replications.iter();
+        each.map(|status| status.recovery_points.len()).collect()
+    }
+
+    #[test]
+    fn points_stay_while_a_restarted_engine_opens_its_replicas() {
+        let known = report(7, vec![status("a", 1, State::Protected, 3)]);
+        assert_eq!(points(&carry_over(&known, report(0, vec![]))), [3]);
+        for state in [
+            State::Starting,
+            State::Protected,
+            State::Comparing,
+            State::Blocked,
+        ] {
+            let carried = carry_over(&known, report(7, vec![status("a", 1, state, 0)]));
+            assert_eq!(points(&carried), [3], "{state:?}");
+            assert_eq!(carried.replications[0].state(), state);
+        }
+    }
+
+    #[test]
+    fn what_the_engine_says_itself_wins() {
+        let known = report(7, vec![status("a", 1, State::Protected, 3)]);
+        for (state, count) in [
+            (State::Protected, 2),
+            (State::InitialReplication, 0),
+            (State::Retired, 0),
+        ] {
+            let said = report(7, vec![status("a", 1, state, count)]);
+            assert_eq!(points(&carry_over(&known, said)), [count], "{state:?}");
+        }
+        let gone = report(7, vec![]);
+        assert_eq!(points(&carry_over(&known, gone)), [0_usize; 0]);
+    }
+
+    #[test]
+    fn a_new_activation_inherits_nothing() {
+        let known = report(7, vec![status("a", 1, State::Protected, 3)]);
+        let anew = report(8, vec![status("a", 2, State::Starting, 0)]);
+        assert_eq!(points(&carry_over(&known, anew)), [0]);
+    }
+}
