@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often one that passes quickly.
+const LOOK_CLOSELY: Duration = Duration::from_millis(5);
 
 /// Runs to the end; an exit code other than 0 is an error that holds what was printed.
 pub fn run(command: &mut Command) -> Result<Output> {
@@ -31,6 +33,24 @@ pub fn run(command: &mut Command) -> Result<Output> {
 pub fn wait_for<T>(
     what: &str,
     limit: Duration,
+    condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    look_every(LOOK, what, limit, condition)
+}
+
+/// As [`wait_for`], for what is over in a moment: a file that is there for the length of a cycle.
+pub fn catch<T>(
+    what: &str,
+    limit: Duration,
+    condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    look_every(LOOK_CLOSELY, what, limit, condition)
+}
+
+fn look_every<T>(
+    pause: Duration,
+    what: &str,
+    limit: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let start = Instant::now();
@@ -41,7 +61,7 @@ pub fn wait_for<T>(
         if start.elapsed() > limit {
             bail!("{what}: not within {} s", limit.as_secs());
         }
-        std::thread::park_timeout(LOOK);
+        std::thread::park_timeout(pause);
     }
 }
 

@@ -22,6 +22,8 @@ use crate::terraform::Terraform;
 pub const BOOT: Duration = Duration::from_secs(300);
 /// A policy of 30 s gives its first points within a few cycles.
 const POINTS: Duration = Duration::from_secs(240);
+/// Data that each guest writes once at first boot.
+pub const FILL_MIB: u32 = 48;
 /// How many points of each VM are waited for.
 const WANTED_POINTS: usize = 3;
 
@@ -64,7 +66,7 @@ impl Story {
         let cli = Cli::new(lab, &orchestrator)?;
 
         story.step("2/6  build two guests from Debian packages and start them");
-        start_guests(lab, &GUESTS)?;
+        start_guests(lab, &GUESTS, FILL_MIB)?;
 
         story.step("3/6  terraform init, terraform apply");
         let mut terraform = Terraform::new(
@@ -149,13 +151,13 @@ impl Story {
 }
 
 /// Builds the guests, starts them, and waits until each one stamps.
-pub fn start_guests(lab: &Lab, guests: &[(&'static str, u8)]) -> Result<()> {
+pub fn start_guests(lab: &Lab, guests: &[(&'static str, u8)], fill_mib: u32) -> Result<()> {
     for (name, generation) in guests {
         lab.build_guest(&Guest {
             name,
             generation: *generation,
             marker: None,
-            fill_mib: 48,
+            fill_mib,
         })?;
         lab.start_vm(name)?;
     }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use system_tests::process::{is_alive, kill_9, pid_in, run, wait_for};
 use system_tests::refusal::{refused, says};
-use system_tests::story::{nothing_is_left, show, start_guests, variables};
+use system_tests::story::{FILL_MIB, nothing_is_left, show, start_guests, variables};
 use system_tests::{Cli, Lab, Orchestrator, Terraform};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -30,7 +30,7 @@ fn what_can_not_be_reached_is_named_in_bounded_time_and_the_next_apply_succeeds(
 fn unreachable(lab: &Lab) -> Result<()> {
     let mut orchestrator = Orchestrator::start(lab)?;
     let cli = Cli::new(lab, &orchestrator)?;
-    start_guests(lab, &[(VM, 1)])?;
+    start_guests(lab, &[(VM, 1)], FILL_MIB)?;
     let environment = orchestrator.environment()?;
     let endpoint = environment
         .get("SITERECOVERY_ENDPOINT")

@@ -10,7 +10,7 @@ use system_tests::lab::Guest;
 use system_tests::process::wait_for;
 use system_tests::refusal::{refused, says};
 use system_tests::story::{
-    BOOT, files_below, newest_position, nothing_is_left, show, start_guests, variables,
+    BOOT, FILL_MIB, files_below, newest_position, nothing_is_left, show, start_guests, variables,
 };
 use system_tests::{Cli, Lab, Orchestrator, Terraform, Volume};
 
@@ -34,7 +34,7 @@ fn a_corrupt_image_is_named_and_the_healthy_vm_is_protected() -> Result<()> {
 fn corrupt_image(lab: &Lab) -> Result<()> {
     let orchestrator = Orchestrator::start(lab)?;
     let cli = Cli::new(lab, &orchestrator)?;
-    start_guests(lab, &[("good01", 2)])?;
+    start_guests(lab, &[("good01", 2)], FILL_MIB)?;
     lab.build_guest(&Guest {
         name: "bad01",
         generation: 1,
@@ -118,7 +118,7 @@ fn bad_store(lab: &Lab) -> Result<()> {
     let volume = Volume::mount(&folder, 8)?;
     let orchestrator = Orchestrator::start(lab)?;
     let cli = Cli::new(lab, &orchestrator)?;
-    start_guests(lab, &[("full01", 2)])?;
+    start_guests(lab, &[("full01", 2)], FILL_MIB)?;
     let terraform = Terraform::new(
         lab,
         "first-light",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use system_tests::process::{is_alive, kill_9, pid_in, wait_for};
+use system_tests::process::{catch, is_alive, kill_9, pid_in, wait_for};
 use system_tests::story::{
     BOOT, check_drill, drill_vms, files_below, newest_position, show, start_guests, variables,
 };
@@ -15,6 +15,8 @@ use system_tests::{Cli, Lab, Orchestrator, Terraform};
 /// Each is killed at in its own initial replication: engine, orchestrator, QEMU.
 const GUESTS: [(&str, u8); 3] = [("db01", 2), ("db02", 1), ("db03", 2)];
 const LIMIT: Duration = Duration::from_secs(240);
+/// Enough that initial replication takes its time.
+const ENOUGH_MIB: u32 = 96;
 /// In the middle of initial replication: some of the data is there, far from all of it.
 const SOME_BYTES: u64 = 12 << 20;
 
@@ -31,7 +33,7 @@ fn replication_goes_on_by_itself_after_every_kill() -> Result<()> {
 fn kills(lab: &Lab) -> Result<()> {
     let mut orchestrator = Orchestrator::start(lab)?;
     let cli = Cli::new(lab, &orchestrator)?;
-    start_guests(lab, &GUESTS)?;
+    start_guests(lab, &GUESTS, ENOUGH_MIB)?;
     let terraform = Terraform::new(
         lab,
         "first-light",
@@ -82,7 +84,7 @@ fn in_initial_replication(
     let complete_before = replicas(lab).len();
     terraform.variables(&variables(lab, names, false))?;
     let apply = terraform.spawn(&["apply", "-auto-approve"])?;
-    wait_for("initial replication is half-way", LIMIT, || {
+    catch("initial replication is half-way", LIMIT, || {
         let begun = replicas(lab)
             .iter()
             .filter(|replica| {
@@ -108,7 +110,7 @@ fn in_initial_replication(
 fn in_a_cycle(lab: &Lab, cli: &Cli, vm: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = newest_position(cli, vm)?;
     let folder = lab.vm_folder().join(vm);
-    wait_for("a cycle writes its log", LIMIT, || {
+    catch("a cycle writes its log", LIMIT, || {
         Ok(files_below(&folder)
             .iter()
             .any(|file| file.contains(".hrl"))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use system_tests::process::{matching, pid_in, resident_kib};
-use system_tests::story::{GUESTS, show, start_guests, variables, wait_for_points};
+use system_tests::story::{FILL_MIB, GUESTS, show, start_guests, variables, wait_for_points};
 use system_tests::{Cli, Lab, Orchestrator, Terraform};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
 fn measure(lab: &Lab, minutes: u64) -> Result<()> {
     let orchestrator = Orchestrator::start(lab)?;
     let cli = Cli::new(lab, &orchestrator)?;
-    start_guests(lab, &GUESTS)?;
+    start_guests(lab, &GUESTS, FILL_MIB)?;
     let names = GUESTS.map(|(name, _)| name);
     let terraform = Terraform::new(
         lab,
