@@ -16,6 +16,7 @@
 pub mod authority;
 pub mod identity;
 pub mod registration_key;
+mod secret;
 pub mod tls;
 
 /// Messages and services of `proto/engine.proto`.

@@ -65,9 +65,7 @@ pub fn store_target(target: Option<&v1::StoreTarget>) -> Result<(StoreTarget, Pa
             }
             Ok((StoreTarget::Folder(path.clone()), path))
         }
-        None => {
-            Err("no storage account, or one of a kind that this engine does not know".to_owned())
-        }
+        _ => Err("no storage account, or one of a kind that this engine does not know".to_owned()),
     }
 }
 

@@ -163,5 +163,6 @@ pub fn point(point: &RecoveryPoint) -> v1::RecoveryPoint {
         position: point.position.0,
         changed_bytes: point.changed_bytes,
         sent_bytes: point.sent_bytes,
+        group_point_id: String::new(),
     }
 }

@@ -97,6 +97,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
                 .record
                 .details
                 .application_consistent_snapshot_frequency_in_hours,
+            ..v1::Policy::default()
         }),
         phase: phase.into(),
         delete_replica: item
@@ -104,6 +105,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
             .disabled
             .is_some_and(|disabled| disabled.delete_replica),
         vm_name: item.vm_name.clone(),
+        ..v1::Replication::default()
     })
 }
 
@@ -123,6 +125,7 @@ fn recovered(vm: Recovered) -> v1::RecoveredVm {
         isolated: vm.isolated,
         power: power.into(),
         boot_after: String::new(),
+        encryption: None,
     }
 }
 

@@ -315,6 +315,7 @@ fn status(
             position: 1,
             changed_bytes: 4096,
             sent_bytes: 1024,
+            ..v1::RecoveryPoint::default()
         };
         (point, now_ms())
     });
@@ -339,5 +340,6 @@ fn status(
         total_sent_bytes: 1 << 20,
         backlog_cycles: 0,
         findings: behaviour.blocked.clone().into_iter().collect(),
+        ..v1::ReplicationStatus::default()
     }
 }
