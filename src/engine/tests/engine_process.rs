@@ -318,11 +318,12 @@ impl Lab {
             policy: Some(Policy {
                 replication_interval_seconds: 1,
                 retention_hours: 1,
-                app_consistent_frequency_hours: 0,
+                ..Policy::default()
             }),
             phase: replication::Phase::Active.into(),
             delete_replica: false,
             vm_name: "lab".to_owned(),
+            ..Replication::default()
         }
     }
 
@@ -443,7 +444,7 @@ async fn a_real_engine_replicates_survives_kills_recovers_and_retires() {
         point_id: newest.id.clone(),
         isolated: true,
         power: recovered_vm::Power::Running.into(),
-        boot_after: String::new(),
+        ..RecoveredVm::default()
     };
     lab.want(|state| state.recovered_vms = vec![drill]);
     let up = |report: &EngineReport| {
