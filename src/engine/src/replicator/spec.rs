@@ -142,11 +142,11 @@ mod tests {
             policy: Some(v1::Policy {
                 replication_interval_seconds: 30,
                 retention_hours: 2,
-                app_consistent_frequency_hours: 0,
+                ..v1::Policy::default()
             }),
             phase: v1::replication::Phase::Active.into(),
-            delete_replica: false,
             vm_name: "web01".to_owned(),
+            ..v1::Replication::default()
         }
     }
 
