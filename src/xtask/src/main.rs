@@ -31,6 +31,15 @@ enum Word {
     Files,
     /// All static checks: rings, deps, files, rustfmt, clippy
     Lint,
+    /// Real VMs write while engine, orchestrator, QEMU and store are killed at random; every recovery point is proven
+    Soak {
+        /// How long faults are injected
+        #[arg(long, default_value_t = 20)]
+        minutes: u64,
+        /// Chooses the faults; printed when not given
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Compare ours with a peer on the same input, in one run
     Bench {
         /// Which comparison; all of them without a name
@@ -58,6 +67,21 @@ fn main() -> Result<()> {
                 "--",
                 "-D",
                 "warnings",
+            ])
+        }
+        Word::Soak { minutes, seed } => {
+            cargo(&["build", "--workspace", "--bins"])?;
+            let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+            cargo(&[
+                "run",
+                "--quiet",
+                "--package",
+                "system-tests",
+                "--bin",
+                "soak",
+                "--",
+                &minutes.to_string(),
+                &seed.to_string(),
             ])
         }
         Word::Bench { name, json } => bench::run(&root()?, name.as_deref(), json),

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod console;
 pub mod lab;
 pub mod orchestrator;
+pub mod points;
 pub mod process;
 pub mod recorder;
 pub mod refusal;
