@@ -20,6 +20,7 @@ use crate::reconcile::Reconciler;
 use crate::recovered::{RecoveredVms, RecoveryHost};
 use crate::replicator::Context;
 use crate::replicator::pauses::NoPauses;
+use crate::replicator::throttle::Unthrottled;
 use crate::report::{Reporter, free_bytes};
 use crate::session::Session;
 use crate::task::spawn_named;
@@ -75,6 +76,7 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
         clock: Arc::new(now_unix_ms),
         store_faults: None,
         free_bytes: Arc::new(|path: &Path| free_bytes(path)),
+        throttle: Arc::new(Unthrottled),
     });
     let recovered = config.recovery_role.then(|| {
         RecoveredVms::new(Arc::new(RecoveryHost {

@@ -32,5 +32,6 @@ pub mod report;
 pub mod session;
 pub mod supervisor;
 pub mod task;
+pub mod time_window;
 pub mod vm_command;
 pub mod vm_config;

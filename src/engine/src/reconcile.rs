@@ -170,7 +170,7 @@ impl Reconciler {
             }
         };
         if let Some(running) = self.replicators.get(&message.item_id)
-            && running.adopt(&spec, wish)
+            && running.adopt(&spec, wish.clone())
         {
             return;
         }

@@ -18,6 +18,7 @@ use replication_log::hrl::HrlInfo;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::cadence::{Cadence, Done, FreezeKind};
 use super::copy;
 use super::log_file::LogFile;
 use super::pauses;
@@ -52,14 +53,14 @@ enum Taken {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     InitialReplication { base_is_empty: bool },
-    Cycle,
+    Cycle(FreezeKind),
 }
 
 /// Runs until the item stops or is fenced.
 pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trouble> {
     let mut pace = Pace {
         clean: false,
-        last_freeze: None,
+        cadence: Cadence::new(item.policy.clone()),
     };
     let mut failures = 0;
     loop {
@@ -97,7 +98,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
 struct Pace {
     /// Nothing of an earlier run is left at the hypervisor.
     clean: bool,
-    last_freeze: Option<Instant>,
+    cadence: Cadence,
 }
 
 /// One step: initial replication, or the wait for the next cycle and the cycle. Must run to its end: it gives frozen points back.
@@ -135,12 +136,12 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Troub
         .await
         .map(drop);
     }
-    tokio::select! {
+    let kind = tokio::select! {
         biased;
         () = shared.halt.cancelled() => return Err(Trouble::Stopped),
-        () = async { wait_until_due(item, pace).await; wait_for_fewer(shared, MOST_WAITING).await } => {}
-    }
-    if let Some(Taken::DrainFirst) = frozen(item, shared, pace, Purpose::Cycle).await? {
+        kind = async { let kind = pace.cadence.due().await; wait_for_fewer(shared, MOST_WAITING).await; kind } => kind,
+    };
+    if let Some(Taken::DrainFirst) = frozen(item, shared, pace, Purpose::Cycle(kind)).await? {
         tracing::info!(
             item = item.spec.item_id,
             "change tracking was lost; comparing when the waiting cycles are shipped"
@@ -150,25 +151,9 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Troub
             () = shared.halt.cancelled() => return Err(Trouble::Stopped),
             () = wait_for_fewer(shared, 1) => {}
         }
-        pace.last_freeze = None;
+        pace.cadence.at_once();
     }
     Ok(())
-}
-
-async fn wait_until_due(item: &Item, pace: &Pace) {
-    let Some(last) = pace.last_freeze else { return };
-    let mut policy = item.policy.clone();
-    loop {
-        let interval = policy.borrow_and_update().interval;
-        tokio::select! {
-            () = tokio::time::sleep_until(last + interval) => return,
-            changed = policy.changed() => {
-                if changed.is_err() {
-                    return tokio::time::sleep_until(last + interval).await;
-                }
-            }
-        }
-    }
 }
 
 async fn wait_for_fewer(shared: &Shared, limit: usize) {
@@ -201,10 +186,9 @@ async fn frozen(
 
     let captured = shared.captured().await;
     let known = captured.tracking;
-    let since = if purpose == Purpose::Cycle {
-        known
-    } else {
-        None
+    let since = match purpose {
+        Purpose::Cycle(_) => known,
+        Purpose::InitialReplication { .. } => None,
     };
     let next = next_tracking(item, known).await?;
     let begin = Instant::now();
@@ -212,11 +196,13 @@ async fn frozen(
         .freeze(item.spec.vm, &item.spec.disks, since, next)
         .await?;
     pace.clean = false;
-    pace.last_freeze = Some(begin);
+    pace.cadence.froze(begin);
     let work = async {
         item.pass(pauses::FROZEN).await;
         match purpose {
-            Purpose::Cycle => cycle(item, shared, &point, &disks, &vm, captured).await,
+            Purpose::Cycle(FreezeKind::Crash) => {
+                cycle(item, shared, &point, &disks, &vm, captured).await
+            }
             Purpose::InitialReplication { base_is_empty } => {
                 copy::initial(
                     item,
@@ -249,13 +235,19 @@ async fn frozen(
     match &taken {
         Taken::DrainFirst => return Ok(Some(taken)),
         Taken::Base => {}
-        Taken::Cycle(record) => tracing::info!(
-            item = item.spec.item_id,
-            position = record.position,
-            changed_bytes = record.changed_bytes,
-            took_ms = begin.elapsed().as_millis() as u64,
-            "cycle captured"
-        ),
+        Taken::Cycle(record) => {
+            pace.cadence.captured(Done {
+                took: begin.elapsed(),
+                changed_bytes: record.changed_bytes,
+            });
+            tracing::info!(
+                item = item.spec.item_id,
+                position = record.position,
+                changed_bytes = record.changed_bytes,
+                took_ms = begin.elapsed().as_millis() as u64,
+                "cycle captured"
+            );
+        }
     }
     item.status.phase(State::Protected);
     item.status.progress(0, 0);

@@ -15,6 +15,7 @@ use super::pauses;
 use super::ranges::{self, CHUNK};
 use super::shared::{Item, Shared};
 use super::status::StatusLine;
+use super::throttle::Class;
 use super::trouble::Trouble;
 use crate::vm_config::VmConfig;
 
@@ -177,6 +178,7 @@ async fn fill_base(
         for (zero, at, run) in ranges::zero_runs(offset, &data) {
             if !zero {
                 sent += run.len() as u64;
+                item.may_send(run.len() as u64, Class::Initial).await;
                 writer.base_write(disk.disk.0, at, run).await?;
             }
         }
@@ -211,6 +213,7 @@ async fn mend_base(
     while let Some((piece, writes)) = reads.try_next().await? {
         for (at, data) in writes {
             sent += data.len() as u64;
+            item.may_send(data.len() as u64, Class::Initial).await;
             writer.base_write(disk.disk.0, at, data).await?;
         }
         progress.add(piece.length);

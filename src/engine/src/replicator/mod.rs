@@ -10,10 +10,12 @@
 //! copy; every recovery point equals the disks at its freeze. The durable steps and their order: [`state`].
 //! What may go wrong ends as a finding on the board and is retried, except fencing, which is final.
 
+mod cadence;
 mod capture;
 mod copy;
 mod log_file;
 pub mod pauses;
+pub mod policy;
 pub mod ranges;
 mod retire;
 mod shared;
@@ -21,6 +23,7 @@ mod ship;
 pub mod spec;
 pub mod state;
 pub mod status;
+pub mod throttle;
 pub mod trouble;
 
 use std::convert::Infallible;
@@ -39,6 +42,7 @@ use shared::{Item, Shared};
 use spec::{Policy, Spec, Wish};
 use state::{ItemDisk, ItemFiles, ItemState};
 use status::{Origin, StatusLine};
+use throttle::Throttle;
 use trouble::Trouble;
 
 /// An item's task.
@@ -47,6 +51,7 @@ pub struct Replicator {
     retired: Option<bool>,
     policy: watch::Sender<Policy>,
     stop: CancellationToken,
+    throttle: Arc<dyn Throttle>,
     task: JoinHandle<Option<()>>,
 }
 
@@ -55,15 +60,13 @@ impl Replicator {
     pub fn start(context: Arc<Context>, spec: Spec, wish: Wish) -> Self {
         let stop = CancellationToken::new();
         let (retired, first) = match wish {
-            Wish::Active(policy) => (None, policy),
+            Wish::Active(policy) => (None, *policy),
             Wish::Retired { delete_replica } => {
-                let unused = Policy {
-                    interval: Duration::MAX,
-                    retention: replica_store::RetentionPolicy { hours: 0 },
-                };
-                (Some(delete_replica), unused)
+                let unused = replica_store::RetentionPolicy { hours: 0 };
+                (Some(delete_replica), Policy::new(Duration::MAX, unused))
             }
         };
+        context.throttle.limit_item(&spec.item_id, &first.throttles);
         let (policy, receiver) = watch::channel(first);
         let item = Item {
             files: ItemFiles::new(&context.state_folder, &spec.item_id),
@@ -73,6 +76,7 @@ impl Replicator {
             spec: spec.clone(),
             context,
         };
+        let throttle = item.context.throttle.clone();
         let task = spawn_named(format!("replicate {}", spec.item_id), async move {
             match retired {
                 None => replicate(&item).await,
@@ -84,6 +88,7 @@ impl Replicator {
             retired,
             policy,
             stop,
+            throttle,
             task,
         }
     }
@@ -95,8 +100,15 @@ impl Replicator {
         }
         match (wish, self.retired) {
             (Wish::Active(policy), None) => {
-                self.policy
-                    .send_if_modified(|current| std::mem::replace(current, policy) != policy);
+                self.policy.send_if_modified(|current| {
+                    let differs = *current != *policy;
+                    if current.throttles != policy.throttles {
+                        self.throttle
+                            .limit_item(&self.spec.item_id, &policy.throttles);
+                    }
+                    *current = *policy;
+                    differs
+                });
                 true
             }
             (Wish::Retired { delete_replica }, Some(doing)) => delete_replica == doing,

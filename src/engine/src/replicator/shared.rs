@@ -11,9 +11,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::pauses::Pauses;
-use super::spec::{Policy, Spec};
+use super::policy::Policy;
+use super::spec::Spec;
 use super::state::{CycleRecord, ItemFiles, ItemState};
 use super::status::StatusLine;
+use super::throttle::{Class, Throttle};
 use super::trouble::Trouble;
 use crate::board::Board;
 use crate::task::blocking;
@@ -37,6 +39,8 @@ pub struct Context {
     pub store_faults: Option<Arc<dyn Faults>>,
     /// Free bytes on a volume, for captures.
     pub free_bytes: FreeBytes,
+    /// Limits what is sent to stores.
+    pub throttle: Arc<dyn Throttle>,
 }
 
 /// One item at work.
@@ -74,6 +78,14 @@ pub(super) struct Captured {
 impl Item {
     pub async fn pass(&self, place: &'static str) {
         self.context.pauses.pass(place).await;
+    }
+
+    /// Returns when `bytes` may be sent to the store.
+    pub async fn may_send(&self, bytes: u64, class: Class) {
+        self.context
+            .throttle
+            .acquire(&self.spec.item_id, bytes, class)
+            .await;
     }
 }
 

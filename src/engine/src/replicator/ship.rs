@@ -12,7 +12,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use replica_store::{ErrorKind, PointKind, Position, RecoveryPoint, ReplicaState};
+use replica_store::{ErrorKind, Position, RecoveryPoint, ReplicaState};
 use replication_log::hrl::{HrlEntry, HrlErrorKind, HrlReader};
 
 use super::pauses;
@@ -20,6 +20,7 @@ use super::ranges;
 use super::shared::{Item, Shared};
 use super::state::{CycleRecord, DiskLog};
 use super::status::Origin;
+use super::throttle::Class;
 use super::trouble::{Trouble, chain};
 use crate::backoff;
 use crate::task::blocking;
@@ -100,6 +101,7 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
                 if zero {
                     cycle.zero(log.disk.0, offset, run.len() as u64).await?;
                 } else {
+                    item.may_send(run.len() as u64, Class::Delta).await;
                     cycle.write(log.disk.0, offset, run).await?;
                 }
             }
@@ -111,7 +113,7 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
     let point = RecoveryPoint {
         id: record.point_id,
         time_unix_ms: record.taken_unix_ms,
-        kind: PointKind::Crash,
+        kind: record.kind,
         position: Position(record.position),
         vm_config: serde_json::to_value(&record.vm_config).map_err(|error| Trouble::Io {
             doing: "describe the virtual machine".to_owned(),

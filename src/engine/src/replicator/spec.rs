@@ -1,24 +1,13 @@
 //! What shall be replicated where, checked once at the edge.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use engine_protocol::v1;
 use hypervisor::{DiskId, VmId};
-use replica_store::{Generation, ReplicaKey, RetentionPolicy, StoreTarget};
+use replica_store::{Generation, ReplicaKey, StoreTarget};
 use uuid::Uuid;
 
-/// The shortest interval that makes sense: below it, freezing costs more than it gives.
-const SHORTEST_INTERVAL_SECONDS: u32 = 1;
-
-/// Schedule and retention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// From freeze to freeze.
-    pub interval: Duration,
-    /// How long points are kept.
-    pub retention: RetentionPolicy,
-}
+pub use super::policy::{Policy, Seed};
 
 /// One item to replicate. Everything but the policy is fixed for a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,10 +31,10 @@ pub struct Spec {
 }
 
 /// What the orchestrator wants of an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// Replicate.
-    Active(Policy),
+    Active(Box<Policy>),
     /// Stop, leave nothing on the host.
     Retired {
         /// And delete the replica.
@@ -83,21 +72,10 @@ impl Spec {
             .collect::<Result<Vec<_>, _>>()?;
         let wish = match message.phase() {
             v1::replication::Phase::Active => {
-                let policy = message.policy.as_ref().ok_or("no replication policy")?;
                 if disks.is_empty() {
                     return Err("no disk to replicate".to_owned());
                 }
-                Wish::Active(Policy {
-                    interval: Duration::from_secs(
-                        policy
-                            .replication_interval_seconds
-                            .max(SHORTEST_INTERVAL_SECONDS)
-                            .into(),
-                    ),
-                    retention: RetentionPolicy {
-                        hours: policy.retention_hours,
-                    },
-                })
+                Wish::Active(Box::new(Policy::read(message)?))
             }
             v1::replication::Phase::Retired => Wish::Retired {
                 delete_replica: message.delete_replica,
@@ -120,7 +98,8 @@ impl Spec {
     }
 }
 
-fn guid(what: &str, text: &str) -> Result<Uuid, String> {
+/// Reads a GUID of a message.
+pub(super) fn guid(what: &str, text: &str) -> Result<Uuid, String> {
     text.parse()
         .map_err(|_| format!("{what} id {text:?} is not a GUID"))
 }

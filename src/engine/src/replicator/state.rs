@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hypervisor::{DiskId, TrackingId, VmId};
+use replica_store::PointKind;
 use replication_log::hrl::HrlReader;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -85,6 +86,12 @@ pub struct CycleRecord {
     pub tracking: TrackingId,
     /// Changed bytes over all disks.
     pub changed_bytes: u64,
+    /// How consistent it is.
+    #[serde(default = "crash")]
+    pub kind: PointKind,
+    /// Shared by the points that the VMs of a group took at one instant.
+    #[serde(default)]
+    pub group_point: Option<Uuid>,
     /// The VM at that instant.
     pub vm_config: VmConfig,
     /// Logs, only of disks that changed.
@@ -150,6 +157,8 @@ impl CycleRecord {
             taken_unix_ms,
             tracking,
             changed_bytes: 0,
+            kind: PointKind::Crash,
+            group_point: None,
             vm_config,
             logs: Vec::new(),
         }
@@ -299,6 +308,10 @@ impl ItemFiles {
     fn record_path(&self, position: u64) -> PathBuf {
         self.cycles.join(format!("{position}.json"))
     }
+}
+
+fn crash() -> PointKind {
+    PointKind::Crash
 }
 
 /// Where the log of cycle `position` of a disk lies.

@@ -9,6 +9,7 @@ use engine::board::Board;
 use engine::replicator::Context;
 use engine::replicator::pauses::Pauses;
 use engine::replicator::spec::{Policy, Spec, Wish};
+use engine::replicator::throttle::Unthrottled;
 use engine_protocol::v1::ReplicationStatus;
 use replica_store::fault::Faults;
 use replica_store::{ReplicaKey, RetentionPolicy, StoreTarget};
@@ -56,6 +57,7 @@ impl World {
             clock: Arc::new(move || host.now()),
             store_faults: faults,
             free_bytes: Arc::new(move |_| Some(free.load(Ordering::SeqCst))),
+            throttle: Arc::new(Unthrottled),
         })
     }
 
@@ -84,10 +86,10 @@ impl World {
 
 /// Every ten seconds, kept for a hundred hours.
 pub fn active() -> Wish {
-    Wish::Active(Policy {
-        interval: Duration::from_secs(10),
-        retention: RetentionPolicy { hours: 100 },
-    })
+    Wish::Active(Box::new(Policy::new(
+        Duration::from_secs(10),
+        RetentionPolicy { hours: 100 },
+    )))
 }
 
 /// Runs `life` as one life of the engine process: what it leaves running ends with it, as by `kill -9`; the clock
