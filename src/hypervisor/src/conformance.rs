@@ -6,8 +6,8 @@
 use async_trait::async_trait;
 
 use crate::{
-    Changes, DiskId, ErrorKind, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor, HypervisorError,
-    PowerState, TrackingId, VmId,
+    Changes, Consistency, DiskId, ErrorKind, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor,
+    HypervisorError, PowerState, TrackingId, VmId,
 };
 
 /// Granularity that all drivers promise.
@@ -139,7 +139,13 @@ impl Suite<'_> {
         let point = ok(
             step,
             self.driver
-                .freeze(self.vm, &self.disks, since.map(id), id(next))
+                .freeze(
+                    self.vm,
+                    &self.disks,
+                    since.map(id),
+                    id(next),
+                    Consistency::Crash,
+                )
                 .await,
         )?;
         let order: Vec<DiskId> = point.disks.iter().map(|disk| disk.disk).collect();
@@ -231,7 +237,7 @@ impl Suite<'_> {
         drop(self.freeze(step, Some(5), 6).await?);
         match self
             .driver
-            .freeze(self.vm, &self.disks, Some(id(5)), id(7))
+            .freeze(self.vm, &self.disks, Some(id(5)), id(7), Consistency::Crash)
             .await
         {
             Err(error) if error.kind() == ErrorKind::Busy => {}
@@ -265,7 +271,10 @@ impl Suite<'_> {
             (self.vm, &self.disks, 7, ErrorKind::InvalidRequest),
         ];
         for (vm, disks, next, expected) in cases {
-            let answer = self.driver.freeze(vm, disks, None, id(next)).await;
+            let answer = self
+                .driver
+                .freeze(vm, disks, None, id(next), Consistency::Crash)
+                .await;
             let kind = answer.as_ref().err().map(HypervisorError::kind);
             check(step, kind == Some(expected), || {
                 format!("{expected:?} expected, not {answer:?}")

@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::VmId;
+
 /// What kind of failure it is, for a caller that must decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -132,4 +134,14 @@ impl StdError for HypervisorError {
             None => None,
         }
     }
+}
+
+/// A freeze of several VMs that came to nothing; none of them is frozen.
+#[derive(Debug, thiserror::Error)]
+#[error("freeze a group of vms")]
+pub struct GroupFreezeError {
+    /// The VM that could not take part; `None` when it was no single one's fault.
+    pub vm: Option<VmId>,
+    /// Why.
+    pub source: HypervisorError,
 }

@@ -34,12 +34,12 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use error::{ErrorKind, HypervisorError, Retry};
+pub use error::{ErrorKind, GroupFreezeError, HypervisorError, Retry};
 pub use extents::{Extent, ExtentSet};
 pub use model::{
-    Changes, DiskId, DiskSource, Finding, FrozenDisk, FrozenPoint, Generation, HostFacts,
-    NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState, Stop, TrackingId,
-    VirtualDisk, VirtualMachine, VmId,
+    Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
+    Generation, HostFacts, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState,
+    QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk, VirtualMachine, VmId,
 };
 pub use qemu::QemuDriver;
 pub use qmp::{Event, Qmp, QmpError};
@@ -79,7 +79,41 @@ pub trait Hypervisor: Send + Sync {
         disks: &[DiskId],
         since: Option<TrackingId>,
         next: TrackingId,
+        consistency: Consistency,
     ) -> Result<FrozenPoint, HypervisorError>;
+
+    /// Freezes one instant over several VMs of this host: no write of any of them that began after a write of
+    /// another one ended is in a point without that other one. The points come in the order of the request, and are
+    /// given back one by one. All or none: after an error none of them is frozen, none is held, none has tracking `next`.
+    ///
+    /// The members are held for as long as it takes, and at most for some seconds. They are never left held: a process
+    /// that dies in the middle leaves a mark, and [`Hypervisor::recover`] or [`Hypervisor::clean_up`] lets them go on.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::freeze`], with the member at fault.
+    async fn freeze_group(
+        &self,
+        members: &[FreezeRequest],
+        consistency: Consistency,
+    ) -> Result<Vec<FrozenPoint>, GroupFreezeError> {
+        let _ = consistency;
+        Err(GroupFreezeError {
+            vm: None,
+            source: HypervisorError::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "freeze {} vms at once: this driver can't do it",
+                    members.len()
+                ),
+            ),
+        })
+    }
+
+    /// Lets guests go on that a process which died in the middle of a freeze left paused or at rest; gives their ids.
+    /// To be called once at start, before anything else. What it can't reach it leaves for [`Hypervisor::clean_up`].
+    async fn recover(&self) -> Result<Vec<VmId>, HypervisorError> {
+        Ok(Vec::new())
+    }
 
     /// Gives a frozen point back. Tracking goes on; drop old intervals with [`Hypervisor::forget`].
     async fn release(&self, point: FrozenPoint) -> Result<(), HypervisorError>;
@@ -93,7 +127,8 @@ pub trait Hypervisor: Send + Sync {
     /// Drops all intervals and stops tracking. A VM that is off or gone has none, which is no error.
     async fn forget_all(&self, vm: VmId) -> Result<(), HypervisorError>;
 
-    /// Takes away what a caller that died between freeze and release left: exports, jobs, nodes, files. Keeps tracking.
+    /// Takes away what a caller that died between freeze and release left: exports, jobs, nodes, files; a guest that it
+    /// left paused or at rest goes on. Keeps tracking.
     async fn clean_up(&self, vm: VmId) -> Result<(), HypervisorError>;
 
     /// The disk's newest image file. Replication logs lie beside it.

@@ -199,6 +199,68 @@ pub enum Changes {
     Unknown,
 }
 
+/// What a frozen instant shall promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Consistency {
+    /// The disks stand as after a power cut.
+    Crash,
+    /// The guest has brought its applications and file systems to rest before; when it can't, the point is
+    /// crash-consistent and says why ([`Quiescence::NotConfirmed`]).
+    Application,
+}
+
+/// Whether the guest was at rest at a frozen instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Quiescence {
+    /// Nobody asked the guest.
+    NotAsked,
+    /// The guest said so, and said afterwards that it had stayed so: the point is application-consistent.
+    Confirmed {
+        /// File systems that were frozen; at least one.
+        file_systems: u32,
+    },
+    /// It was asked and did not confirm: the point is crash-consistent.
+    NotConfirmed {
+        /// Why, for programs.
+        reason: QuiesceReason,
+        /// Why, for people: a lower-case fragment.
+        text: String,
+    },
+}
+
+impl Quiescence {
+    /// Whether the point may be called application-consistent.
+    pub fn is_confirmed(&self) -> bool {
+        matches!(self, Quiescence::Confirmed { .. })
+    }
+}
+
+/// Why a guest was not brought to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuiesceReason {
+    /// No agent runs in the guest, or the guest is not up yet.
+    NoAgent,
+    /// The agent did not answer in time, or the guest was not held long enough for the point.
+    Timeout,
+    /// The agent answered with an error, such as that of a hook script.
+    Refused,
+    /// The agent has no file system that it can freeze.
+    NothingToFreeze,
+}
+
+/// One VM of a [`crate::Hypervisor::freeze_group`]; as the arguments of [`crate::Hypervisor::freeze`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreezeRequest {
+    /// Which VM.
+    pub vm: VmId,
+    /// Its disks.
+    pub disks: Vec<DiskId>,
+    /// The instant to which changes are wanted.
+    pub since: Option<TrackingId>,
+    /// The id under which tracking starts.
+    pub next: TrackingId,
+}
+
 /// One instant over all disks of a VM. Must be given back with [`crate::Hypervisor::release`].
 #[derive(Debug)]
 pub struct FrozenPoint {
@@ -208,6 +270,10 @@ pub struct FrozenPoint {
     pub taken_unix_ms: i64,
     /// From here on the host tracks changes under this id.
     pub tracking: TrackingId,
+    /// Whether the guest was at rest.
+    pub quiescence: Quiescence,
+    /// How long the guest's processors, or the writes of its file systems, were held.
+    pub pause: Duration,
     /// The disks, in the order of the request.
     pub disks: Vec<FrozenDisk>,
 }

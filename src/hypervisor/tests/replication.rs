@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use hypervisor::{Changes, ErrorKind, Hypervisor, conformance};
+use hypervisor::{Changes, Consistency, ErrorKind, Hypervisor, conformance};
 use serde_json::json;
 use support::{
     BLOCK, Lab, LabFixture, MIB, apply, changed_blocks, content, frozen_content, kill_qemu,
@@ -35,7 +35,7 @@ async fn exactly_the_written_blocks_are_reported_and_all_disks_stand_at_one_inst
     let vm = lab.running_vm("group", 2, &[64, 64, 64]).await;
     let first = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     assert!(
@@ -56,7 +56,13 @@ async fn exactly_the_written_blocks_are_reported_and_all_disks_stand_at_one_inst
     lab.write(&vm, 2, 5 * MIB, 3 * BLOCK, 4).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(2),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     assert_eq!(changed_blocks(&point.disks[0]), [0, 16, 17, 1023]);
@@ -99,7 +105,7 @@ async fn cycles_replicate_byte_for_byte() {
     lab.write(&vm, 0, MIB, MIB, 0x77).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     let mut replicas = Vec::new();
@@ -136,7 +142,13 @@ async fn cycles_replicate_byte_for_byte() {
         }
         let point = lab
             .driver
-            .freeze(vm.id, &vm.disks, Some(tracking(cycle)), tracking(cycle + 1))
+            .freeze(
+                vm.id,
+                &vm.disks,
+                Some(tracking(cycle)),
+                tracking(cycle + 1),
+                Consistency::Crash,
+            )
             .await
             .unwrap();
         lab.write(&vm, 0, 20 * MIB, BLOCK, 0xa0 + cycle as u8).await;
@@ -171,7 +183,7 @@ async fn an_engine_that_dies_between_freeze_and_release_loses_no_change() {
     let vm = lab.running_vm("crash", 1, &[16, 16]).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     lab.driver.release(point).await.unwrap();
@@ -179,7 +191,13 @@ async fn an_engine_that_dies_between_freeze_and_release_loses_no_change() {
 
     let dead = lab.another_driver();
     let point = dead
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(2),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     lab.write(&vm, 0, 2 * BLOCK, 512, 2).await;
@@ -187,7 +205,13 @@ async fn an_engine_that_dies_between_freeze_and_release_loses_no_change() {
 
     let heir = lab.another_driver();
     let refused = heir
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(3))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(3),
+            Consistency::Crash,
+        )
         .await
         .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy);
@@ -198,7 +222,13 @@ async fn an_engine_that_dies_between_freeze_and_release_loses_no_change() {
     );
     lab.write(&vm, 1, 3 * BLOCK, 512, 3).await;
     let point = heir
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(3))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(3),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     assert_eq!(changed_blocks(&point.disks[0]), [1, 2]);
@@ -212,7 +242,7 @@ async fn after_a_restart_of_the_machine_changes_are_unknown() {
     let vm = lab.running_vm("restart", 1, &[16]).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     lab.driver.release(point).await.unwrap();
@@ -223,14 +253,26 @@ async fn after_a_restart_of_the_machine_changes_are_unknown() {
     assert_eq!(lab.driver.tracking(vm.id).await.unwrap(), []);
     let off = lab
         .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(2),
+            Consistency::Crash,
+        )
         .await
         .unwrap_err();
     assert_eq!(off.kind(), ErrorKind::VmNotRunning);
     lab.driver.start(vm.id).await.unwrap();
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(2),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     assert_eq!(point.disks[0].changes, Changes::Unknown);
@@ -244,7 +286,7 @@ async fn a_qemu_that_is_killed_while_a_point_is_frozen_starts_again_and_tracks_a
     lab.write(&vm, 0, 0, MIB, 0x5a).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     kill_qemu(&vm.folder).await;
@@ -255,7 +297,13 @@ async fn a_qemu_that_is_killed_while_a_point_is_frozen_starts_again_and_tracks_a
     assert_eq!(lab.driver.tracking(vm.id).await.unwrap(), []);
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(2),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     assert_eq!(point.disks[0].changes, Changes::Unknown);
@@ -267,7 +315,13 @@ async fn a_qemu_that_is_killed_while_a_point_is_frozen_starts_again_and_tracks_a
     lab.write(&vm, 1, 9 * BLOCK, 512, 1).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(2)), tracking(3))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(2)),
+            tracking(3),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     assert_eq!(changed_blocks(&point.disks[1]), [9]);
@@ -278,7 +332,11 @@ async fn a_qemu_that_is_killed_while_a_point_is_frozen_starts_again_and_tracks_a
 async fn a_freeze_that_fails_leaves_tracking_as_it_was() {
     let lab = Lab::new();
     let vm = lab.running_vm("fails", 1, &[16, 16]).await;
-    let freeze = async |since, next| lab.driver.freeze(vm.id, &vm.disks, since, next).await;
+    let freeze = async |since, next| {
+        lab.driver
+            .freeze(vm.id, &vm.disks, since, next, Consistency::Crash)
+            .await
+    };
     let point = freeze(None, tracking(1)).await.unwrap();
     lab.driver.release(point).await.unwrap();
     lab.write(&vm, 0, BLOCK, 512, 1).await;
@@ -333,7 +391,7 @@ async fn disks_that_changed_places_under_a_running_machine_are_never_mixed_up() 
     std::fs::write(&file, swapped).unwrap();
     let refused = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .map(|point| point.disks.len())
         .unwrap_err();
@@ -341,7 +399,7 @@ async fn disks_that_changed_places_under_a_running_machine_are_never_mixed_up() 
     std::fs::write(&file, text).unwrap();
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     assert_eq!(
@@ -358,7 +416,7 @@ async fn a_reader_whose_point_was_taken_away_never_shows_a_later_one() {
     lab.write(&vm, 0, 0, BLOCK, 0x0a).await;
     let early = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     assert_eq!(
@@ -369,7 +427,7 @@ async fn a_reader_whose_point_was_taken_away_never_shows_a_later_one() {
     other.clean_up(vm.id).await.unwrap();
     lab.write(&vm, 0, 0, BLOCK, 0x0b).await;
     let late = other
-        .freeze(vm.id, &vm.disks, None, tracking(2))
+        .freeze(vm.id, &vm.disks, None, tracking(2), Consistency::Crash)
         .await
         .unwrap();
     for _ in 0..3 {
@@ -435,14 +493,20 @@ async fn a_disk_that_joins_later_is_unknown_and_the_others_are_not() {
     let vm = lab.running_vm("joins", 1, &[16, 16]).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks[..1], None, tracking(1))
+        .freeze(vm.id, &vm.disks[..1], None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     lab.driver.release(point).await.unwrap();
     lab.write(&vm, 0, 4 * BLOCK, 512, 1).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, Some(tracking(1)), tracking(2))
+        .freeze(
+            vm.id,
+            &vm.disks,
+            Some(tracking(1)),
+            tracking(2),
+            Consistency::Crash,
+        )
         .await
         .unwrap();
     assert_eq!(changed_blocks(&point.disks[0]), [4]);
@@ -457,7 +521,7 @@ async fn a_read_that_is_dropped_half_way_does_not_spoil_the_next_one() {
     lab.write(&vm, 0, 0, 32 * MIB, 0x3c).await;
     let point = lab
         .driver
-        .freeze(vm.id, &vm.disks, None, tracking(1))
+        .freeze(vm.id, &vm.disks, None, tracking(1), Consistency::Crash)
         .await
         .unwrap();
     let reader = &point.disks[0].reader;

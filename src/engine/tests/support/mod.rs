@@ -353,6 +353,7 @@ impl Hypervisor for FakeHost {
         disks: &[DiskId],
         since: Option<TrackingId>,
         next: TrackingId,
+        _consistency: hypervisor::Consistency,
     ) -> Result<FrozenPoint, HypervisorError> {
         let mut inner = self.inner.lock().unwrap();
         if vm != self.vm {
@@ -435,6 +436,8 @@ impl Hypervisor for FakeHost {
             vm,
             taken_unix_ms,
             tracking: next,
+            quiescence: hypervisor::Quiescence::NotAsked,
+            pause: std::time::Duration::ZERO,
             disks: frozen,
         })
     }

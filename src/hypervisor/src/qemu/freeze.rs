@@ -208,6 +208,8 @@ impl QemuDriver {
                 vm: found.id(),
                 taken_unix_ms,
                 tracking: next,
+                quiescence: crate::Quiescence::NotAsked,
+                pause: Duration::ZERO,
                 disks,
             }),
             Err(error) => {

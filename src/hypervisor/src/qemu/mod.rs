@@ -37,8 +37,8 @@ use self::config::VmConfig;
 use self::folder::VmFolder;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
-    DiskId, ErrorKind, FrozenPoint, HostFacts, Hypervisor, HypervisorError, NewVirtualMachine,
-    Stop, TrackingId, VirtualMachine, VmId,
+    Consistency, DiskId, ErrorKind, FrozenPoint, HostFacts, Hypervisor, HypervisorError,
+    NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -186,7 +186,9 @@ impl Hypervisor for QemuDriver {
         disks: &[DiskId],
         since: Option<TrackingId>,
         next: TrackingId,
+        consistency: Consistency,
     ) -> Result<FrozenPoint, HypervisorError> {
+        let _ = consistency;
         let _lock = self.lock(vm).await;
         self.freeze_point(vm, disks, since, next).await
     }

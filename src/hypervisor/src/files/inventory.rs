@@ -1,0 +1,182 @@
+//! Which VMs a folder of image files stands for.
+//!
+//! ```text
+//! root/web01/os.vhdx, data.vhdx   one VM "web01" with two disks, by file name
+//! root/db.vhdx                    one VM "db.vhdx" with one disk
+//! root.vhdx                       one VM "root.vhdx", when the root itself is an image
+//! ```
+//!
+//! Promise: a VM keeps its id while its name stays, a disk keeps its id while the image does. An image that can't be used
+//! becomes a finding of its VM, never a VM that is silently smaller.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use disk_image::{Access, DiskImage};
+use uuid::Uuid;
+
+use crate::{DiskId, Finding, Generation, PowerState, VirtualDisk, VirtualMachine, VmId};
+
+/// Name space of ids that are made of names. A fixed random number.
+const NAMES: Uuid = Uuid::from_u128(0x7b0e_4c2a_93d1_4f5e_8a66_0d1f_52c9_e3b7);
+const IMAGE_EXTENSIONS: [&str; 4] = ["vhdx", "vhd", "raw", "img"];
+
+/// A VM and the files of its disks.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    pub vm: VirtualMachine,
+    pub files: HashMap<DiskId, PathBuf>,
+}
+
+/// All VMs below `root`, by name.
+pub(super) fn survey(root: &Path) -> io::Result<Vec<Listed>> {
+    if fs::metadata(root)?.is_file() {
+        return Ok(vec![describe(name_of(root), vec![root.to_owned()])]);
+    }
+    let mut listed = Vec::new();
+    for path in sorted(root)? {
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            // Gone between listing and looking.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if metadata.is_dir() {
+            if is_hidden(&path) {
+                continue;
+            }
+            let images: Vec<PathBuf> = sorted(&path)?
+                .into_iter()
+                .filter(|file| is_image(file))
+                .collect();
+            if !images.is_empty() {
+                listed.push(describe(name_of(&path), images));
+            }
+        } else if is_image(&path) {
+            listed.push(describe(name_of(&path), vec![path]));
+        }
+    }
+    mark_copies(&mut listed);
+    Ok(listed)
+}
+
+fn sorted(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = fs::read_dir(folder)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(
+        || path.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn is_hidden(path: &Path) -> bool {
+    name_of(path).starts_with('.')
+}
+
+fn is_image(path: &Path) -> bool {
+    !is_hidden(path)
+        && path
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .is_some_and(|extension| {
+                let extension = extension.to_ascii_lowercase();
+                IMAGE_EXTENSIONS.contains(&extension.as_str()) || is_checkpoint(&extension)
+            })
+}
+
+fn is_checkpoint(extension: &str) -> bool {
+    matches!(extension, "avhdx" | "avhd")
+}
+
+fn describe(name: String, images: Vec<PathBuf>) -> Listed {
+    let mut vm = VirtualMachine {
+        id: VmId(Uuid::new_v5(&NAMES, name.as_bytes())),
+        name,
+        // Unknown: files do not say. What UEFI and SCSI can hold, BIOS and IDE can, too.
+        generation: Generation::Two,
+        processors: 1,
+        memory_bytes: 1 << 30,
+        os_type: String::new(),
+        power_state: PowerState::Off,
+        disks: Vec::new(),
+        network_adapters: Vec::new(),
+        findings: Vec::new(),
+    };
+    let mut files = HashMap::new();
+    for path in images {
+        let file = name_of(&path);
+        match look(&vm, &path, &file) {
+            Ok((id, size_bytes)) if !files.contains_key(&id) => {
+                vm.disks.push(VirtualDisk {
+                    id,
+                    name: file,
+                    size_bytes,
+                    operating_system: vm.disks.is_empty(),
+                });
+                files.insert(id, path);
+            }
+            Ok((id, _)) => vm.findings.push(copy_of(&file, id)),
+            Err(problem) => vm.findings.push(Finding {
+                code: "DiskUnreadable",
+                summary: format!("The image {file} can't be used: {problem}."),
+                possible_causes: "The file is damaged, is no disk image, or is a checkpoint whose parent is elsewhere."
+                    .to_owned(),
+                recommended_action: format!("Look at it with `siterecovery-engine verify {}`.", path.display()),
+                critical: true,
+            }),
+        }
+    }
+    Listed { vm, files }
+}
+
+fn look(vm: &VirtualMachine, path: &Path, file: &str) -> Result<(DiskId, u64), String> {
+    let image = DiskImage::open(path, Access::ReadOnly).map_err(|error| chain(&error))?;
+    let id = image.id().unwrap_or_else(|| {
+        // A raw image has none in it.
+        Uuid::new_v5(&vm.id.0, file.as_bytes())
+    });
+    Ok((DiskId(id), image.virtual_size()))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+fn copy_of(file: &str, id: DiskId) -> Finding {
+    Finding {
+        code: "DuplicateDiskId",
+        summary: format!("Another image has the id {id} of {file} too."),
+        possible_causes: "The file was copied, and the copy has the same id inside.".to_owned(),
+        recommended_action: "Convert the copy into a new image, which gets a new id.".to_owned(),
+        critical: true,
+    }
+}
+
+/// Two VMs with one disk would be two replicas that each look right and are one disk.
+fn mark_copies(listed: &mut [Listed]) {
+    let mut count: HashMap<DiskId, usize> = HashMap::new();
+    for disk in listed.iter().flat_map(|listed| &listed.vm.disks) {
+        *count.entry(disk.id).or_default() += 1;
+    }
+    for listed in listed {
+        for disk in &listed.vm.disks {
+            if count.get(&disk.id).is_some_and(|count| *count > 1) {
+                listed.vm.findings.push(copy_of(&disk.name, disk.id));
+            }
+        }
+    }
+}
