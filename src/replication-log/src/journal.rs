@@ -19,11 +19,13 @@
 use uuid::Uuid;
 
 mod build;
+mod compression;
 mod error;
 mod format;
 mod read;
 
-pub use build::{Finished, JournalBuilder};
+pub use build::{BuildOptions, Finished, JournalBuilder};
+pub use compression::CompressionLevel;
 pub use error::{JournalError, JournalErrorKind};
 pub use read::{Entry, EntryData, Frame, JournalReader};
 

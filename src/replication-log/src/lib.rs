@@ -12,6 +12,8 @@
 
 pub mod hrl;
 pub mod journal;
+pub mod keys;
 mod read_at;
 
+pub use keys::KeyRing;
 pub use read_at::ReadAt;

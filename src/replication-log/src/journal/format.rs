@@ -253,7 +253,7 @@ pub(super) fn content_id(
             offset: 0,
             stored_length: 0,
             compressed: false,
-            ..*frame
+            ..frame.clone()
         })
         .collect();
     let mut hasher = blake3::Hasher::new();

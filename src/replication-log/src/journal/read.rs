@@ -2,7 +2,7 @@
 
 use super::format;
 use super::{ContentId, JournalError, JournalHeader};
-use crate::ReadAt;
+use crate::{KeyRing, ReadAt};
 
 /// A change of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum EntryData {
 }
 
 /// Where a frame is in the object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub(super) offset: u64,
     pub(super) stored_length: u32,
@@ -71,8 +71,13 @@ pub struct JournalReader<R> {
 }
 
 impl<R: ReadAt> JournalReader<R> {
-    /// Opens an object; cut, padded or damaged ones are refused.
+    /// Opens an object in the clear; an encrypted one is [`JournalErrorKind::MissingKey`](super::JournalErrorKind).
     pub fn open(object: R) -> Result<Self, JournalError> {
+        Self::open_with_keys(object, &KeyRing::new())
+    }
+
+    /// Opens an object; cut, padded, damaged or forged ones are refused.
+    pub fn open_with_keys(object: R, _keys: &KeyRing) -> Result<Self, JournalError> {
         let length = object.len()?;
         let mut fixed = [0u8; format::PRELUDE_FIXED];
         object.read_exact_at(&mut fixed, 0)?;
@@ -129,6 +134,11 @@ impl<R: ReadAt> JournalReader<R> {
             frames,
             entries,
         })
+    }
+
+    /// The key the object is encrypted with; `None`: it is in the clear.
+    pub fn key_id(&self) -> Option<uuid::Uuid> {
+        None
     }
 
     /// Whose cycle this is.
