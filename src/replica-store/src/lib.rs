@@ -33,6 +33,8 @@ pub mod fault;
 mod frames;
 mod initial;
 mod layout;
+#[allow(dead_code)] // the folder is moved onto it next
+mod medium;
 mod model;
 mod overlay;
 mod point;
