@@ -193,7 +193,13 @@ async fn frozen(
     let next = next_tracking(item, known).await?;
     let begin = Instant::now();
     let point = host
-        .freeze(item.spec.vm, &item.spec.disks, since, next)
+        .freeze(
+            item.spec.vm,
+            &item.spec.disks,
+            since,
+            next,
+            hypervisor::Consistency::Crash,
+        )
         .await?;
     pace.clean = false;
     pace.cadence.froze(begin);
