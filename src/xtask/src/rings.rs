@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ring 3  provider orchestrator engine cli xtask            (and the tests)
-//!   ring 2  tf-provider arm-client replica-store hypervisor engine-protocol host-deploy
+//!   ring 2  tf-provider arm-client azure-storage replica-store hypervisor engine-protocol host-deploy
 //!   ring 1  disk-image replication-log protection arm-model   (no tokio, no network)
 //! ```
 
@@ -16,6 +16,7 @@ const RING_1: &[&str] = &["disk-image", "replication-log", "protection", "arm-mo
 const RING_2: &[&str] = &[
     "tf-provider",
     "arm-client",
+    "azure-storage",
     "replica-store",
     "hypervisor",
     "engine-protocol",
