@@ -27,6 +27,7 @@ pub mod test_failover;
 pub mod timestamp;
 pub mod validate;
 pub mod vault;
+pub mod window;
 
 pub use envelope::{Extra, Page, Resource, SystemData};
 pub use error::{ArmError, ErrorEnvelope};

@@ -28,8 +28,8 @@ pub struct Sku {
     pub tier: Option<String>,
 }
 
-/// Properties of a storage account.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// Properties of a storage account. Without `Debug`: a request holds the account's key.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StorageAccountProperties {
     /// `Succeeded`.
@@ -38,13 +38,63 @@ pub struct StorageAccountProperties {
     /// Extension: absolute path of the folder that holds the replicas, on the hosts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
+    /// Extension: where an account in Azure is reached, such as `https://account.blob.core.windows.net`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blob_endpoint: Option<String>,
+    /// Extension: container of the replicas; one for each vault when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_name: Option<String>,
+    /// Extension, in requests only: key of the account. No answer has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account_key: Option<String>,
+    /// Extension: client that has access to the account, in place of a key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_client: Option<AccessClient>,
+    /// Extension: `AccountKey`, `Client` or `None`; in answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_kind: Option<String>,
+    /// Extension: page blobs that a disk's base is spread over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stripes: Option<u32>,
+    /// Extension: HTTP proxy for storage traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_url: Option<String>,
+    /// Extension: further certificate authorities that the endpoint may use, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_pem: Option<String>,
     /// Further fields.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
+/// A client of Entra ID that has access to a storage account.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AccessClient {
+    /// Tenant.
+    pub tenant_id: String,
+    /// Client.
+    pub client_id: String,
+    /// Its secret; in requests only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_secret: Option<String>,
+    /// Where it signs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
+}
+
+impl std::fmt::Debug for AccessClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessClient")
+            .field("tenant_id", &self.tenant_id)
+            .field("client_id", &self.client_id)
+            .field("authority", &self.authority)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A storage account: the one resource with `sku` and `kind` that both sides read.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StorageAccount {
     /// ARM id; empty in requests.

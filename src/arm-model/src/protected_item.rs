@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::envelope::{Extra, InstanceType};
 use crate::health::HealthError;
 use crate::protectable_item::OsDetails;
+use crate::window::Throttle;
 
 /// Request properties of `PUT`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -72,9 +73,47 @@ pub struct EnableDetails {
     /// `"true"` or `"false"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_managed_disks: Option<String>,
+    /// Extension: VMs of one name on one host share their recovery points; absent = alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multi_vm_group_name: Option<String>,
+    /// Extension: rate limits of this VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttles: Option<Vec<Throttle>>,
+    /// Extension: disk copies at the store's side that the first copy compares with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<Vec<DiskSeed>>,
     /// Further fields (licences, tags, security profile …), echoed.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// Extension: a disk copy that was brought to the store's side.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DiskSeed {
+    /// Disk.
+    pub disk_id: String,
+    /// A file on a machine that has the store's folder, or a blob of the container.
+    pub path: String,
+}
+
+/// Request properties of `POST …/addDisks` and `POST …/removeDisks`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ChangeDisks {
+    /// The Hyper-V to Azure part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_specific_details: Option<ChangeDisksDetails>,
+}
+
+/// The Hyper-V to Azure part of `addDisks` and `removeDisks` (the service has it for other scenarios only).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ChangeDisksDetails {
+    /// `HyperVReplicaAzure`.
+    pub instance_type: String,
+    /// Disks.
+    pub disk_ids: Vec<String>,
 }
 
 /// Request properties of `POST …/remove`.
@@ -111,6 +150,38 @@ pub struct UpdateProtectedItem {
     /// Network after failover.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selected_recovery_azure_network_id: Option<String>,
+    /// Network adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_nics: Option<serde_json::Value>,
+    /// The Hyper-V to Azure part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_specific_details: Option<UpdateDetails>,
+    /// Further fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// The Hyper-V to Azure part of `PATCH`; absent means leave alone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdateDetails {
+    /// `HyperVReplicaAzure`.
+    pub instance_type: String,
+    /// Group of the recovery VM.
+    #[serde(
+        rename = "recoveryAzureV2ResourceGroupId",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub recovery_azure_v2_resource_group_id: Option<String>,
+    /// Extension: VMs of one name on one host share their recovery points; empty = alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multi_vm_group_name: Option<String>,
+    /// Extension: rate limits of this VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttles: Option<Vec<Throttle>>,
+    /// Extension: disk copies at the store's side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<Vec<DiskSeed>>,
     /// Further fields.
     #[serde(flatten)]
     pub extra: Extra,
@@ -239,7 +310,7 @@ pub struct ReplicationDetails {
     pub rpo_in_seconds: Option<u64>,
     /// First copy.
     pub initial_replication_details: InitialReplicationDetails,
-    /// `Disabled`.
+    /// `Disabled` or `Enabled`.
     pub encryption: String,
     /// Operating system.
     #[serde(rename = "oSDetails")]
@@ -269,8 +340,38 @@ pub struct ReplicationDetails {
     pub recovery_point_count: u64,
     /// Extension: fencing generation of this activation.
     pub replication_generation: u64,
-    /// Extension: the VM's folder below the vault's folder in the store.
+    /// Extension: the VM's folder (or its address in Azure) below the vault's folder in the store.
     pub replica_folder: Option<String>,
+    /// Extension: bytes captured but not yet in the store.
+    pub backlog_bytes: u64,
+    /// Extension: seconds until backlog, first copy or comparison are done; absent = unknown or nothing to do.
+    pub eta_in_seconds: Option<u64>,
+    /// Extension: seconds between cycles as they really are.
+    pub effective_replication_interval_in_seconds: Option<u32>,
+    /// Extension: why that is longer than the policy's; absent = it is not.
+    pub degraded_reason: Option<String>,
+    /// Extension: bytes to the store in a second, over the last minute.
+    pub bytes_per_second: u64,
+    /// Extension: instant of the newest application-consistent point.
+    pub last_app_consistent_time: Option<String>,
+    /// Extension: when every kept point was last proven readable.
+    pub last_verified_time: Option<String>,
+    /// Extension: VMs of one name on one host share their recovery points.
+    pub multi_vm_group_name: Option<String>,
+    /// Extension: the point that the VMs of the group took last, together.
+    pub last_group_point_id: Option<String>,
+    /// Extension: rate limits of this VM.
+    pub throttles: Vec<Throttle>,
+    /// Extension: disk copies that the first copy compares with.
+    pub seeds: Vec<DiskSeed>,
+    /// Extension: resynchronisations asked for.
+    pub resynchronizations_requested: u64,
+    /// Extension: resynchronisations carried out.
+    pub resynchronizations_completed: u64,
+    /// Extension: key that the newest journal object was encrypted with.
+    pub encryption_key_id: Option<String>,
+    /// Extension: until then nobody can delete the newest point; absent = points are not immutable.
+    pub immutable_until: Option<String>,
     /// Further fields, echoed from the request.
     #[serde(flatten)]
     pub extra: Extra,
@@ -297,6 +398,18 @@ pub struct ReplicatedDisk {
     pub target_disk_name: String,
     /// Number on the controller, as text.
     pub lun_id: String,
+    /// Extension: `Tracked`, `Suspect` or `Comparing`; absent = not known yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracking_state: Option<String>,
+    /// Extension: why changes of the disk may be unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracking_reason: Option<String>,
+    /// Extension: bytes compared so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared_bytes: Option<u64>,
+    /// Extension: size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_in_bytes: Option<u64>,
 }
 
 /// A network adapter.

@@ -31,6 +31,9 @@ pub struct RecoveryPointDetails {
     pub changed_bytes: u64,
     /// Extension: bytes that went to the store.
     pub sent_bytes: u64,
+    /// Extension: shared by the points that the VMs of one group took at one instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_point_id: Option<String>,
 }
 
 /// A size of recovered VM.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::Extra;
 use crate::health::HealthError;
+use crate::window::Throttle;
 
 /// `connectionStatus` of a host that reports.
 pub const CONNECTED: &str = "Connected";
@@ -49,7 +50,18 @@ pub struct ServicesProviderProperties {
     pub recovery_role: bool,
     /// Extension: free bytes on the volume of the engine's data folder.
     pub free_bytes: u64,
+    /// Extension: rate limits of all VMs of the host together.
+    pub throttles: Vec<Throttle>,
     /// Further fields.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// Request properties of `PATCH` (extension).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdateServicesProvider {
+    /// Rate limits of all VMs of the host together; absent = leave alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttles: Option<Vec<Throttle>>,
 }

@@ -1,5 +1,17 @@
 //! Rules that both the provider (at plan time) and the orchestrator (at the request) check.
 
+mod azure;
+mod graded;
+
+pub use azure::{
+    DEFAULT_AUTHORITY, MAX_STRIPES, account_key, account_of_endpoint, authority, blob_endpoint,
+    ca_pem, container_name, default_container, proxy_url, stripes,
+};
+pub use graded::{
+    MAX_IMMUTABILITY_HOURS, MAX_TIER_HOURS, MAX_TIERS, MAX_VERIFICATION_HOURS,
+    app_consistent_minutes, immutability, log_quota, retention_tiers, verification_interval,
+};
+
 use crate::error::ArmError;
 
 /// Copy frequencies of the Azure service, in seconds.
@@ -30,7 +42,7 @@ pub struct Violation {
 // === impl Violation ===
 
 impl Violation {
-    fn new(message: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             advice: advice.into(),

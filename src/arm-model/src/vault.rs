@@ -14,6 +14,9 @@ pub struct VaultProperties {
     /// `Enabled` or `Disabled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_network_access: Option<String>,
+    /// Extension: the key that journals are encrypted with, never the key itself; absent before the first need.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication_encryption_key: Option<EncryptionKey>,
     /// Everything else, echoed.
     #[serde(flatten)]
     pub extra: Extra,
@@ -27,4 +30,16 @@ pub struct VaultSettingProperties {
     pub migration_solution_id: Option<String>,
     /// Of no meaning for Hyper-V.
     pub vmware_to_azure_provider_type: Option<String>,
+}
+
+/// Extension: what is told of a vault's encryption key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EncryptionKey {
+    /// GUID of the key that new objects are encrypted with.
+    pub key_id: String,
+    /// When it was made.
+    pub created_time: String,
+    /// Keys that are still kept because objects need them, the active one among them.
+    pub kept_key_ids: Vec<String>,
 }

@@ -85,6 +85,8 @@ pub enum Event {
     CleanupDone,
     /// The test VM could not be removed.
     CleanupFail,
+    /// Somebody asks for a comparison of source and replica.
+    Resynchronise,
     /// Protection is switched off in good order.
     Disable {
         /// Whether the replica goes too.
@@ -121,6 +123,8 @@ pub enum Operation {
     TestFailover,
     /// End a drill.
     TestFailoverCleanup,
+    /// Compare source and replica.
+    RepairReplication,
 }
 
 /// An event that the state doesn't allow.
@@ -178,7 +182,11 @@ impl Item {
             }
             (_, D::WaitingForCleanup) => vec![Operation::TestFailoverCleanup],
             (R::Protected | R::Resynchronising, D::None) if self.copied_once => {
-                vec![Operation::TestFailover, Operation::DisableProtection]
+                vec![
+                    Operation::TestFailover,
+                    Operation::DisableProtection,
+                    Operation::RepairReplication,
+                ]
             }
             _ => vec![Operation::DisableProtection],
         }
@@ -210,6 +218,7 @@ impl Operation {
             Self::DisableProtection => "DisableProtection",
             Self::TestFailover => "TestFailover",
             Self::TestFailoverCleanup => "TestFailoverCleanup",
+            Self::RepairReplication => "RepairReplication",
         }
     }
 }
@@ -324,6 +333,16 @@ pub fn step(item: Item, event: Event) -> Result<(Item, Vec<Effect>), Refusal> {
                 "failure of a cleanup",
             )?;
         }
+        Event::Resynchronise => {
+            // The engine counts the requests itself; its report moves the state.
+            if !item
+                .allowed_operations()
+                .contains(&Operation::RepairReplication)
+            {
+                return Err(item.refuse("resynchronisation"));
+            }
+            effects.push(Effect::TellEngine);
+        }
         Event::Disable { delete_replica } => {
             if item.replication == ReplicationState::Removed || item.drill != DrillState::None {
                 return Err(item.refuse("disabling protection"));
@@ -430,6 +449,7 @@ mod tests {
             4 => any_drill_event(),
             1 => (0..4u64).prop_map(|generation| Event::Activate { generation: Generation(generation) }),
             1 => any::<bool>().prop_map(|delete_replica| Event::Disable { delete_replica }),
+            1 => Just(Event::Resynchronise),
         ]
     }
 
@@ -505,6 +525,7 @@ mod tests {
                     Operation::DisableProtection => Event::Disable { delete_replica: false },
                     Operation::TestFailover => Event::DrillStart,
                     Operation::TestFailoverCleanup => Event::CleanupStart,
+                    Operation::RepairReplication => Event::Resynchronise,
                 };
                 prop_assert!(step(item, event).is_ok());
             }
