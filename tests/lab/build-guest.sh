@@ -3,12 +3,15 @@
 #
 #   build-guest.sh --generation 1|2 --name N --id GUID --out FOLDER --work FOLDER
 #                  [--memory-mib 256] [--data-mib 128] [--append 'lab.rate=50 lab.marker=TEXT']
+#                  [--app-mib N]
 #
 #   FOLDER/N/vm.toml        the machine
 #   FOLDER/N/N-os.vhdx      128 MiB:  generation 1: MBR, GRUB in the gap, ext4 with kernel and grub.cfg
 #                                     generation 2: GPT, ESP with GRUB, kernel and grub.cfg
 #                                     both: the last partition (4 MiB at 123 MiB) takes the OS stamps
 #   FOLDER/N/N-data.vhdx    raw stamps, thin
+#   FOLDER/N/N-app.vhdx     with --app-mib (16 or more): an ext4 file system; the guest then has the guest agent on COM2,
+#                           which can bring this file system to rest
 #
 # The same arguments give the same disk contents. --work is a cache (kernel, initramfs, boot
 # loaders) that any number of builds may share, also at the same time. LAB_GUEST_PROGRAM names a
@@ -24,7 +27,7 @@ usage() {
     exit 2
 }
 
-generation='' name='' id='' out='' work='' memory_mib=256 data_mib=128 append=''
+generation='' name='' id='' out='' work='' memory_mib=256 data_mib=128 append='' app_mib=0
 while (($# > 0)); do
     (($# > 1)) || usage
     case $1 in
@@ -36,6 +39,7 @@ while (($# > 0)); do
         --memory-mib) memory_mib=$2 ;;
         --data-mib) data_mib=$2 ;;
         --append) append=$2 ;;
+        --app-mib) app_mib=$2 ;;
         *) usage ;;
     esac
     shift 2
@@ -47,6 +51,10 @@ if [[ ! $id =~ ^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$ ]]; then
 fi
 if [[ ! $data_mib =~ ^[0-9]+$ ]] || ((data_mib < 32)); then
     echo "--data-mib $data_mib: the data disk needs 32 MiB or more" >&2
+    exit 2
+fi
+if [[ ! $app_mib =~ ^[0-9]+$ ]] || ((app_mib > 0 && app_mib < 16)); then
+    echo "--app-mib $app_mib: the application's disk needs 16 MiB or more" >&2
     exit 2
 fi
 if [[ -e $out/$name ]]; then
@@ -72,7 +80,13 @@ else
         --package lab-guest --release --target $target --target-dir target/guest)
     program=$here/../../target/guest/$target/release/lab-guest
 fi
-"$here/kernel.sh" "$work" "$program"
+initrd=$work/initrd
+if ((app_mib > 0)); then
+    "$here/kernel.sh" "$work" "$program" agent
+    initrd=$work/initrd-agent append="lab.agent=1 $append"
+else
+    "$here/kernel.sh" "$work" "$program"
+fi
 
 # GRUB's core, which finds its menu on the boot disk. The modules are all in it: modules of another
 # GRUB build must never be loaded.
@@ -122,7 +136,8 @@ truncate -s ${os_mib}M "$disk"
 
 boot=$build/boot
 mkdir -p "$boot/grub"
-cp "$work/vmlinuz" "$work/initrd" "$boot/"
+cp "$work/vmlinuz" "$boot/vmlinuz"
+cp "$initrd" "$boot/initrd"
 cat >"$boot/grub/grub.cfg" <<CFG
 set timeout=0
 linux /vmlinuz console=ttyS0 quiet panic=5 lab.id=$id $append
@@ -187,6 +202,17 @@ mkdir "$machine"
 # Blocks of 1 MiB keep the files thin.
 qemu-img convert -q -f raw -O vhdx -o subformat=dynamic,block_size=1M "$disk" "$machine/$name-os.vhdx"
 qemu-img create -q -f vhdx -o subformat=dynamic,block_size=1M "$machine/$name-data.vhdx" "${data_mib}M"
+app=''
+if ((app_mib > 0)); then
+    truncate -s "${app_mib}M" "$build/app.raw"
+    E2FSPROGS_FAKE_TIME=1 mke2fs -q -F -t ext4 -b 4096 -m 0 -L app -U "${id%?}9" \
+        -E "hash_seed=$id,lazy_itable_init=0,root_owner=0:0" "$build/app.raw"
+    qemu-img convert -q -f raw -O vhdx -o subformat=dynamic,block_size=1M "$build/app.raw" "$machine/$name-app.vhdx"
+    app="
+[[disk]]
+file = \"$name-app.vhdx\"
+"
+fi
 mac=52:54:00:${id:0:2}:${id:2:2}:${id:4:2}
 cat >"$machine/vm.toml" <<TOML
 id = "$id"
@@ -201,7 +227,7 @@ file = "$name-os.vhdx"
 
 [[disk]]
 file = "$name-data.vhdx"
-
+$app
 [[network]]
 name = "lan"
 mac = "$mac"

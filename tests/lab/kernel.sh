@@ -1,18 +1,24 @@
 #!/bin/bash
 # Fetches Debian's cloud kernel and makes the guests' kernel and initramfs in a work folder:
 #
-#   kernel.sh WORK PROGRAM   ->   WORK/vmlinuz  WORK/initrd
+#   kernel.sh WORK PROGRAM         ->   WORK/vmlinuz  WORK/initrd
+#   kernel.sh WORK PROGRAM agent   ->   WORK/vmlinuz  WORK/initrd-agent, which has the guest agent too
 #
 # The package is unpacked, never installed. PROGRAM is the static lab-guest binary. Both files are
 # made again only when their ingredients changed; a lock lets several builds share the folder.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-work=$1 program=$2
+work=$1 program=$2 agent=${3:-}
+initrd=$work/initrd${agent:+-agent}
 
 # Drivers: disks of both generations, and the power button.
 modules=(virtio_pci virtio_scsi ata_piix sd_mod button evdev)
 
 mkdir -p "$work"
+if [[ -n $agent ]]; then
+    "$here/agent.sh" "$work"
+    agent_files=("$work/agent/bin/qemu-ga" "$here/agent-hook")
+fi
 exec 9>"$work/kernel.lock"
 flock 9
 
@@ -38,8 +44,8 @@ if [[ ! -e $work/vmlinuz ]]; then
     mv "$work/vmlinuz.new" "$work/vmlinuz"
 fi
 
-ingredients=$(cat "$work/vmlinuz" "$program" "$here/init" "$here/kernel.sh" /bin/busybox | sha256sum)
-if [[ -e $work/initrd && $(cat "$work/initrd.of" 2>/dev/null) == "$ingredients" ]]; then
+ingredients=$(cat "$work/vmlinuz" "$program" "$here/init" "$here/kernel.sh" /bin/busybox "${agent_files[@]}" | sha256sum)
+if [[ -e $initrd && $(cat "$initrd.of" 2>/dev/null) == "$ingredients" ]]; then
     exit 0
 fi
 
@@ -74,6 +80,11 @@ mkdir -p "$root"/{bin,dev,proc,sys,modules}
 cp /bin/busybox "$root/bin/busybox"
 cp "$program" "$root/bin/lab-guest"
 cp "$here/init" "$root/init"
+if [[ -n $agent ]]; then
+    cp -r "$work/agent/." "$root/"
+    cp "$here/agent-hook" "$root/bin/agent-hook"
+    mkdir -p "$root"/{run,app}
+fi
 chmod 755 "$root"/bin/* "$root/init"
 for module in "${modules[@]}"; do
     add_module "$module"
@@ -82,5 +93,5 @@ printf '%s\n' "${ordered[@]}" >"$root/modules/order"
 find "$root" -exec touch -h -d @0 {} +
 (cd "$root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc --reproducible -R 0:0) |
     zstd -q -19 -o "$work/initrd.new" -f
-mv "$work/initrd.new" "$work/initrd"
-echo "$ingredients" >"$work/initrd.of"
+mv "$work/initrd.new" "$initrd"
+echo "$ingredients" >"$initrd.of"

@@ -1,7 +1,8 @@
 //! Finds the guest's disks by their place, never by their letter.
 //!
 //! Disks are probed in parallel, so `sda` and `sdb` may swap between two boots of one VM; the SCSI
-//! address (which IDE disks have too) does not. Disk 0 is the OS disk, disk 1 the data disk.
+//! address (which IDE disks have too) does not. Disk 0 is the OS disk, disk 1 the data disk, disk 2
+//! the application's, which a guest without an agent does not have.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,17 +16,20 @@ pub struct Disks {
     pub os_stamps: PathBuf,
     /// The whole data disk.
     pub data: PathBuf,
+    /// The third disk, with the application's file system, if there is one.
+    pub app: Option<PathBuf>,
 }
 
 /// Looks once. An error says what isn't there (yet).
 pub fn find(sys: &Path, dev: &Path) -> anyhow::Result<Disks> {
     let disks = by_place(sys)?;
-    let [os, data, ..] = &disks[..] else {
+    let [os, data, rest @ ..] = &disks[..] else {
         bail!("{} of 2 disks found", disks.len());
     };
     Ok(Disks {
         os_stamps: dev.join(last_partition(sys, os)?),
         data: dev.join(data),
+        app: rest.first().map(|app| dev.join(app)),
     })
 }
 
@@ -112,6 +116,10 @@ mod tests {
         let disks = find(sys.path(), Path::new("/dev")).expect("both disks are there");
         assert_eq!(disks.os_stamps, Path::new("/dev/sdb1"));
         assert_eq!(disks.data, Path::new("/dev/sda"));
+        assert_eq!(disks.app, None);
+        device(sys.path(), "10:0:0:1", "sdc", &[]);
+        let disks = find(sys.path(), Path::new("/dev")).expect("all disks are there");
+        assert_eq!(disks.app.as_deref(), Some(Path::new("/dev/sdc")));
     }
 
     #[test]

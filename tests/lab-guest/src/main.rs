@@ -12,6 +12,8 @@
 // This program's whole purpose is its lines on the console.
 #![allow(clippy::print_stdout)]
 
+mod app;
+mod bench;
 mod copy;
 mod disks;
 mod options;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use crate::bench::Bench;
 use crate::copy::{Checked, Place, Stamper};
 use crate::options::Options;
 use crate::power::PowerRequest;
@@ -70,26 +73,58 @@ fn run() -> anyhow::Result<()> {
     let options = Options::parse(
         &fs::read_to_string("/proc/cmdline").context("can't read the kernel command line")?,
     )?;
-    let power = PowerRequest::listen(Path::new("/dev/input"), Path::new("/dev/ttyS1"));
-    let disks = wait_for_disks()?;
+    // With an agent behind it the port is the agent's alone.
+    let channel = (!options.agent).then_some(Path::new("/dev/ttyS1"));
+    let power = PowerRequest::listen(Path::new("/dev/input"), channel);
+    let disks = wait_for_disks(options.agent)?;
     let data = Place::data(&disks.data, true)?;
     let os = Place::os(&disks.os_stamps, 0, true)?;
     let checked = copy::check(options.guest, &data, &os)?;
     println!("{}", result_line(&checked));
     let mut stamper = Stamper::resume(data, os, options.guest, &options.marker, &checked);
+    let mut fill_mib = checked.fill_mib;
     if checked.verdict == Verdict::Empty && options.fill_mib > 0 {
         println!("LAB filling mib={}", options.fill_mib);
-        println!("LAB filled mib={}", stamper.fill(options.fill_mib)?);
+        fill_mib = stamper.fill(options.fill_mib)?;
+        println!("LAB filled mib={fill_mib}");
+    }
+    if let Some(disk) = disks.app.as_deref().filter(|_| options.agent) {
+        app::run(disk).context("the application's disk")?;
+    }
+    if options.bench_seconds > 0 {
+        let mut bench = Bench::open(&disks.data, fill_mib, options.bench_mib)?;
+        return run_bench(&mut bench, options.bench_seconds, &power);
     }
     stamp_on(&mut stamper, options.rate_per_second, &power).context("can't stamp on")
 }
 
-fn wait_for_disks() -> anyhow::Result<disks::Disks> {
+/// Rounds until the power button.
+fn run_bench(bench: &mut Bench, seconds: u32, power: &PowerRequest) -> anyhow::Result<()> {
+    bench.prepare()?;
+    println!("LAB bench ready");
+    for number in 1.. {
+        let round = bench.round(Duration::from_secs(seconds.into()), || power.is_set())?;
+        if power.is_set() {
+            break;
+        }
+        println!("LAB {}", round.line(number));
+    }
+    println!("LAB poweroff bench");
+    Ok(())
+}
+
+fn wait_for_disks(with_app: bool) -> anyhow::Result<disks::Disks> {
     let started = Instant::now();
     loop {
         match disks::find(Path::new("/sys"), Path::new("/dev")) {
             // The node in /dev may come a moment after the entry in /sys.
-            Ok(disks) if disks.data.exists() && disks.os_stamps.exists() => return Ok(disks),
+            Ok(disks)
+                if disks.data.exists()
+                    && disks.os_stamps.exists()
+                    && (!with_app || disks.app.as_ref().is_some_and(|app| app.exists())) =>
+            {
+                return Ok(disks);
+            }
             Err(error) if started.elapsed() > DISKS_WITHIN => return Err(error),
             Ok(_) if started.elapsed() > DISKS_WITHIN => bail!("the disks have no nodes in /dev"),
             // There is no event to wait for without udev.

@@ -15,6 +15,12 @@ pub struct Options {
     pub marker: String,
     /// `lab.fill_mib`: MiB of filling written once, before the first record.
     pub fill_mib: u32,
+    /// `lab.bench`: seconds of a round of the write benchmark, which then runs in place of stamping; 0 = none.
+    pub bench_seconds: u32,
+    /// `lab.bench_mib`: MiB that the benchmark writes in.
+    pub bench_mib: u32,
+    /// `lab.agent`: COM2 belongs to the guest agent.
+    pub agent: bool,
 }
 
 impl Default for Options {
@@ -24,6 +30,9 @@ impl Default for Options {
             rate_per_second: 200,
             marker: String::new(),
             fill_mib: 0,
+            bench_seconds: 0,
+            bench_mib: 64,
+            agent: false,
         }
     }
 }
@@ -52,6 +61,17 @@ impl Options {
                         .parse()
                         .with_context(|| format!("lab.fill_mib={value} is no number"))?;
                 }
+                "bench" => {
+                    options.bench_seconds = value
+                        .parse()
+                        .with_context(|| format!("lab.bench={value} is no number"))?;
+                }
+                "bench_mib" => {
+                    options.bench_mib = value
+                        .parse()
+                        .with_context(|| format!("lab.bench_mib={value} is no number"))?;
+                }
+                "agent" => options.agent = value == "1",
                 "marker" => {
                     anyhow::ensure!(
                         value.len() <= MARKER_MAX_BYTES,
@@ -73,12 +93,14 @@ mod tests {
     #[test]
     fn options_are_found_among_the_kernels_own() {
         let options = Options::parse(
-            "BOOT_IMAGE=/vmlinuz quiet lab.rate=0 lab.marker=ABC lab.fill_mib=64 console=ttyS0\n",
+            "BOOT_IMAGE=/vmlinuz quiet lab.rate=0 lab.marker=ABC lab.fill_mib=64 lab.bench=10 lab.agent=1 console=ttyS0\n",
         )
         .expect("a good command line");
         assert_eq!(options.rate_per_second, 0);
         assert_eq!(options.marker, "ABC");
         assert_eq!(options.fill_mib, 64);
+        assert_eq!((options.bench_seconds, options.bench_mib), (10, 64));
+        assert!(options.agent);
     }
 
     #[test]

@@ -17,15 +17,15 @@ const KEY_POWER: u16 = 116;
 pub struct PowerRequest(Arc<AtomicBool>);
 
 impl PowerRequest {
-    /// Listens on every input device and on `channel`. What can't be opened is left out: a machine
+    /// Listens on every input device and on `channel`, if any. What can't be opened is left out: a machine
     /// without a second serial port still has the button.
-    pub fn listen(input: &Path, channel: &Path) -> Self {
+    pub fn listen(input: &Path, channel: Option<&Path>) -> Self {
         let request = Self::default();
         for device in devices(input) {
             let request = request.clone();
             thread::spawn(move || request.wait_for_key(&device));
         }
-        if let Ok(port) = OpenOptions::new().read(true).open(channel) {
+        if let Some(Ok(port)) = channel.map(|path| OpenOptions::new().read(true).open(path)) {
             let request = request.clone();
             thread::spawn(move || request.wait_for_line(port));
         }
