@@ -64,7 +64,7 @@ impl Replica {
             .collect()
     }
 
-    /// Reads every point's disks whole and has them checked; `guest` is the VM's id.
+    /// Reads every point's disks whole and has them checked.
     pub fn prove_all(&self, lab: &Lab) -> Result<Vec<Proof>> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -116,7 +116,8 @@ impl Replica {
             *slot = Some(path);
         }
         let (os, data) = os.zip(data).context("not both disks are there")?;
-        let last_sequence = check(lab, &os, &data)?;
+        // The provider names a protected item by its VM's id.
+        let last_sequence = check(lab, self.key.item_id(), &os, &data)?;
         Ok(Proof {
             point,
             last_sequence,
@@ -125,9 +126,9 @@ impl Replica {
 }
 
 /// The guest's own checker over two raw images.
-fn check(lab: &Lab, os: &Path, data: &Path) -> Result<Option<u64>> {
+fn check(lab: &Lab, guest: &str, os: &Path, data: &Path) -> Result<Option<u64>> {
     let output = run(Command::new(lab.program("lab-guest"))
-        .arg("check")
+        .args(["check", "--id", guest])
         .arg("--data")
         .arg(data)
         .arg("--os")
