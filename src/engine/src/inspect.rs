@@ -106,7 +106,6 @@ fn log(path: &Path) -> anyhow::Result<Value> {
         "id": info.id,
         "previousId": info.previous_id,
         "dataWriteGuid": info.data_write_guid,
-        "diskSizeBytes": info.disk_size_bytes,
         "created": rfc3339(info.created_unix_ms),
         "entries": reader.entries().len(),
         "changedBytes": bytes,

@@ -383,11 +383,10 @@ impl copy::Sink for LazyLog<'_> {
                     // Each log is whole by itself; the record, not the log, names its place in the order.
                     previous_id: Uuid::nil(),
                     data_write_guid: self.disk.id.0,
-                    disk_size_bytes: self.frozen.size_bytes,
                     created_unix_ms: self.record.taken_unix_ms,
                 };
                 let path = log_path(&self.disk.path, self.record.position);
-                self.file.insert(LogFile::create(path, info).await?)
+                self.file.insert(LogFile::create(path, info, self.frozen.size_bytes).await?)
             }
         };
         file.append(writes).await

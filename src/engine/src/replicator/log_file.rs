@@ -21,7 +21,11 @@ pub struct LogFile {
 
 impl LogFile {
     /// Starts the log `path`; what lies there is no longer wanted.
-    pub async fn create(path: PathBuf, info: HrlInfo) -> Result<Self, Trouble> {
+    pub async fn create(
+        path: PathBuf,
+        info: HrlInfo,
+        disk_size_bytes: u64,
+    ) -> Result<Self, Trouble> {
         let time_unix_ms = info.created_unix_ms;
         let result = at(&path, move |path| {
             durable::remove_if_there(path)?;
@@ -30,7 +34,7 @@ impl LogFile {
                 .read(true)
                 .create_new(true)
                 .open(path)?;
-            HrlWriter::create(file, info)
+            HrlWriter::create(file, info, disk_size_bytes)
         });
         let writer = result.await?;
         Ok(Self {
