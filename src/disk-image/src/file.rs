@@ -20,6 +20,10 @@ pub trait ImageFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+    /// The operating system's file below, where there is one: copies may then stay in the kernel.
+    fn as_file(&self) -> Option<&File> {
+        None
+    }
 }
 
 #[cfg(unix)]
@@ -42,6 +46,10 @@ impl ImageFile for File {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         File::set_len(self, length)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
     }
 }
 
@@ -88,6 +96,10 @@ impl ImageFile for File {
     fn set_len(&self, length: u64) -> io::Result<()> {
         File::set_len(self, length)
     }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
+    }
 }
 
 /// Block devices report 0 in their metadata; their end is found by seeking. The position of the
@@ -123,5 +135,9 @@ impl<T: ImageFile + ?Sized> ImageFile for Arc<T> {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         (**self).set_len(length)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        (**self).as_file()
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::raw::RawImage;
 use crate::vhd::VhdImage;
 use crate::vhdx::VhdxImage;
-use crate::{ErrorKind, Extent, ImageError, ImageFile, ImageInfo};
+use crate::{ErrorKind, Extent, ImageError, ImageFile, ImageInfo, Segment};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +29,14 @@ pub enum Format {
     VhdFixed,
     /// Blocks allocated when written.
     VhdDynamic,
+    /// Only what differs from a parent image.
+    VhdDifferencing,
     /// All blocks allocated.
     VhdxFixed,
     /// Blocks allocated when written.
     VhdxDynamic,
+    /// Only what differs from a parent image (`.avhdx` when a checkpoint made it).
+    VhdxDifferencing,
 }
 
 /// How to create an image. Built with [`CreateOptions::new`], then changed field by field.
@@ -174,6 +178,12 @@ impl DiskImage {
             Format::VhdxFixed | Format::VhdxDynamic => {
                 Inner::Vhdx(Box::new(VhdxImage::create(file, options)?))
             }
+            Format::VhdDifferencing | Format::VhdxDifferencing => {
+                return Err(ImageError::unsupported(
+                    "new differencing disk",
+                    "it needs a parent",
+                ));
+            }
         };
         Ok(Self { inner })
     }
@@ -208,6 +218,13 @@ impl DiskImage {
     pub fn allocated(&self, range: Range<u64>) -> Vec<Extent> {
         let range = range.start..range.end.min(self.virtual_size());
         each!(&self.inner, image => image.allocated(range))
+    }
+
+    /// Splits `range` (bytes; cut to the disk) by where it lies, for callers that move bytes by
+    /// themselves: sorted and without gaps.
+    pub fn segments(&self, range: Range<u64>) -> Result<Vec<Segment<'_>>, ImageError> {
+        let range = range.start..range.end.min(self.virtual_size());
+        each!(&self.inner, image => image.segments(range))
     }
 
     /// Fills `buffer` from byte `offset` of the disk; any alignment.

@@ -18,18 +18,22 @@
 //! [`ImageError`] that names the object, where it lies and why it was refused.
 
 mod bytes;
+mod convert;
 mod error;
 mod extent;
 mod file;
 mod image;
 mod info;
+mod layer;
 mod live;
 mod memory;
 pub mod partitions;
 mod raw;
 pub mod vhd;
 pub mod vhdx;
+mod zero;
 
+pub use convert::{ConvertOptions, Converted, convert};
 pub use error::{ErrorKind, ImageError};
 pub use extent::Extent;
 pub use file::ImageFile;
@@ -37,5 +41,6 @@ pub use image::{Access, BlockRead, CreateOptions, DiskImage, Format};
 pub use info::{
     Details, HeaderInfo, ImageInfo, LogInfo, MetadataItemInfo, RegionInfo, VhdInfo, VhdxInfo,
 };
+pub use layer::{Segment, Source};
 pub use live::{LiveAllocation, live_allocation, live_allocation_of};
 pub use memory::MemoryFile;

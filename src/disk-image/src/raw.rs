@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
+    Segment, Source,
 };
 
 /// An open raw image.
@@ -100,6 +101,19 @@ impl RawImage {
             range.end.saturating_sub(range.start),
         );
         extents
+    }
+
+    pub(crate) fn segments(&self, range: Range<u64>) -> Result<Vec<Segment<'_>>, ImageError> {
+        let length = range.end.saturating_sub(range.start);
+        let whole = Segment {
+            offset: range.start,
+            length,
+            source: Source::File {
+                file: self.file.as_ref(),
+                offset: range.start,
+            },
+        };
+        Ok(Some(whole).filter(|_| length > 0).into_iter().collect())
     }
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {

@@ -8,6 +8,7 @@
 mod dynamic;
 pub mod fixed;
 mod footer;
+mod read;
 
 use std::fmt;
 use std::ops::Range;
@@ -17,10 +18,11 @@ use uuid::Uuid;
 
 use crate::{
     Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
-    LiveAllocation, VhdInfo,
+    LiveAllocation, Segment, VhdInfo,
 };
 use dynamic::{ABSENT, DynamicHeader, HEADER_LENGTH, Table};
 use footer::{COOKIE, DiskType, Footer, SECTOR};
+use read::{bit, locate};
 
 pub use footer::MAX_SIZE;
 
@@ -198,71 +200,15 @@ impl VhdImage {
     }
 
     pub(crate) fn allocated(&self, range: Range<u64>) -> Vec<Extent> {
-        match &self.kind {
-            Kind::Fixed => {
-                let mut all = Vec::new();
-                crate::extent::push(&mut all, range.start, range.end.saturating_sub(range.start));
-                all
-            }
-            Kind::Dynamic { header, table } => allocated(header, table, range),
-        }
+        crate::layer::allocated(self, range)
+    }
+
+    pub(crate) fn segments(&self, range: Range<u64>) -> Result<Vec<Segment<'_>>, ImageError> {
+        crate::layer::segments(self, range)
     }
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
-        let Kind::Dynamic { header, table } = &self.kind else {
-            return self
-                .file
-                .read_at(buffer, offset)
-                .map_err(|e| ImageError::io("VHD data", offset, "read", e));
-        };
-        let mut rest = buffer;
-        let mut offset = offset;
-        while !rest.is_empty() {
-            let (index, within, part) = locate(header, offset, rest.len());
-            let (now, later) = rest.split_at_mut(part);
-            match table.entries[index] {
-                ABSENT => now.fill(0),
-                sector => self.read_block(header, u64::from(sector) * SECTOR, now, within)?,
-            }
-            rest = later;
-            offset += part as u64;
-        }
-        Ok(())
-    }
-
-    /// Reads from a block that is there; sectors that its bitmap marks as never written are zero.
-    fn read_block(
-        &self,
-        header: &DynamicHeader,
-        at: u64,
-        buffer: &mut [u8],
-        within: u64,
-    ) -> Result<(), ImageError> {
-        let data = at + header.bitmap_length() + within;
-        self.file
-            .read_at(buffer, data)
-            .map_err(|e| ImageError::io("VHD block", data, "read", e))?;
-        let bitmap = self.read_bitmap(header, at)?;
-        if is_full(&bitmap, header) {
-            return Ok(());
-        }
-        let end = within + buffer.len() as u64;
-        for sector in within / SECTOR..end.div_ceil(SECTOR) {
-            if bitmap[(sector / 8) as usize] & (0x80 >> (sector % 8)) == 0 {
-                let from = (sector * SECTOR).max(within) - within;
-                let to = ((sector + 1) * SECTOR).min(end) - within;
-                buffer[from as usize..to as usize].fill(0);
-            }
-        }
-        Ok(())
-    }
-
-    fn read_bitmap(&self, header: &DynamicHeader, at: u64) -> Result<Vec<u8>, ImageError> {
-        let mut bitmap = vec![0; header.bitmap_length() as usize];
-        self.file
-            .read_at(&mut bitmap, at)
-            .map_err(|e| ImageError::io("VHD sector bitmap", at, "read", e))?;
-        Ok(bitmap)
+        crate::layer::read(self, buffer, offset)
     }
 
     pub(crate) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), ImageError> {
@@ -350,7 +296,7 @@ impl VhdImage {
         let fail = |e| ImageError::io("VHD sector bitmap", at, "complete", e);
         let sectors = u64::from(header.block_size) / SECTOR;
         for sector in 0..sectors {
-            if bitmap[(sector / 8) as usize] & (0x80 >> (sector % 8)) == 0 {
+            if !bit(&bitmap, sector) {
                 let data = at + header.bitmap_length() + sector * SECTOR;
                 self.file
                     .write_at(&[0; SECTOR as usize], data)
@@ -563,17 +509,6 @@ fn allocated(header: &DynamicHeader, table: &Table, range: Range<u64>) -> Vec<Ex
         offset = end;
     }
     extents
-}
-
-/// Block of a byte of the disk, the byte's place in it, and how many of `length` bytes it holds.
-fn locate(header: &DynamicHeader, offset: u64, length: usize) -> (usize, u64, usize) {
-    let block = u64::from(header.block_size);
-    let within = offset % block;
-    (
-        (offset / block) as usize,
-        within,
-        length.min((block - within) as usize),
-    )
 }
 
 fn is_full(bitmap: &[u8], header: &DynamicHeader) -> bool {

@@ -19,6 +19,7 @@ mod log;
 mod log_entry;
 mod metadata;
 mod overlay;
+mod read;
 mod region;
 
 use std::fmt;
@@ -29,7 +30,7 @@ use uuid::Uuid;
 use crate::bytes::le16;
 use crate::{
     Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
-    LiveAllocation, LogInfo, MetadataItemInfo, VhdxInfo,
+    LiveAllocation, LogInfo, MetadataItemInfo, Segment, VhdxInfo,
 };
 use bat::Bat;
 use header::Headers;
@@ -220,35 +221,15 @@ impl VhdxImage {
     }
 
     pub(crate) fn allocated(&self, range: Range<u64>) -> Vec<Extent> {
-        self.structure.bat.allocated(range)
+        crate::layer::allocated(self, range)
+    }
+
+    pub(crate) fn segments(&self, range: Range<u64>) -> Result<Vec<Segment<'_>>, ImageError> {
+        crate::layer::segments(self, range)
     }
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
-        let mut rest = buffer;
-        let mut offset = offset;
-        while !rest.is_empty() {
-            let (place, part) = self.structure.bat.locate(offset, rest.len());
-            let (now, later) = rest.split_at_mut(part);
-            match place {
-                Some(place) => self.read_file(now, place)?,
-                None => now.fill(0),
-            }
-            rest = later;
-            offset += part as u64;
-        }
-        Ok(())
-    }
-
-    fn read_file(&self, buffer: &mut [u8], place: u64) -> Result<(), ImageError> {
-        let result = match &self.patches {
-            Some(patches) => Overlay {
-                file: self.file.as_ref(),
-                patches,
-            }
-            .read_at(buffer, place),
-            None => self.file.read_at(buffer, place),
-        };
-        result.map_err(|e| ImageError::io("VHDX block", place, "read", e))
+        crate::layer::read(self, buffer, offset)
     }
 
     pub(crate) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), ImageError> {

@@ -90,16 +90,16 @@ pub fn create_in_memory(options: &CreateOptions) -> (DiskImage, Arc<MemoryFile>)
 pub fn qemu_name(format: Format) -> &'static str {
     match format {
         Format::Raw => "raw",
-        Format::VhdFixed | Format::VhdDynamic => "vpc",
-        Format::VhdxFixed | Format::VhdxDynamic => "vhdx",
+        Format::VhdFixed | Format::VhdDynamic | Format::VhdDifferencing => "vpc",
+        Format::VhdxFixed | Format::VhdxDynamic | Format::VhdxDifferencing => "vhdx",
     }
 }
 
 pub fn file_name(format: Format) -> &'static str {
     match format {
         Format::Raw => "disk.raw",
-        Format::VhdFixed | Format::VhdDynamic => "disk.vhd",
-        Format::VhdxFixed | Format::VhdxDynamic => "disk.vhdx",
+        Format::VhdFixed | Format::VhdDynamic | Format::VhdDifferencing => "disk.vhd",
+        Format::VhdxFixed | Format::VhdxDynamic | Format::VhdxDifferencing => "disk.vhdx",
     }
 }
 
