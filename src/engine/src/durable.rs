@@ -20,19 +20,24 @@ pub enum Access {
     Plain,
 }
 
+impl Access {
+    fn mode(self) -> u32 {
+        match self {
+            Access::Secret => 0o600,
+            Access::Plain => 0o644,
+        }
+    }
+}
+
 /// Writes `bytes` to `path`: temporary file, fsync, rename, fsync of the folder.
 pub fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
     let temporary = temporary_of(path)?;
-    let mode = match access {
-        Access::Secret => 0o600,
-        Access::Plain => 0o644,
-    };
     // A leftover of a crash may have other permissions; start from nothing.
     remove_if_there(&temporary)?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(mode)
+        .mode(access.mode())
         .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -46,6 +51,19 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T, access: Access) -> io:
     let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
     bytes.push(b'\n');
     replace(path, &bytes, access)
+}
+
+/// Makes an empty file for reading and writing in place, whatever was at `path`; its name is durable.
+pub fn create_empty(path: &Path, access: Access) -> io::Result<File> {
+    remove_if_there(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(access.mode())
+        .open(path)?;
+    sync_parent(path)?;
+    Ok(file)
 }
 
 /// Reads a JSON file; `None` when it does not exist.

@@ -13,6 +13,7 @@
 mod cadence;
 mod capture;
 mod copy;
+pub mod hashes;
 mod log_file;
 pub mod pauses;
 pub mod policy;
