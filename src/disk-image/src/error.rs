@@ -11,12 +11,14 @@ pub enum ErrorKind {
     NotAnImage,
     /// The file is of a known format and its content contradicts that format.
     Corrupt,
-    /// Valid, and uses something this crate does not do (differencing disks, unknown required items).
+    /// Valid, and uses something this crate does not do (unknown required items, for example).
     Unsupported,
     /// A read, write or option lies outside what the disk or the format allows.
     OutOfRange,
     /// The image was opened for reading only.
     ReadOnly,
+    /// A differencing image's parent is not allowed, not found, or not the one that it remembers.
+    Parent,
     /// The operating system refused the I/O; see [`std::error::Error::source`].
     Io,
     /// An earlier write failed half-way; the image must be closed and opened again.
@@ -87,6 +89,11 @@ impl ImageError {
     /// The object that was refused, as `header 1` or `BAT entry 17`.
     pub fn object(&self) -> &str {
         &self.object
+    }
+
+    /// Why it was refused, without object and place.
+    pub fn cause(&self) -> &str {
+        &self.cause
     }
 
     /// Byte offset of the object in the file, where it has one.

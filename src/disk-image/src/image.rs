@@ -6,10 +6,11 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use crate::parents::Descent;
 use crate::raw::RawImage;
 use crate::vhd::VhdImage;
 use crate::vhdx::VhdxImage;
-use crate::{ErrorKind, Extent, ImageError, ImageFile, ImageInfo, Segment};
+use crate::{ErrorKind, Extent, ImageError, ImageFile, ImageInfo, NoParents, ParentGate, Segment};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,36 +111,72 @@ impl DiskImage {
     /// Opens the image in the file at `path`. The name decides where it can (`.vhdx`, `.avhdx`,
     /// `.vhd`, `.raw`, `.img`), because what a guest writes must never change how its disk is
     /// read; under any other name the content must be that of a VHDX or VHD.
+    /// A differencing image is refused, because no parents are allowed:
+    /// [`Self::open_with_parents`].
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self, ImageError> {
+        Self::open_with_parents(path, access, &NoParents)
+    }
+
+    /// As [`Self::open`]; parents of a differencing image are opened through `gate`, for reading.
+    pub fn open_with_parents(
+        path: impl AsRef<Path>,
+        access: Access,
+        gate: &dyn ParentGate,
+    ) -> Result<Self, ImageError> {
         let path = path.as_ref();
         let file: Box<dyn ImageFile> = Box::new(open_path(path, access)?);
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        match extension.to_str() {
-            Some("vhdx" | "avhdx") => Ok(Self {
-                inner: Inner::Vhdx(Box::new(VhdxImage::open(file, access)?)),
-            }),
-            Some("vhd" | "avhd") => Ok(Self {
-                inner: Inner::Vhd(VhdImage::open(file, access)?),
-            }),
-            Some("raw" | "img") => Self::open_raw(file, access, 512),
-            _ => Self::open_file(file, access),
-        }
+        let mut descent = Descent::new(gate, Some(path));
+        let inner = match extension.to_str() {
+            Some("vhdx" | "avhdx") => Inner::Vhdx(Box::new(VhdxImage::open(
+                file,
+                access,
+                Some(path),
+                &mut descent,
+            )?)),
+            Some("vhd" | "avhd") => {
+                Inner::Vhd(VhdImage::open(file, access, Some(path), &mut descent)?)
+            }
+            Some("raw" | "img") => return Self::open_raw(file, access, 512),
+            _ => Self::detect(file, access, Some(path), &mut descent)?,
+        };
+        Ok(Self { inner })
     }
 
     /// Opens a VHDX or VHD in `file`, found by its content; `NotAnImage` when it is neither.
+    /// No parents are allowed.
     pub fn open_file(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
-        let inner = if crate::vhdx::detect(file.as_ref())? {
-            Inner::Vhdx(Box::new(VhdxImage::open(file, access)?))
+        Self::open_file_with_parents(file, access, &NoParents)
+    }
+
+    /// As [`Self::open_file`]; parents of a differencing image are opened through `gate`.
+    pub fn open_file_with_parents(
+        file: Box<dyn ImageFile>,
+        access: Access,
+        gate: &dyn ParentGate,
+    ) -> Result<Self, ImageError> {
+        let inner = Self::detect(file, access, None, &mut Descent::new(gate, None))?;
+        Ok(Self { inner })
+    }
+
+    fn detect(
+        file: Box<dyn ImageFile>,
+        access: Access,
+        path: Option<&Path>,
+        descent: &mut Descent<'_>,
+    ) -> Result<Inner, ImageError> {
+        if crate::vhdx::detect(file.as_ref())? {
+            let image = VhdxImage::open(file, access, path, descent)?;
+            Ok(Inner::Vhdx(Box::new(image)))
         } else if crate::vhd::detect(file.as_ref())? {
-            Inner::Vhd(VhdImage::open(file, access)?)
+            Ok(Inner::Vhd(VhdImage::open(file, access, path, descent)?))
         } else {
-            return Err(ImageError::new(
+            Err(ImageError::new(
                 ErrorKind::NotAnImage,
                 "file",
                 "neither a VHDX nor a VHD signature was found",
-            ));
-        };
-        Ok(Self { inner })
+            ))
+        }
     }
 
     /// Takes `file` as the plain bytes of a disk with sectors of 512 or 4096 bytes.

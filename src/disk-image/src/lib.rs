@@ -22,11 +22,13 @@ mod convert;
 mod error;
 mod extent;
 mod file;
+mod folder_gate;
 mod image;
 mod info;
 mod layer;
 mod live;
 mod memory;
+mod parents;
 pub mod partitions;
 mod raw;
 pub mod vhd;
@@ -37,6 +39,7 @@ pub use convert::{ConvertOptions, Converted, convert};
 pub use error::{ErrorKind, ImageError};
 pub use extent::Extent;
 pub use file::ImageFile;
+pub use folder_gate::FolderGate;
 pub use image::{Access, BlockRead, CreateOptions, DiskImage, Format};
 pub use info::{
     Details, HeaderInfo, ImageInfo, LogInfo, MetadataItemInfo, RegionInfo, VhdInfo, VhdxInfo,
@@ -44,3 +47,6 @@ pub use info::{
 pub use layer::{Segment, Source};
 pub use live::{LiveAllocation, live_allocation, live_allocation_of};
 pub use memory::MemoryFile;
+pub use parents::{
+    LocatorKind, MAX_CHAIN, NoParents, ParentFile, ParentGate, ParentLocator, SuppliedParents,
+};

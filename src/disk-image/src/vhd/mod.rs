@@ -12,13 +12,15 @@ mod read;
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use crate::parents::Descent;
 use crate::{
     Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
-    LiveAllocation, Segment, VhdInfo,
+    LiveAllocation, NoParents, Segment, VhdInfo,
 };
 use dynamic::{ABSENT, DynamicHeader, HEADER_LENGTH, Table};
 use footer::{COOKIE, DiskType, Footer, SECTOR};
@@ -61,7 +63,12 @@ pub(crate) fn detect(file: &dyn ImageFile) -> Result<bool, ImageError> {
 }
 
 impl VhdImage {
-    pub(crate) fn open(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
+    pub(crate) fn open(
+        file: Box<dyn ImageFile>,
+        access: Access,
+        _path: Option<&Path>,
+        _descent: &mut Descent<'_>,
+    ) -> Result<Self, ImageError> {
         let length = length(file.as_ref())?;
         let (footer, footer_from_copy) = read_footer(file.as_ref(), length)?;
         let virtual_size = checked_size(&footer)?;
@@ -170,7 +177,12 @@ impl VhdImage {
         }
         file.flush()
             .map_err(|e| ImageError::io("new VHD", 0, "flush", e))?;
-        Self::open(file, Access::ReadWrite)
+        Self::open(
+            file,
+            Access::ReadWrite,
+            None,
+            &mut Descent::new(&NoParents, None),
+        )
     }
 
     pub(crate) fn format(&self) -> Format {

@@ -24,13 +24,15 @@ mod region;
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use uuid::Uuid;
 
 use crate::bytes::le16;
+use crate::parents::Descent;
 use crate::{
     Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
-    LiveAllocation, LogInfo, MetadataItemInfo, Segment, VhdxInfo,
+    LiveAllocation, LogInfo, MetadataItemInfo, NoParents, Segment, VhdxInfo,
 };
 use bat::Bat;
 use header::Headers;
@@ -136,7 +138,12 @@ pub(crate) fn live(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
 }
 
 impl VhdxImage {
-    pub(crate) fn open(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
+    pub(crate) fn open(
+        file: Box<dyn ImageFile>,
+        access: Access,
+        _path: Option<&Path>,
+        _descent: &mut Descent<'_>,
+    ) -> Result<Self, ImageError> {
         if !detect(file.as_ref())? {
             return Err(ImageError::new(
                 ErrorKind::NotAnImage,
@@ -197,7 +204,12 @@ impl VhdxImage {
         options: &CreateOptions,
     ) -> Result<Self, ImageError> {
         create::create(file.as_ref(), options)?;
-        Self::open(file, Access::ReadWrite)
+        Self::open(
+            file,
+            Access::ReadWrite,
+            None,
+            &mut Descent::new(&NoParents, None),
+        )
     }
 
     pub(crate) fn format(&self) -> Format {
