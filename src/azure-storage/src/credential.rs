@@ -50,6 +50,14 @@ impl Credential {
         self.expires_unix_ms
     }
 
+    /// The token itself, for the control plane's own calls; `None` for a signature.
+    pub fn bearer_token(&self) -> Option<&str> {
+        match &self.secret {
+            Secret::Bearer(token) => Some(token),
+            Secret::Sas(_) => None,
+        }
+    }
+
     pub(crate) fn secret(&self) -> &Secret {
         &self.secret
     }
