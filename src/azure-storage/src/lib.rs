@@ -23,12 +23,31 @@
 //! What may go wrong: [`Error`] says what ([`ErrorKind`]) and whether it may have happened ([`Outcome`]). No error
 //! and no log line carries a credential.
 
+mod block;
 pub mod clock;
+mod container;
 pub mod credential;
+#[cfg(feature = "double")]
+pub mod double;
 mod error;
+mod integrity;
+mod lease;
 pub mod oauth;
+mod pace;
+mod page;
 mod redact;
+mod retry;
 pub mod sas;
+mod transport;
 
+pub use container::{
+    CHECKED_RANGE, Condition, Container, ContainerOptions, Content, ListedBlob, Newer, Properties,
+    SERVICE_VERSION, http_client,
+};
 pub use credential::{Credential, CredentialHandle};
 pub use error::{Error, ErrorKind, Outcome};
+pub use integrity::Integrity;
+pub use pace::Limits;
+pub use page::{ChangedRanges, MAX_PUT_PAGE, PAGE, SequenceCondition};
+pub use retry::RetryPolicy;
+pub use transport::Figures;
