@@ -5,6 +5,7 @@
 mod bench;
 mod deps;
 mod files;
+mod fuzz;
 mod metadata;
 mod rings;
 
@@ -39,6 +40,20 @@ enum Word {
         /// Chooses the faults; printed when not given
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// Build the fuzz targets with coverage and run them for a bounded time from kept seeds
+    Fuzz {
+        /// Which target; all of them without a name
+        target: Option<String>,
+        /// Seconds for all targets together
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Run this input again in place of looking for new ones
+        #[arg(long, value_name = "FILE")]
+        reproduce: Option<PathBuf>,
+        /// Replace the seeds by the smallest set that covers what earlier runs covered
+        #[arg(long)]
+        keep: bool,
     },
     /// Compare ours with a peer on the same input, in one run
     Bench {
@@ -84,6 +99,20 @@ fn main() -> Result<()> {
                 &seed.to_string(),
             ])
         }
+        Word::Fuzz {
+            target,
+            seconds,
+            reproduce,
+            keep,
+        } => fuzz::run(
+            &root()?,
+            &fuzz::Wish {
+                target: target.as_deref(),
+                seconds,
+                reproduce: reproduce.as_deref(),
+                keep,
+            },
+        ),
         Word::Bench { name, json } => bench::run(&root()?, name.as_deref(), json),
     }
 }
