@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod board;
 pub mod config;
 pub mod control;
+pub mod convert;
 pub mod daemon;
 pub mod desired;
 pub mod durable;

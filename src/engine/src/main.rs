@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use engine::config::Config;
-use engine::{control, daemon, inspect, logging, supervisor, vm_command};
+use engine::{control, convert, daemon, inspect, logging, supervisor, vm_command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +71,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Convert a disk image (VHDX, VHD, raw, differencing chains) into another format.
+    Convert(convert::Convert),
+    /// Read a whole disk image in order: how fast, and the hash of its bytes.
+    #[command(hide = true)]
+    Read(convert::Read),
     /// List the recovery points of a replica.
     Points {
         /// Folder of the storage account.
@@ -169,6 +174,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status { config, json } => return status(&Config::load(&config)?, json).await,
         Command::Vm { command } => vm(command).await?,
         Command::Inspect { path, json } => show(&inspect::inspect(&path).await?, json)?,
+        Command::Convert(options) => show(&convert::convert(&options)?, options.json)?,
+        Command::Read(options) => show(&convert::read(&options)?, options.json)?,
         Command::Points {
             store,
             vault_key,
