@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   engine ──► Hypervisor ──► qemu   (Linux: QMP, dirty bitmaps, fleecing)
+//!                        ├──► files  (images of VMs that are off, in a folder)
 //!                        └──► hyperv (Windows Server: WMI, RCT; a later issue)
 //! ```
 //!
@@ -24,6 +25,7 @@
 pub mod conformance;
 mod error;
 mod extents;
+mod files;
 mod model;
 pub mod nbd;
 mod qemu;
@@ -36,6 +38,7 @@ use bytes::Bytes;
 
 pub use error::{ErrorKind, GroupFreezeError, HypervisorError, Retry};
 pub use extents::{Extent, ExtentSet};
+pub use files::FilesDriver;
 pub use model::{
     Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
     Generation, HostFacts, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState,

@@ -89,13 +89,7 @@ impl Lab {
     ) -> Result<FrozenPoint, HypervisorError> {
         let disks: Vec<DiskId> = vm.disks.iter().map(|disk| disk.id).collect();
         self.driver
-            .freeze(
-                vm.id,
-                &disks,
-                since.map(id),
-                id(next),
-                Consistency::Crash,
-            )
+            .freeze(vm.id, &disks, since.map(id), id(next), Consistency::Crash)
             .await
     }
 }
@@ -156,9 +150,9 @@ async fn a_frozen_point_holds_what_the_files_hold() {
         assert_eq!(disk.changes, Changes::Unknown);
         assert_eq!(disk.size_bytes, SIZE);
         assert!(
-            disk.allocated.iter().any(
-                |extent| extent.offset <= 3 * BLOCK && extent.end() >= 4 * BLOCK
-            )
+            disk.allocated
+                .iter()
+                .any(|extent| extent.offset <= 3 * BLOCK && extent.end() >= 4 * BLOCK)
         );
         let data = disk.reader.read(3 * BLOCK, BLOCK as usize).await.unwrap();
         assert!(data.iter().all(|found| *found == byte));
@@ -210,23 +204,29 @@ async fn an_image_that_qemu_writes_is_busy() {
     let lab = Lab::new();
     let vm = lab.vm("db.raw").await;
     let mut qemu = std::process::Command::new("qemu-io")
-        .args(["-f", "raw", "-c", "write 0 512", "-c", "sleep 600000"])
+        .args(["-f", "raw", "-c", "sleep 600000"])
         .arg(lab.folder.path().join("db.raw"))
-        .stdout(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
         .spawn()
         .expect("qemu-io is in the package qemu-utils");
-    // Its first answer comes when the image is open.
-    use std::io::Read as _;
-    let mut answer = [0; 1];
-    let output = qemu.stdout.as_mut().expect("piped");
-    output.read_exact(&mut answer).unwrap();
-    let answer = lab.freeze(&vm, None, 1).await;
+    // It says nothing when it is ready; its lock does.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let mut next = 0;
+    let answer = loop {
+        next += 1;
+        match lab.freeze(&vm, None, next).await {
+            Ok(point) if std::time::Instant::now() < deadline => {
+                lab.driver.release(point).await.unwrap();
+            }
+            answer => break answer,
+        }
+    };
     qemu.kill().unwrap();
     qemu.wait().unwrap();
     let error = answer.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
     assert!(format!("{error}").contains("open for writing"), "{error}");
-    lab.freeze(&vm, None, 1).await.unwrap();
+    lab.freeze(&vm, None, next + 1).await.unwrap();
 }
 
 #[tokio::test]
@@ -292,11 +292,7 @@ async fn a_group_is_frozen_as_a_whole_or_not_at_all() {
         .await
         .unwrap();
     assert_eq!(points.len(), 2);
-    assert!(
-        points
-            .iter()
-            .all(|point| !point.quiescence.is_confirmed())
-    );
+    assert!(points.iter().all(|point| !point.quiescence.is_confirmed()));
 }
 
 #[tokio::test]

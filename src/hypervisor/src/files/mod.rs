@@ -319,7 +319,10 @@ impl Hypervisor for FilesDriver {
                     format!("{step}: disk {disk} is named twice"),
                 ));
             }
-            let path = listed.files.get(disk).ok_or_else(|| no_disk(&step, *disk))?;
+            let path = listed
+                .files
+                .get(disk)
+                .ok_or_else(|| no_disk(&step, *disk))?;
             files.push((*disk, path.clone()));
         }
         if files.is_empty() {
@@ -402,7 +405,9 @@ impl Hypervisor for FilesDriver {
     }
 
     async fn tracking(&self, vm: VmId) -> Result<Vec<TrackingId>, HypervisorError> {
-        Ok(self.with(vm, |state| state.instants.iter().map(|(id, _)| *id).collect()))
+        Ok(self.with(vm, |state| {
+            state.instants.iter().map(|(id, _)| *id).collect()
+        }))
     }
 
     async fn forget(&self, vm: VmId, older_than: TrackingId) -> Result<(), HypervisorError> {
