@@ -1,36 +1,66 @@
-//! The journal object: one cycle of a whole VM, immutable, compressed, checksummed.
+//! The journal object: one cycle of a whole VM, immutable, compressed, checksummed, encrypted if wanted.
 //!
 //! ```text
 //! prelude   magic "SRJRNL\r\n" | version u32 | header length u32 | header | blake3 of all before (32)
-//! frames    <= 256 KiB of data each, zstd, or stored when that is not smaller
-//! index     frame table, then entries per disk
-//! trailer   index offset u64 | index length u64 | blake3(prelude digest, both numbers, index) | magic
+//! frames    <= 256 KiB of data each; zstd, or stored when that is not smaller; then AES-256-GCM
+//! index     frame table, then entries per disk; zstd, then AES-256-GCM
+//! trailer   where the index is and how it is packed | blake3(prelude digest, these numbers, index) | magic
 //! ```
 //!
 //! All numbers little endian. Frames, index and trailer follow each other without gaps, so every
 //! byte of the object is accounted for. A frame's checksum is over its *raw* bytes: what is read
-//! is what was written, whatever compressor lay between, and two objects with the same changes
-//! have the same [`ContentId`]. A range of zeroes is an entry without data. The trailer comes last:
-//! a cut object has none and is refused.
+//! is what was written, whatever compressor or cipher lay between, and two objects with the same
+//! changes have the same [`ContentId`]. The trailer comes last: a cut object has none and is refused.
+//!
+//! # Changes
+//!
+//! The entries of a disk are sorted and disjoint: where writes overlap the later one won, neighbours
+//! are joined. Blocks of [`BLOCK`] bytes that are zero are entries without data. Objects of version 1,
+//! which are still read, keep the order in which the writes were made.
+//!
+//! # Encryption
+//!
+//! ```text
+//! vault key ─┐
+//! salt (32 random bytes, in the header) ─┼─ HKDF-SHA-256 ─► key of this one object
+//! digest of the prelude ─────────────────┘                  nonce: frame number (index: its own domain)
+//! ```
+//!
+//! Only the header is in the clear: whose cycle it is, its instant, sizes of disks, the id of the key.
+//! Which blocks changed says much about a guest, so the index is encrypted like the data. Every object
+//! has a key of its own, under which a nonce is used once because frames are numbered; sending a cycle
+//! again draws another salt. The key depends on the prelude, so an object can't be passed off as that
+//! of another item, position, generation or time; a frame opens only at its own number; the index says
+//! how many frames there are. Compressed lengths are visible.
 //!
 //! [`JournalBuilder`] streams (it keeps the index, not the data); [`JournalReader`] reads the index
-//! once and then any entry by itself.
+//! once and then any entry by itself. [`CompressionController`] chooses the level.
 
 use uuid::Uuid;
 
 mod build;
+mod cipher;
 mod compression;
+mod controller;
+mod coverage;
+mod cursor;
 mod error;
 mod format;
+mod index;
 mod read;
 
-pub use build::{BuildOptions, Finished, JournalBuilder};
+pub use build::{BuildOptions, Finished, JournalBuilder, Work};
 pub use compression::CompressionLevel;
+pub use controller::CompressionController;
 pub use error::{JournalError, JournalErrorKind};
-pub use read::{Entry, EntryData, Frame, JournalReader};
+pub use index::{Entry, EntryData};
+pub use read::{Frame, JournalReader, read_header};
 
 /// Most raw bytes in one frame.
 pub const FRAME_SIZE: usize = 256 * 1024;
+
+/// What changes are refined to, and zeroes are looked for in.
+pub const BLOCK: u64 = 4096;
 
 /// Whose cycle an object is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +86,6 @@ pub struct JournalDisk {
     pub size_bytes: u64,
 }
 
-/// Identifies what an object says, without the generation that wrote it and without compression.
+/// Identifies what an object says, without the generation that wrote it, compression and encryption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ContentId(pub [u8; 32]);

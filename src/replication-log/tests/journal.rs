@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use replication_log::ReadAt;
 use replication_log::journal::{
-    EntryData, FRAME_SIZE, Finished, JournalBuilder, JournalDisk, JournalErrorKind, JournalHeader,
-    JournalReader,
+    BLOCK, BuildOptions, CompressionController, CompressionLevel, EntryData, FRAME_SIZE, Finished,
+    JournalBuilder, JournalDisk, JournalErrorKind, JournalHeader, JournalReader, read_header,
 };
 use uuid::Uuid;
 
@@ -38,7 +38,20 @@ enum Change {
 }
 
 fn build(changes: &[Change], generation: u64) -> (Vec<u8>, Finished) {
-    let mut builder = JournalBuilder::new(Vec::new(), header(generation)).unwrap();
+    build_at(changes, generation, CompressionLevel::FASTEST)
+}
+
+fn build_at(
+    changes: &[Change],
+    generation: u64,
+    compression: CompressionLevel,
+) -> (Vec<u8>, Finished) {
+    let options = BuildOptions {
+        compression,
+        ..BuildOptions::default()
+    };
+    let mut builder =
+        JournalBuilder::with_options(Vec::new(), header(generation), options).unwrap();
     for change in changes {
         match change {
             Change::Write(n, offset, data) => builder.write(disk(*n), *offset, data).unwrap(),
@@ -100,11 +113,17 @@ fn an_object_replays_to_what_was_written() {
     let (object, finished) = build(&sample(), 3);
     assert_eq!(replay(&object), Ok(model(&sample())));
     assert_eq!(finished.object_bytes, object.len() as u64);
-    assert_eq!(finished.changed_bytes, 560 + 131_072 + 900 + 33 + 16);
+    // Overlapping writes count once.
+    assert_eq!(finished.changed_bytes, 560 + 131_072 + 16);
     let reader = JournalReader::open(object).unwrap();
     assert_eq!(reader.header(), &header(3));
     assert_eq!(reader.content(), finished.content);
     reader.verify().unwrap();
+    assert_eq!(reader.key_id(), None);
+    assert_eq!(
+        read_header(reader.into_inner().as_slice()).unwrap(),
+        (header(3), None)
+    );
 }
 
 #[test]
@@ -129,6 +148,132 @@ fn zeroes_cost_no_data() {
     assert!(object.len() < 512);
     let reader = JournalReader::open(object).unwrap();
     assert_eq!(reader.entries(0)[0].data, EntryData::Zeroes);
+}
+
+#[test]
+fn zero_blocks_among_data_are_never_sent() {
+    let mut data = noise(3, 64 << 10);
+    data[4096..12288].fill(0);
+    data[20480..20490].fill(0);
+    let (object, finished) = build(&[Change::Write(0, 8192, data.clone())], 1);
+    assert_eq!(replay(&object), Ok(model(&[Change::Write(0, 8192, data)])));
+    assert_eq!(finished.changed_bytes, 64 << 10);
+    let reader = JournalReader::open(object).unwrap();
+    let kinds: Vec<_> = reader
+        .entries(0)
+        .iter()
+        .map(|entry| (entry.offset, entry.length, entry.data == EntryData::Zeroes))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (8192, 4096, false),
+            (12288, 8192, true),
+            (20480, 53248, false)
+        ]
+    );
+    assert_eq!(reader.frames()[0].raw_length(), 56 << 10);
+}
+
+#[test]
+fn neighbours_become_one_entry_and_an_overwritten_block_is_not_sent_twice() {
+    let block = |n: u64| noise(n, BLOCK as usize);
+    let mut changes: Vec<_> = (0..16)
+        .map(|n| Change::Write(0, n * BLOCK, block(n)))
+        .collect();
+    changes.push(Change::Write(0, 3 * BLOCK, block(100)));
+    changes.push(Change::Write(0, 10 * BLOCK + 7, block(101)));
+    let (object, finished) = build(&changes, 1);
+    assert_eq!(replay(&object), Ok(model(&changes)));
+    assert_eq!(finished.changed_bytes, 16 * BLOCK);
+    let reader = JournalReader::open(object).unwrap();
+    assert_eq!(reader.entries(0).len(), 1);
+    assert_eq!(u64::from(reader.frames()[0].raw_length()), 16 * BLOCK);
+}
+
+#[test]
+fn scattered_blocks_cost_little_more_than_their_bytes() {
+    let size = 64u64 << 30;
+    let mut header = header(1);
+    header.disks[0].size_bytes = size;
+    let mut builder = JournalBuilder::new(Vec::new(), header).unwrap();
+    let count = 2_000u64;
+    for n in 0..count {
+        let at = (n * 7_919) % (size / BLOCK) * BLOCK;
+        builder
+            .write(disk(0), at, &noise(n, BLOCK as usize))
+            .unwrap();
+    }
+    let (object, finished) = builder.finish().unwrap();
+    assert_eq!(finished.changed_bytes, count * BLOCK);
+    let most = count * BLOCK * 101 / 100;
+    assert!((object.len() as u64) < most, "{} > {most}", object.len());
+}
+
+#[test]
+fn the_level_changes_the_size_but_neither_content_nor_identity() {
+    // Sentences of a language with few common and many rare words.
+    let text: Vec<u8> = noise(5, 100_000)
+        .chunks(2)
+        .flat_map(|pair| {
+            let word = u64::from(pair[0]) * u64::from(pair[1]) / 16;
+            let letters = noise(word, 3 + word as usize % 9);
+            let letters = letters.iter().map(|byte| b'a' + byte % 26);
+            letters.chain([b' ']).collect::<Vec<u8>>()
+        })
+        .take(240_000)
+        .collect();
+    let changes = [Change::Write(0, 4096, text)];
+    let sizes: Vec<_> = [0, 1, 9]
+        .into_iter()
+        .map(|level| {
+            let (object, done) = build_at(&changes, 1, CompressionLevel::new(level));
+            assert_eq!(replay(&object), Ok(model(&changes)));
+            (object.len(), done.content)
+        })
+        .collect();
+    assert!(
+        sizes[0].0 > sizes[1].0 && sizes[1].0 > sizes[2].0,
+        "{sizes:?}"
+    );
+    assert!(sizes[0].1 == sizes[1].1 && sizes[1].1 == sizes[2].1);
+}
+
+#[test]
+fn the_builder_tells_the_controller_what_it_did() {
+    use std::cell::Cell;
+    use std::time::Duration;
+    thread_local!(static CLOCK: Cell<u64> = const { Cell::new(0) });
+    // Every look at the clock is a hundred milliseconds later: a compressor of 2.6 MB/s.
+    fn now() -> Duration {
+        CLOCK.with(|clock| clock.set(clock.get() + 100));
+        CLOCK.with(|clock| Duration::from_millis(clock.get()))
+    }
+    let mut controller =
+        CompressionController::new(CompressionLevel::STORE, CompressionLevel::HIGHEST);
+    // A link that would wait for that compressor.
+    controller.observe_link(100_000_000, Duration::from_secs(1));
+    let mut header = header(1);
+    header.disks[0].size_bytes = 1 << 30;
+    let options = BuildOptions {
+        compression: CompressionLevel::new(2),
+        now: Some(now),
+        ..BuildOptions::default()
+    };
+    let mut builder = JournalBuilder::with_options(std::io::sink(), header, options).unwrap();
+    let mut levels = Vec::new();
+    for n in 0..100u64 {
+        let data = noise(n, 64 << 10).repeat(4);
+        builder
+            .write(disk(0), n * FRAME_SIZE as u64, &data)
+            .unwrap();
+        builder.adapt(&mut controller);
+        levels.push(controller.level().number());
+    }
+    assert_eq!(levels.last(), Some(&0), "{levels:?}");
+    let work = builder.work();
+    assert_eq!(work.raw_bytes, 100 * FRAME_SIZE as u64);
+    assert!(work.untried_bytes > 0 && work.compressing > Duration::ZERO);
 }
 
 struct Counting<'a>(&'a [u8], AtomicU64);
@@ -205,7 +350,7 @@ fn every_cut_and_every_surplus_byte_is_detected() {
 #[test]
 fn an_unknown_version_is_told_from_damage() {
     let (mut object, _) = build(&sample(), 3);
-    object[8] = 2;
+    object[8] = 3;
     assert_eq!(replay(&object), Err(JournalErrorKind::Unsupported));
 }
 
@@ -216,7 +361,71 @@ fn the_golden_object_of_version_1_is_still_read() {
     assert!(replay(golden) == Ok(model(&sample())));
     let reader = JournalReader::open(golden.to_vec()).unwrap();
     assert_eq!(reader.header(), &header(3));
+    assert_eq!(reader.entries(0).len(), 3, "in the order of the writes");
+}
+
+#[test]
+fn the_golden_object_of_version_2_is_still_read() {
+    let golden = include_bytes!("golden/journal-v2.hrl");
+    assert!(replay(golden) == Ok(model(&sample())));
+    let reader = JournalReader::open(golden.to_vec()).unwrap();
+    assert_eq!(reader.header(), &header(3));
     assert_eq!(reader.content(), build(&sample(), 3).1.content);
+}
+
+fn number(object: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(object[at..at + 8].try_into().unwrap())
+}
+
+/// The index of an object in the clear, unpacked.
+fn raw_index(object: &[u8]) -> Vec<u8> {
+    let trailer = object.len() - 72;
+    let stored = &object[number(object, trailer) as usize..trailer];
+    match object[trailer + 24] {
+        0 => stored.to_vec(),
+        _ => zstd::bulk::decompress(stored, number(object, trailer + 16) as usize).unwrap(),
+    }
+}
+
+/// The object with another index, sealed as it should be; `lie` is what it says of the raw length.
+fn with_index(object: &[u8], index: &[u8], lie: Option<u64>) -> Vec<u8> {
+    let offset = number(object, object.len() - 72);
+    let packed = zstd::bulk::compress(index, 1).unwrap();
+    let mut numbers = Vec::new();
+    for value in [
+        offset,
+        packed.len() as u64,
+        lie.unwrap_or(index.len() as u64),
+        1,
+    ] {
+        numbers.extend_from_slice(&value.to_le_bytes());
+    }
+    let header_length = u32::from_le_bytes(object[12..16].try_into().unwrap()) as usize;
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(&object[16 + header_length..48 + header_length])
+        .update(&numbers)
+        .update(&packed);
+    let mut out = object[..offset as usize].to_vec();
+    out.extend_from_slice(&packed);
+    out.extend_from_slice(&numbers);
+    out.extend_from_slice(hasher.finalize().as_bytes());
+    out.extend_from_slice(b"SRJEND\r\n");
+    out
+}
+
+#[test]
+fn an_index_that_unpacks_to_more_than_it_says_is_refused() {
+    let (object, _) = build(&sample(), 1);
+    let bomb = with_index(&object, &vec![0; 64 << 20], Some(100));
+    assert_eq!(replay(&bomb), Err(JournalErrorKind::Corrupt));
+    let unsorted = with_index(&object, &raw_index(&object), None);
+    assert_eq!(replay(&unsorted), Ok(model(&sample())), "the forger works");
+    let mut index = raw_index(&object);
+    let entry = index.len() - 24;
+    index[entry..entry + 8].fill(0);
+    let unsorted = with_index(&object, &index, None);
+    assert_eq!(replay(&unsorted), Err(JournalErrorKind::Corrupt));
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -246,28 +455,25 @@ proptest! {
         prop_assert!(replay(&object) == Ok(model(&changes)));
     }
 
-    /// A liar with right checksums: the index is rewritten at random and sealed again.
+    /// A liar with right checksums: the index is rewritten at random, packed and sealed again.
     #[test]
     fn a_hostile_index_with_right_checksums_never_panics(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        lie in prop::option::of(any::<u64>()),
     ) {
-        let (mut object, _) = build(&sample(), 1);
-        let trailer = object.len() - 56;
-        let number = |at: usize| u64::from_le_bytes(object[at..at + 8].try_into().unwrap()) as usize;
-        let (index, length) = (number(trailer), number(trailer + 8));
+        let (object, _) = build(&sample(), 1);
+        let mut index = raw_index(&object);
         for (at, value) in edits {
-            object[index + at.index(length)] = value;
+            let at = at.index(index.len());
+            index[at] = value;
         }
-        let header_length = u32::from_le_bytes(object[12..16].try_into().unwrap()) as usize;
-        let digest = &object[16 + header_length..48 + header_length];
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(digest).update(&object[trailer..trailer + 16]).update(&object[index..index + length]);
-        let sealed = *hasher.finalize().as_bytes();
-        object[trailer + 16..trailer + 48].copy_from_slice(&sealed);
+        let object = with_index(&object, &index, lie);
         if let Ok(reader) = JournalReader::open(object) {
             for (n, size) in SIZES.iter().enumerate() {
+                let mut end = 0;
                 for entry in reader.entries(n) {
-                    prop_assert!(entry.offset + entry.length <= *size);
+                    prop_assert!(entry.offset >= end && entry.offset + entry.length <= *size);
+                    end = entry.offset + entry.length;
                     let _ = reader.read_entry(entry);
                 }
             }
@@ -276,8 +482,11 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {
-        let mut object = b"SRJRNL\r\n\x01\0\0\0".to_vec();
-        object.extend_from_slice(&bytes);
-        prop_assert!(replay(&object).is_err());
+        for version in [1, 2] {
+            let mut object = b"SRJRNL\r\n".to_vec();
+            object.extend_from_slice(&[version, 0, 0, 0]);
+            object.extend_from_slice(&bytes);
+            prop_assert!(replay(&object).is_err());
+        }
     }
 }

@@ -1,38 +1,68 @@
-//! Byte layout of a journal object: the only place that knows it.
+//! Prelude and trailer of a journal object: the only place that knows them.
 //!
 //! ```text
-//! header    generation u64 | position u64 | time i64 | item length u16 | item
-//!           | disks u32 | per disk: id 16, size u64
-//! frame     offset u64 | stored length u32 | raw length u32 | encoding u32 (0 stored, 1 zstd) | 0 u32 | blake3 16
-//! entry     disk offset u64 | length u64 | frame u32 (all ones = zeroes) | offset in frame u32
-//! index     frames u32 | frame* | per disk: entries u32, entry*
+//! header 1    generation u64 | position u64 | time i64 | item length u16 | item
+//!             | disks u32 | per disk: id 16, size u64
+//! header 2    header 1 | key id 16 (nil: in the clear) | salt 32
+//! trailer 1   index offset u64 | index length u64 | digest 32 | magic
+//! trailer 2   index offset u64 | stored length u64 | raw length u64 | encoding u32 (0 stored, 1 zstd) | 0 u32
+//!             | digest 32 | magic
 //! ```
 
 use uuid::Uuid;
 
-use super::read::{Entry, EntryData, Frame};
-use super::{ContentId, JournalDisk, JournalError, JournalErrorKind, JournalHeader};
+use super::cipher::Envelope;
+use super::cursor::Cursor;
+use super::{JournalDisk, JournalError, JournalErrorKind, JournalHeader};
 
 pub(super) const MAGIC: &[u8; 8] = b"SRJRNL\r\n";
-pub(super) const TRAILER_MAGIC: &[u8; 8] = b"SRJEND\r\n";
-pub(super) const VERSION: u32 = 1;
+const TRAILER_MAGIC: &[u8; 8] = b"SRJEND\r\n";
 pub(super) const PRELUDE_FIXED: usize = 16;
 pub(super) const DIGEST: usize = 32;
-pub(super) const TRAILER: usize = 8 + 8 + DIGEST + 8;
-pub(super) const MAX_ITEM: usize = 1024;
-pub(super) const MAX_DISKS: usize = 1024;
-pub(super) const MAX_HEADER: usize = 26 + MAX_ITEM + 4 + MAX_DISKS * 24;
-pub(super) const FRAME_RECORD: usize = 40;
-pub(super) const ENTRY_RECORD: usize = 24;
-pub(super) const ZEROES: u32 = u32::MAX;
+const MAX_ITEM: usize = 1024;
+const MAX_DISKS: usize = 1024;
+pub(super) const MAX_HEADER: usize = 26 + MAX_ITEM + 4 + MAX_DISKS * 24 + 48;
 /// An index of a terabyte of 64 KiB changes has 800 MB; nothing honest is larger.
 pub(super) const MAX_INDEX: u64 = 1 << 30;
 
-pub(super) fn prelude(header: &JournalHeader) -> Vec<u8> {
-    let body = encode_header(header);
+/// Versions of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// First release: entries in the order of the writes, no encryption, index as it is.
+    One,
+    /// Sorted, disjoint entries; packed index; encryption.
+    Two,
+}
+
+impl Version {
+    pub(super) fn from_number(number: u32) -> Result<Version, JournalError> {
+        match number {
+            1 => Ok(Version::One),
+            2 => Ok(Version::Two),
+            other => Err(JournalError::new(
+                JournalErrorKind::Unsupported,
+                format!("version {other} is unknown to this program: use a newer one"),
+            )),
+        }
+    }
+
+    pub(super) fn trailer_length(self) -> usize {
+        let numbers = match self {
+            Version::One => 16,
+            Version::Two => 32,
+        };
+        numbers + DIGEST + TRAILER_MAGIC.len()
+    }
+}
+
+/// Everything in front of the frames, in the present version; ends with the digest of the rest.
+pub(super) fn prelude(header: &JournalHeader, envelope: &Envelope) -> Vec<u8> {
+    let mut body = encode_header(header);
+    body.extend_from_slice(envelope.key_id.as_bytes());
+    body.extend_from_slice(&envelope.salt);
     let mut out = Vec::with_capacity(PRELUDE_FIXED + body.len() + DIGEST);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&2u32.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     out.extend_from_slice(&body);
     let digest = blake3::hash(&out);
@@ -40,7 +70,8 @@ pub(super) fn prelude(header: &JournalHeader) -> Vec<u8> {
     out
 }
 
-fn encode_header(header: &JournalHeader) -> Vec<u8> {
+/// The header as version 1 has it; what [`super::ContentId`] is made of in every version.
+pub(super) fn encode_header(header: &JournalHeader) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend_from_slice(&header.generation.to_le_bytes());
     out.extend_from_slice(&header.position.to_le_bytes());
@@ -68,7 +99,10 @@ pub(super) fn check_header(header: &JournalHeader) -> Result<(), JournalError> {
     Ok(())
 }
 
-pub(super) fn decode_header(raw: &[u8]) -> Result<JournalHeader, JournalError> {
+pub(super) fn decode_header(
+    version: Version,
+    raw: &[u8],
+) -> Result<(JournalHeader, Envelope), JournalError> {
     let mut cursor = Cursor(raw);
     let generation = cursor.u64()?;
     let position = cursor.u64()?;
@@ -88,6 +122,13 @@ pub(super) fn decode_header(raw: &[u8]) -> Result<JournalHeader, JournalError> {
             size_bytes: cursor.u64()?,
         });
     }
+    let envelope = match version {
+        Version::One => Envelope::default(),
+        Version::Two => Envelope {
+            key_id: Uuid::from_bytes(cursor.array()?),
+            salt: cursor.array()?,
+        },
+    };
     cursor.end()?;
     let header = JournalHeader {
         item,
@@ -97,228 +138,85 @@ pub(super) fn decode_header(raw: &[u8]) -> Result<JournalHeader, JournalError> {
         disks,
     };
     check_header(&header).map_err(|_| JournalError::corrupt("impossible header"))?;
-    Ok(header)
+    Ok((header, envelope))
 }
 
-pub(super) fn encode_index(frames: &[Frame], entries: &[Vec<Entry>]) -> Vec<u8> {
-    let records: usize = entries.iter().map(|e| 4 + e.len() * ENTRY_RECORD).sum();
-    let mut out = Vec::with_capacity(4 + frames.len() * FRAME_RECORD + records);
-    out.extend_from_slice(&(frames.len() as u32).to_le_bytes());
-    for frame in frames {
-        out.extend_from_slice(&frame.offset.to_le_bytes());
-        out.extend_from_slice(&frame.stored_length.to_le_bytes());
-        out.extend_from_slice(&frame.raw_length.to_le_bytes());
-        out.extend_from_slice(&u32::from(frame.compressed).to_le_bytes());
-        out.extend_from_slice(&0u32.to_le_bytes());
-        out.extend_from_slice(&frame.checksum);
-    }
-    for disk in entries {
-        out.extend_from_slice(&(disk.len() as u32).to_le_bytes());
-        for entry in disk {
-            let (frame, at) = match entry.data {
-                EntryData::Zeroes => (ZEROES, 0),
-                EntryData::Frame { frame, at } => (frame, at),
-            };
-            out.extend_from_slice(&entry.offset.to_le_bytes());
-            out.extend_from_slice(&entry.length.to_le_bytes());
-            out.extend_from_slice(&frame.to_le_bytes());
-            out.extend_from_slice(&at.to_le_bytes());
-        }
-    }
-    out
+/// Where the index is and how it is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IndexPlace {
+    pub(super) offset: u64,
+    pub(super) stored_length: u64,
+    pub(super) raw_length: u64,
+    pub(super) compressed: bool,
 }
 
-/// Decodes and checks against the sizes of the disks and the place of the frames in the object.
-pub(super) fn decode_index(
-    raw: &[u8],
-    header: &JournalHeader,
-    frames_start: u64,
-    frames_end: u64,
-) -> Result<(Vec<Frame>, Vec<Vec<Entry>>), JournalError> {
-    let mut cursor = Cursor(raw);
-    let count = cursor.u32()? as usize;
-    cursor.expect(count, FRAME_RECORD)?;
-    let mut frames = Vec::with_capacity(count);
-    let mut at = frames_start;
-    for _ in 0..count {
-        let offset = cursor.u64()?;
-        let stored_length = cursor.u32()?;
-        let raw_length = cursor.u32()?;
-        let encoding = cursor.u32()?;
-        let reserved = cursor.u32()?;
-        let frame = Frame {
-            offset,
-            stored_length,
-            raw_length,
-            compressed: encoding == 1,
-            checksum: cursor.array()?,
-        };
-        let sized = raw_length > 0
-            && raw_length as usize <= super::FRAME_SIZE
-            && stored_length > 0
-            && match encoding {
-                0 => stored_length == raw_length,
-                1 => stored_length < raw_length,
-                _ => false,
-            };
-        if !sized || reserved != 0 || offset != at {
-            return Err(JournalError::corrupt("impossible frame"));
-        }
-        at = at.saturating_add(u64::from(stored_length));
-        frames.push(frame);
+impl IndexPlace {
+    /// As the trailer of the present version begins; also what encryption of the index vouches for.
+    pub(super) fn numbers(&self) -> [u8; 32] {
+        let mut out = [0u8; 32];
+        out[0..8].copy_from_slice(&self.offset.to_le_bytes());
+        out[8..16].copy_from_slice(&self.stored_length.to_le_bytes());
+        out[16..24].copy_from_slice(&self.raw_length.to_le_bytes());
+        out[24..28].copy_from_slice(&u32::from(self.compressed).to_le_bytes());
+        out
     }
-    if at != frames_end {
-        return Err(JournalError::corrupt("frames do not fill their place"));
-    }
-    let mut entries = Vec::with_capacity(header.disks.len());
-    for disk in &header.disks {
-        let count = cursor.u32()? as usize;
-        cursor.expect(count, ENTRY_RECORD)?;
-        let mut list = Vec::with_capacity(count);
-        for _ in 0..count {
-            list.push(decode_entry(&mut cursor, &frames, disk)?);
-        }
-        entries.push(list);
-    }
-    cursor.end()?;
-    Ok((frames, entries))
 }
 
-fn decode_entry(
-    cursor: &mut Cursor<'_>,
-    frames: &[Frame],
-    disk: &JournalDisk,
-) -> Result<Entry, JournalError> {
-    let offset = cursor.u64()?;
-    let length = cursor.u64()?;
-    let frame = cursor.u32()?;
-    let at = cursor.u32()?;
-    let on_disk = offset
-        .checked_add(length)
-        .is_some_and(|end| length > 0 && end <= disk.size_bytes);
-    let data = if frame == ZEROES && at == 0 {
-        EntryData::Zeroes
-    } else {
-        let inside = frames.get(frame as usize).is_some_and(|frame| {
-            u64::from(at)
-                .checked_add(length)
-                .is_some_and(|end| end <= u64::from(frame.raw_length))
-        });
-        if !inside {
-            return Err(JournalError::corrupt("an entry lies outside its frame"));
-        }
-        EntryData::Frame { frame, at }
-    };
-    if !on_disk {
-        return Err(JournalError::corrupt("an entry lies outside its disk"));
-    }
-    Ok(Entry {
-        offset,
-        length,
-        data,
-    })
-}
-
-pub(super) fn trailer(prelude_digest: &[u8], index_offset: u64, index: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(TRAILER);
-    out.extend_from_slice(&index_offset.to_le_bytes());
-    out.extend_from_slice(&(index.len() as u64).to_le_bytes());
-    let digest = index_digest(prelude_digest, &out, index);
-    out.extend_from_slice(&digest);
+/// The end of an object of the present version.
+pub(super) fn trailer(prelude_digest: &[u8], place: &IndexPlace, index: &[u8]) -> Vec<u8> {
+    let numbers = place.numbers();
+    let mut out = numbers.to_vec();
+    out.extend_from_slice(&digest(prelude_digest, &numbers, index));
     out.extend_from_slice(TRAILER_MAGIC);
     out
 }
 
-pub(super) fn index_digest(prelude_digest: &[u8], numbers: &[u8], index: &[u8]) -> [u8; DIGEST] {
+/// A trailer that was read; its digest is checked once the index is there.
+pub(super) struct Trailer {
+    pub(super) place: IndexPlace,
+    numbers: Vec<u8>,
+    digest: [u8; DIGEST],
+}
+
+impl Trailer {
+    /// `raw` has the length that the version says.
+    pub(super) fn decode(version: Version, raw: &[u8]) -> Result<Trailer, JournalError> {
+        let mut cursor = Cursor(raw);
+        let offset = cursor.u64()?;
+        let stored_length = cursor.u64()?;
+        let (raw_length, encoding, reserved) = match version {
+            Version::One => (stored_length, 0, 0),
+            Version::Two => (cursor.u64()?, cursor.u32()?, cursor.u32()?),
+        };
+        let digest = cursor.array()?;
+        if &cursor.array::<8>()? != TRAILER_MAGIC {
+            return Err(JournalError::corrupt("object was cut (no trailer)"));
+        }
+        if encoding > 1 || reserved != 0 || raw_length > MAX_INDEX || stored_length > MAX_INDEX {
+            return Err(JournalError::corrupt("impossible index"));
+        }
+        let numbers = raw[..raw.len() - DIGEST - TRAILER_MAGIC.len()].to_vec();
+        Ok(Trailer {
+            place: IndexPlace {
+                offset,
+                stored_length,
+                raw_length,
+                compressed: encoding == 1,
+            },
+            numbers,
+            digest,
+        })
+    }
+
+    pub(super) fn verifies(&self, prelude_digest: &[u8], index: &[u8]) -> bool {
+        digest(prelude_digest, &self.numbers, index) == self.digest
+    }
+}
+
+fn digest(prelude_digest: &[u8], numbers: &[u8], index: &[u8]) -> [u8; DIGEST] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(prelude_digest);
     hasher.update(numbers);
     hasher.update(index);
     *hasher.finalize().as_bytes()
-}
-
-/// Raw checksums and entries, with the header but for the generation.
-pub(super) fn content_id(
-    header: &JournalHeader,
-    frames: &[Frame],
-    entries: &[Vec<Entry>],
-) -> ContentId {
-    let neutral = JournalHeader {
-        generation: 0,
-        ..header.clone()
-    };
-    let bare: Vec<Frame> = frames
-        .iter()
-        .map(|frame| Frame {
-            offset: 0,
-            stored_length: 0,
-            compressed: false,
-            ..frame.clone()
-        })
-        .collect();
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&encode_header(&neutral));
-    hasher.update(&encode_index(&bare, entries));
-    ContentId(*hasher.finalize().as_bytes())
-}
-
-pub(super) fn frame_checksum(raw: &[u8]) -> [u8; 16] {
-    let mut short = [0u8; 16];
-    short.copy_from_slice(&blake3::hash(raw).as_bytes()[..16]);
-    short
-}
-
-pub(super) fn unsupported(version: u32) -> JournalError {
-    JournalError::new(
-        JournalErrorKind::Unsupported,
-        format!("version {version} is unknown to this program"),
-    )
-}
-
-/// A checked cursor over bytes: running out is an error, never a panic.
-pub(super) struct Cursor<'a>(pub(super) &'a [u8]);
-
-impl<'a> Cursor<'a> {
-    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], JournalError> {
-        let (head, tail) = self
-            .0
-            .split_at_checked(count)
-            .ok_or_else(|| JournalError::corrupt("a structure ends too early"))?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], JournalError> {
-        let mut out = [0u8; N];
-        out.copy_from_slice(self.take(N)?);
-        Ok(out)
-    }
-
-    pub(super) fn u16(&mut self) -> Result<u16, JournalError> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    pub(super) fn u32(&mut self) -> Result<u32, JournalError> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    pub(super) fn u64(&mut self) -> Result<u64, JournalError> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    /// That many records of that size must still be there: bounds an allocation by real bytes.
-    fn expect(&self, count: usize, record: usize) -> Result<(), JournalError> {
-        match count.checked_mul(record) {
-            Some(bytes) if bytes <= self.0.len() => Ok(()),
-            _ => Err(JournalError::corrupt("a table ends too early")),
-        }
-    }
-
-    fn end(&self) -> Result<(), JournalError> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(JournalError::corrupt("a structure has bytes left over"))
-        }
-    }
 }

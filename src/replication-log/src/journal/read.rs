@@ -1,61 +1,52 @@
 //! Reading a journal object at random.
 
-use super::format;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::cipher::{Envelope, ObjectCipher, TAG};
+use super::cursor::Cursor;
+use super::format::{self, Trailer, Version};
+use super::index::{self, Bounds, Entry, EntryData, FrameRecord};
 use super::{ContentId, JournalError, JournalHeader};
 use crate::{KeyRing, ReadAt};
 
-/// A change of one disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// First byte on the disk.
-    pub offset: u64,
-    /// Bytes; not zero.
-    pub length: u64,
-    /// What is there.
-    pub data: EntryData,
-}
-
-/// Where the bytes of an entry are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryData {
-    /// Nowhere: they are zero.
-    Zeroes,
-    /// In a frame.
-    Frame {
-        /// Index into [`JournalReader::frames`].
-        frame: u32,
-        /// Offset in its raw bytes.
-        at: u32,
-    },
-}
-
-/// Where a frame is in the object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a frame is in its object, and how it is opened.
+#[derive(Clone, Debug)]
 pub struct Frame {
-    pub(super) offset: u64,
-    pub(super) stored_length: u32,
-    pub(super) raw_length: u32,
-    pub(super) compressed: bool,
-    pub(super) checksum: [u8; 16],
+    record: FrameRecord,
+    number: u32,
+    cipher: Option<Arc<ObjectCipher>>,
 }
 
 impl Frame {
     /// Length of the frame's raw bytes.
     pub fn raw_length(&self) -> u32 {
-        self.raw_length
+        self.record.raw_length
     }
 
-    /// Reads the frame of an object, unpacked and verified.
+    /// Bytes that it takes in the object.
+    pub fn stored_length(&self) -> u32 {
+        self.record.stored_length
+    }
+
+    /// Reads the frame of an object, decrypted, unpacked and verified.
     pub fn read<R: ReadAt + ?Sized>(&self, object: &R) -> Result<Vec<u8>, JournalError> {
-        let mut stored = vec![0u8; self.stored_length as usize];
-        object.read_exact_at(&mut stored, self.offset)?;
-        let raw = if self.compressed {
-            zstd::bulk::decompress(&stored, self.raw_length as usize)
+        let record = &self.record;
+        let mut stored = vec![0u8; record.stored_length as usize];
+        object.read_exact_at(&mut stored, record.offset)?;
+        if let Some(cipher) = &self.cipher {
+            cipher.open_frame(self.number, &mut stored)?;
+        }
+        let raw = if record.compressed {
+            zstd::bulk::decompress(&stored, record.raw_length as usize)
                 .map_err(|_| JournalError::corrupt("a frame does not unpack"))?
         } else {
             stored
         };
-        if raw.len() != self.raw_length as usize || format::frame_checksum(&raw) != self.checksum {
+        if raw.len() != record.raw_length as usize || index::frame_checksum(&raw) != record.checksum
+        {
             return Err(JournalError::corrupt("a frame does not verify"));
         }
         Ok(raw)
@@ -66,8 +57,18 @@ impl Frame {
 pub struct JournalReader<R> {
     object: R,
     header: JournalHeader,
+    key_id: Option<Uuid>,
     frames: Vec<Frame>,
     entries: Vec<Vec<Entry>>,
+}
+
+/// What stands in front of the frames.
+struct Prelude {
+    version: Version,
+    header: JournalHeader,
+    envelope: Envelope,
+    digest: [u8; format::DIGEST],
+    length: u64,
 }
 
 impl<R: ReadAt> JournalReader<R> {
@@ -77,68 +78,62 @@ impl<R: ReadAt> JournalReader<R> {
     }
 
     /// Opens an object; cut, padded, damaged or forged ones are refused.
-    pub fn open_with_keys(object: R, _keys: &KeyRing) -> Result<Self, JournalError> {
-        let length = object.len()?;
-        let mut fixed = [0u8; format::PRELUDE_FIXED];
-        object.read_exact_at(&mut fixed, 0)?;
-        let mut cursor = format::Cursor(&fixed);
-        if &cursor.array::<8>()? != format::MAGIC {
-            return Err(JournalError::corrupt("no journal object (magic)"));
-        }
-        let version = cursor.u32()?;
-        if version != format::VERSION {
-            return Err(format::unsupported(version));
-        }
-        let header_length = cursor.u32()? as usize;
-        if header_length > format::MAX_HEADER {
-            return Err(JournalError::corrupt("impossible header length"));
-        }
-        let body_end = format::PRELUDE_FIXED + header_length;
-        let mut prelude = vec![0u8; body_end + format::DIGEST];
-        object.read_exact_at(&mut prelude, 0)?;
-        let (covered, prelude_digest) = prelude.split_at(body_end);
-        if blake3::hash(covered).as_bytes() != prelude_digest {
-            return Err(JournalError::corrupt("header does not verify"));
-        }
-        let header = format::decode_header(&covered[format::PRELUDE_FIXED..])?;
-
-        let frames_start = prelude.len() as u64;
-        let trailer_at = length
-            .checked_sub(format::TRAILER as u64)
-            .filter(|at| *at >= frames_start)
-            .ok_or_else(|| JournalError::corrupt("object was cut"))?;
-        let mut trailer = [0u8; format::TRAILER];
-        object.read_exact_at(&mut trailer, trailer_at)?;
-        let mut cursor = format::Cursor(&trailer);
-        let index_offset = cursor.u64()?;
-        let index_length = cursor.u64()?;
-        let digest: [u8; format::DIGEST] = cursor.array()?;
-        if &cursor.array::<8>()? != format::TRAILER_MAGIC {
-            return Err(JournalError::corrupt("object was cut (no trailer)"));
-        }
-        if index_offset < frames_start
-            || index_offset.checked_add(index_length) != Some(trailer_at)
-            || index_length > format::MAX_INDEX
+    pub fn open_with_keys(object: R, keys: &KeyRing) -> Result<Self, JournalError> {
+        let prelude = read_prelude(&object)?;
+        let (trailer, trailer_at) = read_trailer(&object, &prelude)?;
+        let place = trailer.place;
+        if place.offset < prelude.length
+            || place.offset.checked_add(place.stored_length) != Some(trailer_at)
         {
             return Err(JournalError::corrupt("index is not where it should be"));
         }
-        let mut index = vec![0u8; index_length as usize];
-        object.read_exact_at(&mut index, index_offset)?;
-        if format::index_digest(prelude_digest, &trailer[..16], &index) != digest {
+        // Bounded by the object's length: it ends at the trailer.
+        let mut index = vec![0u8; place.stored_length as usize];
+        object.read_exact_at(&mut index, place.offset)?;
+        if !trailer.verifies(&prelude.digest, &index) {
             return Err(JournalError::corrupt("index does not verify"));
         }
-        let (frames, entries) = format::decode_index(&index, &header, frames_start, index_offset)?;
+        let cipher = ObjectCipher::derive(&prelude.envelope, &prelude.digest, keys)?;
+        if let Some(cipher) = &cipher {
+            cipher.open_index(&place.numbers(), &mut index)?;
+        }
+        if place.compressed {
+            index = unpack_index(&index, place.raw_length)?;
+        }
+        if index.len() as u64 != place.raw_length {
+            return Err(JournalError::corrupt("index has another length"));
+        }
+        let (records, entries) = index::decode(
+            &index,
+            &Bounds {
+                version: prelude.version,
+                disks: &prelude.header.disks,
+                frames_start: prelude.length,
+                frames_end: place.offset,
+                sealed: if cipher.is_some() { TAG as u32 } else { 0 },
+            },
+        )?;
+        let cipher = cipher.map(Arc::new);
+        let frames = (0u32..)
+            .zip(records)
+            .map(|(number, record)| Frame {
+                record,
+                number,
+                cipher: cipher.clone(),
+            })
+            .collect();
         Ok(JournalReader {
             object,
-            header,
+            header: prelude.header,
+            key_id: prelude.envelope.key(),
             frames,
             entries,
         })
     }
 
     /// The key the object is encrypted with; `None`: it is in the clear.
-    pub fn key_id(&self) -> Option<uuid::Uuid> {
-        None
+    pub fn key_id(&self) -> Option<Uuid> {
+        self.key_id
     }
 
     /// Whose cycle this is.
@@ -151,7 +146,8 @@ impl<R: ReadAt> JournalReader<R> {
         &self.frames
     }
 
-    /// Changes of the disk with this index in the header, in the order they were made.
+    /// Changes of the disk with this index in the header: sorted and disjoint, but in objects of
+    /// version 1, where they are in the order in which they were made and later ones win.
     pub fn entries(&self, disk_index: usize) -> &[Entry] {
         self.entries.get(disk_index).map_or(&[], Vec::as_slice)
     }
@@ -192,11 +188,77 @@ impl<R: ReadAt> JournalReader<R> {
 
     /// Identifies the content.
     pub fn content(&self) -> ContentId {
-        format::content_id(&self.header, &self.frames, &self.entries)
+        let records = self.frames.iter().map(|frame| &frame.record);
+        index::content_id(&self.header, records, &self.entries)
     }
 
     /// The object itself.
     pub fn into_inner(self) -> R {
         self.object
     }
+}
+
+/// Reads only the header, which is always in the clear, and the id of the key that the rest needs.
+/// Whether the rest is there is not looked at.
+pub fn read_header<R: ReadAt + ?Sized>(
+    object: &R,
+) -> Result<(JournalHeader, Option<Uuid>), JournalError> {
+    let prelude = read_prelude(object)?;
+    Ok((prelude.header, prelude.envelope.key()))
+}
+
+fn read_prelude<R: ReadAt + ?Sized>(object: &R) -> Result<Prelude, JournalError> {
+    let mut fixed = [0u8; format::PRELUDE_FIXED];
+    object.read_exact_at(&mut fixed, 0)?;
+    let mut cursor = Cursor(&fixed);
+    if &cursor.array::<8>()? != format::MAGIC {
+        return Err(JournalError::corrupt("no journal object (magic)"));
+    }
+    let version = Version::from_number(cursor.u32()?)?;
+    let header_length = cursor.u32()? as usize;
+    if header_length > format::MAX_HEADER {
+        return Err(JournalError::corrupt("impossible header length"));
+    }
+    let body_end = format::PRELUDE_FIXED + header_length;
+    let mut raw = vec![0u8; body_end + format::DIGEST];
+    object.read_exact_at(&mut raw, 0)?;
+    let (covered, stated) = raw.split_at(body_end);
+    let digest = *blake3::hash(covered).as_bytes();
+    if digest != stated {
+        return Err(JournalError::corrupt("header does not verify"));
+    }
+    let (header, envelope) = format::decode_header(version, &covered[format::PRELUDE_FIXED..])?;
+    Ok(Prelude {
+        version,
+        header,
+        envelope,
+        digest,
+        length: raw.len() as u64,
+    })
+}
+
+fn read_trailer<R: ReadAt + ?Sized>(
+    object: &R,
+    prelude: &Prelude,
+) -> Result<(Trailer, u64), JournalError> {
+    let mut raw = vec![0u8; prelude.version.trailer_length()];
+    let at = object
+        .len()?
+        .checked_sub(raw.len() as u64)
+        .filter(|at| *at >= prelude.length)
+        .ok_or_else(|| JournalError::corrupt("object was cut"))?;
+    object.read_exact_at(&mut raw, at)?;
+    Ok((Trailer::decode(prelude.version, &raw)?, at))
+}
+
+/// Grows with what is really there, so a lie about the length costs nothing.
+fn unpack_index(packed: &[u8], raw_length: u64) -> Result<Vec<u8>, JournalError> {
+    let failed = |_| JournalError::corrupt("index does not unpack");
+    let mut raw = Vec::new();
+    zstd::stream::read::Decoder::new(packed)
+        .map_err(failed)?
+        .take(raw_length + 1)
+        .read_to_end(&mut raw)
+        .map_err(failed)?;
+    Ok(raw)
 }
