@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <folder>/vm.toml  nvram.fd  *.vhdx  *.hrl
-//!            run/  qmp.sock  agent.sock  nbd.sock  pid  console.log
+//!            run/  qmp.sock  agent.sock  nbd.sock  pid  console.log  paused-by-freeze  quiesced-by-freeze
 //! ```
 //!
 //! A process is ours only when its command line names our pid file: a pid that was reused by somebody else
@@ -54,6 +54,16 @@ impl VmFolder {
 
     pub(super) fn nbd_socket(&self) -> PathBuf {
         self.run().join("nbd.sock")
+    }
+
+    /// There while a freeze holds the VM's processors.
+    pub(super) fn paused_mark(&self) -> PathBuf {
+        self.run().join("paused-by-freeze")
+    }
+
+    /// There while a freeze holds the guest's file systems.
+    pub(super) fn quiesced_mark(&self) -> PathBuf {
+        self.run().join("quiesced-by-freeze")
     }
 
     pub(super) fn pid_file(&self) -> PathBuf {
@@ -142,6 +152,8 @@ impl VmFolder {
             self.qmp_socket(),
             self.agent_socket(),
             self.nbd_socket(),
+            self.paused_mark(),
+            self.quiesced_mark(),
             self.pid_file(),
         ] {
             match std::fs::remove_file(&path) {

@@ -80,6 +80,18 @@ impl QemuDriver {
         folders
     }
 
+    /// All VMs whose configuration can be read.
+    pub(super) fn all_found(&self) -> Vec<FoundVm> {
+        let folders = self.folders().into_iter();
+        folders
+            .filter_map(|path| {
+                let config = VmConfig::load(&path).ok()?;
+                let folder = VmFolder::new(path);
+                Some(FoundVm { folder, config })
+            })
+            .collect()
+    }
+
     /// The VM of an id.
     pub(super) fn find(&self, vm: VmId) -> Result<FoundVm, HypervisorError> {
         let mut found: Option<FoundVm> = None;

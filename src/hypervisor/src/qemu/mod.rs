@@ -3,7 +3,7 @@
 //! ```text
 //!   <vm folder>/<name>/vm.toml ─► inventory     (what is there, findings)
 //!                              ─► machine       (command line) ─► power (start, stop, create, remove)
-//!                              ─► freeze        (bitmaps, fleecing, NBD) ◄── tracking
+//!                              ─► freeze        (one instant) ◄── hold (pause, agent), fleece (filters, NBD), tracking
 //! ```
 //!
 //! QEMU is daemonised and outlives this process; a new process finds it by its pid file and talks to it over
@@ -13,16 +13,20 @@
 //! KVM is used when it works and never required.
 
 mod accelerator;
+mod agent;
 mod config;
+mod fleece;
 mod folder;
 mod freeze;
+mod hold;
 mod inventory;
 mod machine;
 mod power;
 mod reader;
+mod sweep;
 mod tracking;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -37,8 +41,8 @@ use self::config::VmConfig;
 use self::folder::VmFolder;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
-    Consistency, DiskId, ErrorKind, FrozenPoint, HostFacts, Hypervisor, HypervisorError,
-    NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId,
+    Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, GroupFreezeError, HostFacts,
+    Hypervisor, HypervisorError, NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -188,9 +192,48 @@ impl Hypervisor for QemuDriver {
         next: TrackingId,
         consistency: Consistency,
     ) -> Result<FrozenPoint, HypervisorError> {
-        let _ = consistency;
+        let request = FreezeRequest {
+            vm,
+            disks: disks.to_vec(),
+            since,
+            next,
+        };
         let _lock = self.lock(vm).await;
-        self.freeze_point(vm, disks, since, next).await
+        let points = self.freeze_all(&[request], consistency).await;
+        let mut points = points.map_err(|error| error.source)?;
+        points.pop().ok_or_else(|| {
+            HypervisorError::new(ErrorKind::Protocol, format!("freeze vm {vm}: no point"))
+        })
+    }
+
+    async fn freeze_group(
+        &self,
+        members: &[FreezeRequest],
+        consistency: Consistency,
+    ) -> Result<Vec<FrozenPoint>, GroupFreezeError> {
+        // In one order everywhere, so that two groups can't wait for each other.
+        let order: BTreeSet<VmId> = members.iter().map(|member| member.vm).collect();
+        let mut locks = Vec::new();
+        for vm in order {
+            locks.push(self.lock(vm).await);
+        }
+        self.freeze_all(members, consistency).await
+    }
+
+    async fn recover(&self) -> Result<Vec<VmId>, HypervisorError> {
+        let held = self.all_found().into_iter().filter(hold::is_marked);
+        let woken = held.map(|found| async move {
+            let _lock = self.lock(found.id()).await;
+            match hold::wake(&found).await {
+                Ok(()) => Some(found.id()),
+                Err(error) => {
+                    tracing::warn!(vm = %found.config.name, ?error, "a guest that a freeze left held could not be reached");
+                    None
+                }
+            }
+        });
+        let woken = futures::future::join_all(woken).await;
+        Ok(woken.into_iter().flatten().collect())
     }
 
     async fn release(&self, point: FrozenPoint) -> Result<(), HypervisorError> {
