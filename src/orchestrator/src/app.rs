@@ -1,13 +1,16 @@
 //! What every part of the orchestrator shares: store, fleet, clock, the bell that wakes waiters.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use engine_protocol::Authority;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 
+use crate::access::Loans;
 use crate::auth::token::TokenIssuer;
 use crate::fleet::Fleet;
+use crate::seal::Sealer;
 use crate::store::ResourceStore;
 
 /// Times after which waiting gives up.
@@ -51,6 +54,12 @@ pub struct App {
     pub tenant_id: String,
     /// Times after which waiting gives up.
     pub patience: Patience,
+    /// Seals secrets before they are stored.
+    pub sealer: Sealer,
+    /// What is borrowed to reach storage accounts, and what went wrong with it.
+    pub loans: Loans,
+    /// Milliseconds that our clock is ahead of the system's; tests move it.
+    ahead_ms: AtomicI64,
     bell: watch::Sender<u64>,
     jobs: mpsc::UnboundedSender<String>,
 }
@@ -75,6 +84,8 @@ pub struct Parts {
     pub tenant_id: String,
     /// Times after which waiting gives up.
     pub patience: Patience,
+    /// Seals secrets before they are stored.
+    pub sealer: Sealer,
 }
 
 impl App {
@@ -92,6 +103,9 @@ impl App {
             regions: parts.regions,
             tenant_id: parts.tenant_id,
             patience: parts.patience,
+            sealer: parts.sealer,
+            loans: Loans::default(),
+            ahead_ms: AtomicI64::new(0),
             bell: watch::Sender::new(0),
             jobs,
         };
@@ -102,6 +116,14 @@ impl App {
     #[must_use]
     pub fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
+            + time::Duration::milliseconds(self.ahead_ms.load(Ordering::Relaxed))
+    }
+
+    /// Moves the clock, for tests of what happens hours later.
+    pub fn advance(&self, by: std::time::Duration) {
+        let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        self.ahead_ms.fetch_add(by, Ordering::Relaxed);
+        self.ring();
     }
 
     /// Now, Unix milliseconds.

@@ -5,6 +5,7 @@
 //!  <data>/identity/ca.pem         root certificate, for clients to trust
 //!  <data>/identity/ca.key         its key (0600)
 //!  <data>/identity/token.key      signing key of access tokens (0600)
+//!  <data>/identity/secrets.key    seals vault keys and storage credentials in the database (0600)
 //!  <data>/identity/installation   tenant and subscription
 //! ```
 
@@ -23,6 +24,7 @@ use crate::app::App;
 use crate::auth::clients;
 use crate::auth::jwt::SigningKey;
 use crate::auth::roles::Role;
+use crate::seal::Sealer;
 use crate::store::records::{self, Client};
 
 const PRIVATE: u32 = 0o600;
@@ -34,6 +36,8 @@ pub struct Identity {
     pub authority: Authority,
     /// Token key, PKCS #8.
     pub token_key: Vec<u8>,
+    /// Seals secrets before they are stored.
+    pub sealer: Sealer,
     /// Tenant.
     pub tenant_id: String,
     /// Subscription that the admin client is told.
@@ -149,9 +153,17 @@ pub fn open(data: &Path) -> Result<Identity> {
         write_private(&file("token.key"), &fresh)?;
         fresh
     };
+    let sealer = if file("secrets.key").exists() {
+        Sealer::new(&read(&file("secrets.key"))?)?
+    } else {
+        let fresh = Sealer::generate()?;
+        write_private(&file("secrets.key"), &fresh)?;
+        Sealer::new(&fresh)?
+    };
     Ok(Identity {
         authority,
         token_key,
+        sealer,
         tenant_id: installation.tenant_id,
         subscription_id: installation.subscription_id,
     })

@@ -7,6 +7,7 @@
 //! [`Orchestrator::start`] runs all of it inside a process; the program is a thin shell around it. Disk
 //! data never passes through here.
 
+pub mod access;
 pub mod api;
 pub mod app;
 pub mod auth;
@@ -14,8 +15,12 @@ pub mod fault;
 pub mod first_start;
 pub mod fleet;
 pub mod gateway;
+pub mod housekeeping;
+pub mod immutability;
 pub mod saga;
+pub mod seal;
 pub mod store;
+pub mod vault_keys;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -113,6 +118,7 @@ impl Orchestrator {
             regions: config.regions.clone(),
             tenant_id: identity.tenant_id.clone(),
             patience: config.patience,
+            sealer: identity.sealer,
         });
         load_fleet(&app).await?;
         let admin = first_start::admin(&app, &identity.subscription_id, &config.data).await?;
@@ -146,6 +152,10 @@ impl Orchestrator {
                 token.cancel();
             }
         }));
+        tasks.push(tokio::spawn(housekeeping::run(
+            Arc::clone(&app),
+            stop.clone(),
+        )));
         info!(api = %public_url, gateway = %gateway, "orchestrator is ready");
         Ok(Self {
             app,

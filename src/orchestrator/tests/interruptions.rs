@@ -115,6 +115,7 @@ async fn a_policy_change_reaches_the_engine() {
         .until(&item, |_| {
             engine.last().replications[0]
                 .policy
+                .as_ref()
                 .is_some_and(|policy| policy.replication_interval_seconds == 300)
         })
         .await;

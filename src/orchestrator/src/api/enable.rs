@@ -16,6 +16,8 @@ use super::entry::Call;
 use super::load::{self, Located};
 use super::reply::Reply;
 use super::storage_accounts::{folder_of, sku_of};
+use super::{item_actions, item_rules};
+use crate::access::Account;
 use crate::fault::Fault;
 use crate::gateway::desired::hex;
 use crate::saga::enable_protection;
@@ -91,7 +93,11 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         policy_id: policy.id.clone(),
         storage_id: storage.0.id.clone(),
         folder: folder_of(&storage),
+        azure: Account::of(&storage).map(|account| account.place(&vault_key(&located.vault))),
         vault_key: vault_key(&located.vault),
+        resynchronize: 0,
+        key_ids: Vec::new(),
+        active_key_id: String::new(),
         request: EnableDetails {
             target_azure_vm_name: Some(target),
             ..details
@@ -100,6 +106,21 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         drill_job: None,
         correlation_id: Uuid::new_v4().to_string(),
     };
+    item_rules::all(call, &located.vault.key(), &item, &item.request, at).await?;
+    if let Some(present) = &stored
+        && present.record.machine.copied_once
+        && present.record.disk_ids != item.disk_ids
+        && enable_protection::goes_on(
+            &present.record,
+            &Item {
+                disk_ids: present.record.disk_ids.clone(),
+                ..item.clone()
+            },
+        )
+    {
+        return item_actions::change_disks(call, &located.vault, &id, present, &item.disk_ids)
+            .await;
+    }
     present_allows(stored.as_ref().map(|stored| &stored.record), &item)?;
     elsewhere(call, &located, &item).await?;
     let job = start::start(
@@ -225,41 +246,15 @@ fn machine(
 
 /// Disks to replicate, in the order of the host.
 fn disks(details: &EnableDetails, machine: &v1::VirtualMachine) -> Result<Vec<String>, Fault> {
-    let has = |wanted: &str| {
-        machine
-            .disks
-            .iter()
-            .any(|disk| disk.id.eq_ignore_ascii_case(wanted))
-    };
     if let Some(disk) = &details.vhd_id
-        && !has(disk)
+        && !item_rules::has(machine, disk)
     {
-        return Err(Fault::invalid(
-            &at("vhdId"),
-            format!("The VM `{}` has no disk `{disk}`.", machine.name),
-        ));
+        return Err(item_rules::no_disk(machine, disk, &at("vhdId")));
     }
-    let Some(wanted) = &details.disks_to_include else {
-        return Ok(machine.disks.iter().map(|disk| disk.id.clone()).collect());
-    };
-    if let Some(disk) = wanted.iter().find(|disk| !has(disk)) {
-        return Err(Fault::invalid(
-            &at("disksToInclude"),
-            format!("The VM `{}` has no disk `{disk}`.", machine.name),
-        ));
+    match &details.disks_to_include {
+        None => Ok(machine.disks.iter().map(|disk| disk.id.clone()).collect()),
+        Some(wanted) => item_rules::disks(wanted, machine, &at("disksToInclude")),
     }
-    let chosen: Vec<_> = machine
-        .disks
-        .iter()
-        .filter(|disk| wanted.iter().any(|one| one.eq_ignore_ascii_case(&disk.id)))
-        .collect();
-    if !chosen.iter().any(|disk| disk.operating_system) {
-        return Err(Fault::invalid(
-            &at("disksToInclude"),
-            "The operating system disk must be replicated: without it nothing boots.",
-        ));
-    }
-    Ok(chosen.into_iter().map(|disk| disk.id.clone()).collect())
 }
 
 /// The storage account: of the vault's region, of a kind that suits the policy.
@@ -282,6 +277,7 @@ async fn storage(
     };
     let id = StorageAccountId::parse(wanted)
         .map_err(|error| Fault::invalid(&target, format!("{error}.")))?;
+    call.may_use(id.as_arm(), &target)?;
     let account = records::get::<Storage>(call.app.store.as_ref(), &id.key())
         .await?
         .ok_or_else(|| {
@@ -314,6 +310,7 @@ pub async fn network(
 ) -> Result<Network, Fault> {
     let id = VirtualNetworkId::parse(wanted)
         .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    call.may_use(id.as_arm(), target)?;
     let network = records::get::<Network>(call.app.store.as_ref(), &id.key())
         .await?
         .ok_or_else(|| {

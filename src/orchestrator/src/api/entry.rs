@@ -1,4 +1,5 @@
-//! The way of a request: body limit, token, rights, api-version, route, handler, answer.
+//! The way of a request: token, body limit, api-version, rights, route, handler, answer. A body is read only for a known
+//! client, and of the token service's requests no more than such a request can need.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,10 @@ use crate::store::Expect;
 /// Largest body of a request.
 pub const MAX_BODY: usize = 4 << 20;
 
-/// A body must be complete after so long; it is read before the token is checked.
+/// Largest body of a request for a token, which comes from anybody.
+pub const MAX_TOKEN_BODY: usize = 16 << 10;
+
+/// A body must be complete after so long.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A request as handlers see it.
@@ -45,6 +49,8 @@ pub struct Call<'a> {
     pub api_version: String,
     /// Path as sent.
     pub path: String,
+    /// ARM scope of the client, lower case; `/` = everything.
+    pub scope: String,
 }
 
 // === impl Call ===
@@ -135,6 +141,31 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// Checks that the client may use a resource that its body names: a scope holds for bodies as it does for paths.
+    ///
+    /// # Errors
+    /// 403 at the property.
+    pub fn may_use(&self, id: &arm_model::ArmId, target: &str) -> Result<(), Fault> {
+        if clients::covers(&self.scope, id.as_str()) {
+            return Ok(());
+        }
+        Err(Fault::refuse(
+            403,
+            ArmError::new(
+                "LinkedAuthorizationFailed",
+                format!(
+                    "The client may not use `{id}`: its scope is `{}`.",
+                    self.scope
+                ),
+            )
+            .at(target)
+            .advise(
+                "",
+                "Use a resource within the scope, or a client with a wider one.",
+            ),
+        ))
+    }
+
     /// The condition under which a change of what was read may be stored.
     #[must_use]
     pub fn expect(present: Option<u64>) -> Expect {
@@ -173,22 +204,6 @@ async fn answer(app: &App, request: Request, request_id: &str) -> Response<Body>
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let method = parts.method.as_str().to_owned();
-    let body = tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, MAX_BODY));
-    let Ok(body) = body.await else {
-        return reply::fault(Fault::refuse(
-            408,
-            ArmError::new("RequestTimeout", "The body of the request took too long."),
-        ));
-    };
-    let Ok(bytes) = body else {
-        return reply::fault(Fault::refuse(
-            413,
-            ArmError::new(
-                "RequestEntityTooLarge",
-                format!("The body is larger than {MAX_BODY} bytes, or broke off."),
-            ),
-        ));
-    };
     let query = oauth::form(parts.uri.query().unwrap_or_default().as_bytes());
     if method == "GET" && path == "/healthz" {
         return reply::json(StatusCode::OK, &json!({ "status": "ok" }));
@@ -199,12 +214,24 @@ async fn answer(app: &App, request: Request, request_id: &str) -> Response<Body>
             &metadata(app, query.get("api-version").map_or("", String::as_str)),
         );
     }
-    if let Some((status, body)) = oauth::answer(app, &method, &path, &parts.headers, &bytes).await {
-        return reply::json(status, &body);
+    if oauth::owns(&path) {
+        let bytes = match whole(body, MAX_TOKEN_BODY).await {
+            Ok(bytes) => bytes,
+            Err(fault) => return reply::fault(fault),
+        };
+        let answer = oauth::answer(app, &method, &path, &parts.headers, &bytes).await;
+        if let Some((status, body)) = answer {
+            return reply::json(status, &body);
+        }
+        return reply::fault(unknown_path(&path));
     }
     let principal = match authenticate(app, &parts.headers).await {
         Ok(principal) => principal,
         Err(response) => return *response,
+    };
+    let bytes = match whole(body, MAX_BODY).await {
+        Ok(bytes) => bytes,
+        Err(fault) => return reply::fault(fault),
     };
     let api_version = query.get("api-version").cloned().unwrap_or_default();
     let call = read(
@@ -217,16 +244,39 @@ async fn answer(app: &App, request: Request, request_id: &str) -> Response<Body>
         request_id,
     );
     let result = match call {
-        Ok(call) => match authorise(&principal, &call) {
-            Ok(()) => super::operations::dispatch(&call).await,
-            Err(fault) => Err(fault),
-        },
+        Ok(mut call) => {
+            call.scope.clone_from(&principal.scope);
+            match authorise(&principal, &call) {
+                Ok(()) => super::operations::dispatch(&call).await,
+                Err(fault) => Err(fault),
+            }
+        }
         Err(fault) => Err(fault),
     };
     match result {
         Ok(answer) => answer.into_response(&app.public_url, &api_version),
         Err(fault) => reply::fault(fault),
     }
+}
+
+/// The whole body, in time and not too large.
+async fn whole(body: Body, limit: usize) -> Result<axum::body::Bytes, Fault> {
+    let body = tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, limit));
+    let Ok(body) = body.await else {
+        return Err(Fault::refuse(
+            408,
+            ArmError::new("RequestTimeout", "The body of the request took too long."),
+        ));
+    };
+    body.map_err(|_| {
+        Fault::refuse(
+            413,
+            ArmError::new(
+                "RequestEntityTooLarge",
+                format!("The body is larger than {limit} bytes, or broke off."),
+            ),
+        )
+    })
 }
 
 fn read<'a>(
@@ -285,6 +335,7 @@ fn read<'a>(
         request_id: request_id.to_owned(),
         api_version,
         path: path.to_owned(),
+        scope: String::new(),
     })
 }
 

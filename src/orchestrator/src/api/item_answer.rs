@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use arm_model::health::HealthError;
 use arm_model::job::JobDetails;
+use arm_model::policy::{ENCRYPTION_DISABLED, ENCRYPTION_ENABLED};
 use arm_model::protectable_item::OsDetails;
 use arm_model::protected_item::{
     CurrentScenario, InitialReplicationDetails, ProtectedItemProperties, ReplicatedDisk,
@@ -14,16 +14,18 @@ use arm_model::{
     timestamp,
 };
 use base64::Engine as _;
-use engine_protocol::v1;
+use engine_protocol::v1::{self, disk_status::Tracking};
 use protection::health::{Signs, replication_health};
 use protection::{Health, ReplicationState, rpo_seconds};
 
 use super::entry::Call;
+use super::item_health;
 use super::operations::current_job;
 use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::initial_replication::percent;
 use crate::store::records::{self, EngineRecord, Item, Policy};
+use crate::{immutability, vault_keys};
 
 /// Many.
 ///
@@ -65,24 +67,22 @@ pub async fn answer(
         .last()
         .map(|point| point.time_unix_ms);
     let rpo = rpo_seconds(newest, now);
+    let health_errors = item_health::errors(call.app, item, &status, &live, id.name());
+    let host_away = usize::from(!live.connected(now) && item.machine.is_active());
     let health = replication_health(&Signs {
         state: item.machine.replication,
         connected: live.connected(now),
         critical_findings: status.findings.iter().any(|finding| finding.critical),
-        findings: !status.findings.is_empty(),
+        findings: health_errors.len() > host_away,
         rpo_seconds: rpo,
         interval_seconds: policy.as_ref().map_or(300, |policy| {
             u64::from(policy.record.details.replication_interval)
         }),
     });
-    let mut health_errors: Vec<HealthError> = status
-        .findings
-        .iter()
-        .map(|finding| health_error(finding, id.name()))
-        .collect();
-    if !live.connected(now) && item.machine.is_active() {
-        health_errors.push(super::fabrics::disconnected(live.host_name()));
-    }
+    let immutable_until = immutability::until(call.app, item).await?;
+    let encrypts = policy
+        .as_ref()
+        .is_some_and(|policy| vault_keys::encrypts(&policy.record));
     let (state, state_text) = item.machine.replication.texts();
     let (drill, drill_text) = item.machine.drill.texts();
     let job = current_job(call, &id.key()).await?;
@@ -162,7 +162,16 @@ pub async fn answer(
             },
             failover_recovery_point_id: None,
             event_correlation_id: Some(item.correlation_id.clone()),
-            provider_specific_details: details(item, &status, &live, now, rpo),
+            provider_specific_details: ReplicationDetails {
+                encryption: if encrypts {
+                    ENCRYPTION_ENABLED
+                } else {
+                    ENCRYPTION_DISABLED
+                }
+                .to_owned(),
+                immutable_until: immutable_until.and_then(timestamp::from_unix_ms),
+                ..details(item, &status, &live, now, rpo)
+            },
         },
     ))
 }
@@ -201,7 +210,7 @@ fn details(
             .disk_ids
             .iter()
             .enumerate()
-            .map(|(lun, disk)| replicated_disk(&machine, disk, lun, account))
+            .map(|(lun, disk)| replicated_disk(&machine, status, disk, lun, account))
             .collect(),
         recovery_azure_vm_name: item
             .request
@@ -223,7 +232,7 @@ fn details(
             initial_replication_type: "Online".to_owned(),
             initial_replication_progress_percentage: percentage.to_string(),
         },
-        encryption: "Disabled".to_owned(),
+        encryption: ENCRYPTION_DISABLED.to_owned(),
         os_details: Some(OsDetails {
             os_type: item
                 .request
@@ -251,17 +260,49 @@ fn details(
         replica_folder: (item.machine.replication != ReplicationState::Removed).then(|| {
             format!(
                 "{}/{}/{}",
-                item.folder,
+                store_of(item),
                 item.vault_key,
                 item.id.rsplit('/').next().unwrap_or_default()
             )
         }),
+        backlog_bytes: status.backlog_bytes,
+        eta_in_seconds: Some(status.eta_seconds).filter(|seconds| *seconds > 0),
+        effective_replication_interval_in_seconds: Some(status.effective_interval_seconds)
+            .filter(|seconds| *seconds > 0),
+        degraded_reason: Some(status.degraded_reason.clone()).filter(|text| !text.is_empty()),
+        bytes_per_second: status.bytes_per_second,
+        last_app_consistent_time: instant(
+            Some(status.last_app_consistent_unix_ms).filter(|at| *at > 0),
+        ),
+        last_verified_time: instant(Some(status.last_verified_unix_ms).filter(|at| *at > 0)),
+        multi_vm_group_name: item.request.multi_vm_group_name.clone(),
+        last_group_point_id: status
+            .recovery_points
+            .iter()
+            .rev()
+            .map(|point| point.group_point_id.clone())
+            .find(|id| !id.is_empty()),
+        throttles: item.request.throttles.clone().unwrap_or_default(),
+        seeds: item.request.seeds.clone().unwrap_or_default(),
+        resynchronizations_requested: item.resynchronize,
+        resynchronizations_completed: status.resynchronized,
+        encryption_key_id: Some(status.active_key_id.clone()).filter(|id| !id.is_empty()),
+        immutable_until: None,
         extra: item.request.extra.clone(),
     }
 }
 
+/// Where the vault's folder lies: the account's folder, or its container in Azure.
+fn store_of(item: &Item) -> String {
+    item.azure.as_ref().map_or_else(
+        || item.folder.clone(),
+        |place| format!("{}/{}", place.endpoint, place.container),
+    )
+}
+
 fn replicated_disk(
     machine: &v1::VirtualMachine,
+    status: &v1::ReplicationStatus,
     id: &str,
     lun: usize,
     account: &str,
@@ -272,7 +313,28 @@ fn replicated_disk(
         .find(|disk| disk.id.eq_ignore_ascii_case(id))
         .cloned()
         .unwrap_or_default();
+    let tracked = status
+        .disks
+        .iter()
+        .find(|disk| disk.disk_id.eq_ignore_ascii_case(id));
+    let tracking_state = tracked.and_then(|disk| match disk.tracking() {
+        Tracking::Unspecified => None,
+        Tracking::Tracked => Some("Tracked"),
+        Tracking::Suspect => Some("Suspect"),
+        Tracking::Comparing => Some("Comparing"),
+    });
     ReplicatedDisk {
+        tracking_state: tracking_state.map(str::to_owned),
+        tracking_reason: tracked
+            .map(|disk| disk.reason.clone())
+            .filter(|reason| !reason.is_empty()),
+        compared_bytes: tracked
+            .filter(|disk| disk.tracking() == Tracking::Comparing)
+            .map(|disk| disk.compared_bytes),
+        size_in_bytes: tracked
+            .map(|disk| disk.size_bytes)
+            .filter(|size| *size > 0)
+            .or(Some(disk.size_bytes).filter(|size| *size > 0)),
         vhd_type: if disk.operating_system {
             "OperatingSystem"
         } else {
@@ -300,21 +362,6 @@ fn nic(item: &Item, adapter: &v1::NetworkAdapter) -> VmNic {
             "name": "ip0", "isPrimary": true, "isSeletedForFailover": true, "ipAddressType": "Dynamic",
             "recoverySubnetName": item.request.target_azure_subnet_id,
         })],
-    }
-}
-
-fn health_error(finding: &v1::Finding, entity: &str) -> HealthError {
-    HealthError {
-        error_source: Some("Engine".to_owned()),
-        error_level: Some(if finding.critical { "Error" } else { "Warning" }.to_owned()),
-        error_category: Some("Replication".to_owned()),
-        error_code: Some(finding.code.clone()),
-        summary_message: Some(finding.summary.clone()),
-        error_message: Some(finding.summary.clone()),
-        possible_causes: Some(finding.possible_causes.clone()),
-        recommended_action: Some(finding.recommended_action.clone()),
-        creation_time_utc: None,
-        entity_id: Some(entity.to_owned()),
     }
 }
 

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{
-    containers, fabrics, jobs, load, mappings, networks, plans, policies, protectable_items,
-    protected_items, recovery_points, resource_groups, services_providers, storage_accounts,
-    test_failover, vault_health, vaults,
+    containers, fabrics, item_actions, jobs, load, mappings, networks, plans, policies,
+    protectable_items, protected_items, recovery_points, resource_groups, services_providers,
+    storage_accounts, test_failover, vault_health, vaults,
 };
 use crate::fault::Fault;
 use crate::store::records::{self, JobRecord, Stored};
@@ -63,11 +63,17 @@ async fn recovery_services(call: &Call<'_>, kinds: &str) -> Result<Reply, Fault>
             ("GET", "/replicationprotecteditems/recoverypoints", None) => {
                 recovery_points::get(call).await
             }
+            (
+                "POST",
+                "/replicationprotecteditems",
+                Some("adddisks" | "removedisks" | "repairreplication"),
+            ) => item_actions::handle(call).await,
             (_, "/replicationprotecteditems", _) => protected_items::handle(call).await,
             _ => Err(unknown_path(&call.path)),
         };
     }
     match (call.method, kinds, tail) {
+        ("POST", "vaults", Some("rotateencryptionkey")) => vaults::rotate_key(call).await,
         (_, "", Some("vaults" | "operations")) | (_, "vaults", None) => vaults::handle(call).await,
         ("GET", "vaults", Some(collection)) => vault_collection(call, collection).await,
         ("GET", "vaults/replicationvaultsettings", None) => vaults::setting(call).await,
@@ -215,6 +221,7 @@ async fn resource_now(call: &Call<'_>, resource: &ArmId) -> Result<Reply, Fault>
         request_id: call.request_id.clone(),
         api_version: call.api_version.clone(),
         path: resource.as_str().to_owned(),
+        scope: call.scope.clone(),
     };
     Box::pin(dispatch(&inner)).await
 }

@@ -1,7 +1,8 @@
 //! Replication policies. A change applies to VMs that are protected already.
 
 use arm_model::policy::{
-    PolicyCreation, PolicyDetails, PolicyInput, PolicyProperties, PolicyUpdate,
+    ENCRYPTION_DISABLED, ENCRYPTION_ENABLED, PolicyCreation, PolicyDetails, PolicyInput,
+    PolicyProperties, PolicyUpdate,
 };
 use arm_model::{HYPER_V_REPLICA_AZURE, PolicyId, Resource, StorageAccountId, VaultId, validate};
 use axum::http::StatusCode;
@@ -14,6 +15,7 @@ use crate::fault::Fault;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
 use crate::store::records::{self, Item, Mapping, Policy, Record, Storage, Stored, Vault};
+use crate::{immutability, vault_keys};
 
 /// Values of the portal's form when a request leaves them out.
 const DEFAULT_INTERVAL_SECONDS: u32 = 300;
@@ -125,14 +127,36 @@ async fn save(
         }
         Some(accounts) => accounts.into_iter().next(),
     };
+    let encryption = match input.encryption.as_deref() {
+        None => Some(before.encryption.as_str()).filter(|text| !text.is_empty()),
+        Some(text) if ["enable", "enabled"].contains(&text.to_ascii_lowercase().as_str()) => {
+            Some(ENCRYPTION_ENABLED)
+        }
+        Some(text) if ["disable", "disabled"].contains(&text.to_ascii_lowercase().as_str()) => None,
+        Some(_) => {
+            return Err(Fault::invalid(
+                &format!("{target}.encryption"),
+                "Encryption is `Enable` or `Disable`.",
+            ));
+        }
+    };
+    // Minutes and hours are two ways to say one thing: giving one takes the place of the other.
+    let (app_hours, app_minutes) = match (
+        input.application_consistent_snapshot_frequency_in_hours,
+        input.application_consistent_snapshot_frequency_in_minutes,
+    ) {
+        (None, None) => (
+            before.application_consistent_snapshot_frequency_in_hours,
+            before.application_consistent_snapshot_frequency_in_minutes,
+        ),
+        (hours, minutes) => (hours.unwrap_or_default(), minutes.unwrap_or_default()),
+    };
     let details = PolicyDetails {
         instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
         recovery_point_history_duration_in_hours: input
             .recovery_point_history_duration
             .unwrap_or(before.recovery_point_history_duration_in_hours),
-        application_consistent_snapshot_frequency_in_hours: input
-            .application_consistent_snapshot_frequency_in_hours
-            .unwrap_or(before.application_consistent_snapshot_frequency_in_hours),
+        application_consistent_snapshot_frequency_in_hours: app_hours,
         replication_interval: input
             .replication_interval
             .unwrap_or(before.replication_interval),
@@ -140,17 +164,43 @@ async fn save(
             .online_replication_start_time
             .or(before.online_replication_start_time),
         active_storage_account_id: account,
-        encryption: "Disabled".to_owned(),
+        encryption: encryption.unwrap_or(ENCRYPTION_DISABLED).to_owned(),
+        application_consistent_snapshot_frequency_in_minutes: app_minutes,
+        retention_tiers: input.retention_tiers.unwrap_or(before.retention_tiers),
+        immutability_in_hours: input
+            .immutability_in_hours
+            .unwrap_or(before.immutability_in_hours),
+        log_quota_in_percent: input
+            .log_quota_in_percent
+            .unwrap_or(before.log_quota_in_percent),
+        comparison_windows: input
+            .comparison_windows
+            .unwrap_or(before.comparison_windows),
+        verification_interval_in_hours: input
+            .verification_interval_in_hours
+            .unwrap_or(before.verification_interval_in_hours),
     };
+    check_extensions(&details, target)?;
     check(call, &details, target, &vault_record.record.0.location).await?;
-    if update {
+    if stored.is_some() {
         check_members(call, vault, id, details.replication_interval, target).await?;
     }
+    if details.encryption == ENCRYPTION_ENABLED {
+        vault_keys::ensure(call.app, vault).await?;
+    }
+    let promise = stored.as_ref().and_then(|stored| {
+        immutability::promise_after(
+            &stored.record,
+            details.immutability_in_hours,
+            call.app.now_ms(),
+        )
+    });
     let record = Policy {
         id: stored
             .as_ref()
             .map_or_else(|| id.as_str().to_owned(), |stored| stored.record.id.clone()),
         details,
+        promise,
     };
     let (scenario, friendly) = if stored.is_some() {
         ("UpdateProtectionProfile", "Update replication policy")
@@ -190,6 +240,36 @@ async fn save(
     Ok(Reply::accepted(job, id))
 }
 
+/// What Azure Site Recovery has no word for.
+fn check_extensions(details: &PolicyDetails, target: &str) -> Result<(), Fault> {
+    let at = |property: &str| {
+        let target = format!("{target}.{property}");
+        move |violation: validate::Violation| Fault::refuse(400, violation.into_error(&target))
+    };
+    validate::app_consistent_minutes(
+        details.application_consistent_snapshot_frequency_in_minutes,
+        details.application_consistent_snapshot_frequency_in_hours,
+        details.replication_interval,
+    )
+    .map_err(at("applicationConsistentSnapshotFrequencyInMinutes"))?;
+    validate::retention_tiers(
+        &details.retention_tiers,
+        details.recovery_point_history_duration_in_hours,
+    )
+    .map_err(at("retentionTiers"))?;
+    validate::immutability(details.immutability_in_hours).map_err(at("immutabilityInHours"))?;
+    if details.log_quota_in_percent > 0 {
+        validate::log_quota(details.log_quota_in_percent).map_err(at("logQuotaInPercent"))?;
+    }
+    for (index, window) in details.comparison_windows.iter().enumerate() {
+        window
+            .parse()
+            .map_err(at(&format!("comparisonWindows[{index}]")))?;
+    }
+    validate::verification_interval(details.verification_interval_in_hours)
+        .map_err(at("verificationIntervalInHours"))
+}
+
 async fn check(
     call: &Call<'_>,
     details: &PolicyDetails,
@@ -204,9 +284,13 @@ async fn check(
         .map_err(at("replicationInterval"))?;
     validate::retention(details.recovery_point_history_duration_in_hours)
         .map_err(at("recoveryPointHistoryDuration"))?;
+    let longest = details
+        .retention_tiers
+        .iter()
+        .map(|tier| tier.duration_in_hours);
     validate::app_consistent_frequency(
         details.application_consistent_snapshot_frequency_in_hours,
-        details.recovery_point_history_duration_in_hours,
+        longest.fold(details.recovery_point_history_duration_in_hours, u32::max),
     )
     .map_err(at("applicationConsistentSnapshotFrequencyInHours"))?;
     if let Some(time) = &details.online_replication_start_time {
@@ -216,6 +300,7 @@ async fn check(
         let at_account = format!("{target}.storageAccounts");
         let id = StorageAccountId::parse(account)
             .map_err(|error| Fault::invalid(&at_account, format!("{error}.")))?;
+        call.may_use(id.as_arm(), &at_account)?;
         let account = records::get::<Storage>(call.app.store.as_ref(), &id.key())
             .await?
             .ok_or_else(|| {

@@ -2,7 +2,7 @@
 //! [`super::item_answer`].
 
 use arm_model::ProtectedItemId;
-use arm_model::protected_item::{DisableProtection, UpdateProtectedItem};
+use arm_model::protected_item::{DisableProtection, UpdateDetails, UpdateProtectedItem};
 use axum::http::StatusCode;
 use protection::Event;
 use serde_json::json;
@@ -10,13 +10,14 @@ use serde_json::json;
 use super::entry::{Call, page, unknown_path};
 use super::filter::Filter;
 use super::item_answer::{answer, answers};
-use super::load;
 use super::reply::Reply;
+use super::{item_rules, load};
 use crate::fault::Fault;
 use crate::saga::disable_protection;
 use crate::saga::start::{self, NewJob};
 use crate::store::records::{self, Item, Plan, Recovered};
 use crate::store::{Change, Expect};
+use crate::{immutability, vault_keys};
 
 /// PUT, PATCH, GET, POST remove, DELETE.
 ///
@@ -113,6 +114,17 @@ async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
         .await?;
         item.request.target_azure_network_id = Some(network);
     }
+    let subnet = update
+        .vm_nics
+        .as_ref()
+        .and_then(|nics| nics.pointer("/0/ipConfigs/0/recoverySubnetName"))
+        .and_then(serde_json::Value::as_str);
+    if let Some(subnet) = subnet {
+        item.request.target_azure_subnet_id = Some(subnet.to_owned());
+    }
+    if let Some(details) = update.provider_specific_details {
+        apply(call, &mut item, details).await?;
+    }
     let etags = call
         .app
         .store
@@ -122,10 +134,46 @@ async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
             Expect::Etag(stored.etag),
         )?])
         .await?;
+    // Limits and groups take effect at once.
+    call.app.ring();
     Reply::versioned(
         &answer(call, &item).await?,
         etags.first().copied().unwrap_or_default(),
     )
+}
+
+/// The Hyper-V to Azure part of an update: what is absent stays.
+async fn apply(call: &Call<'_>, item: &mut Item, details: UpdateDetails) -> Result<(), Fault> {
+    let at = |property: &str| format!("properties.providerSpecificDetails.{property}");
+    if let Some(group) = details.recovery_azure_v2_resource_group_id {
+        item_rules::resource_group(call, &group, &at("recoveryAzureV2ResourceGroupId"))?;
+        item.request.target_azure_v2_resource_group_id = Some(group);
+    }
+    if let Some(name) = details.multi_vm_group_name {
+        if !name.is_empty() {
+            let (vault, _) = load::vault(call).await?;
+            let target = at("multiVmGroupName");
+            item_rules::group(
+                call,
+                &vault.key(),
+                &item.id,
+                &item.engine_id,
+                &name,
+                &target,
+            )
+            .await?;
+        }
+        item.request.multi_vm_group_name = Some(name).filter(|name| !name.is_empty());
+    }
+    if let Some(throttles) = details.throttles {
+        item_rules::throttles(&throttles, &at("throttles"))?;
+        item.request.throttles = Some(throttles);
+    }
+    if let Some(seeds) = details.seeds {
+        item_rules::seeds(&seeds, &item.disk_ids, item.azure.is_some(), &at("seeds"))?;
+        item.request.seeds = Some(seeds);
+    }
+    Ok(())
 }
 
 async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
@@ -135,6 +183,9 @@ async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
     let delete_replica = body.delete_replica.unwrap_or(true);
     protection::step(stored.record.machine, Event::Disable { delete_replica })?;
     in_plan(call, &id).await?;
+    if delete_replica {
+        immutability::allows_deletion(call.app, &stored.record, disable_protection::KEEP).await?;
+    }
     if !call
         .app
         .fleet
@@ -199,13 +250,21 @@ async fn in_plan(call: &Call<'_>, id: &ProtectedItemId) -> Result<(), Fault> {
 
 /// DELETE: drops the record without the host; works with the host away and whatever state the item is in.
 async fn purge(call: &Call<'_>) -> Result<Reply, Fault> {
-    let (_, id, stored) = match load::item(call).await {
+    let (vault, id, stored) = match load::item(call).await {
         Ok(found) => found,
         Err(Fault::Refused { status: 404, .. }) => return Ok(Reply::Empty(StatusCode::NO_CONTENT)),
         Err(fault) => return Err(fault),
     };
     call.precondition(Some(stored.etag))?;
     in_plan(call, &id).await?;
+    // Without its record nobody would hold an engine back from the points any more.
+    immutability::allows_deletion(
+        call.app,
+        &stored.record,
+        "Switch protection off without removing the replica (`deleteReplica`: false) while the host is there, or wait until then.",
+    )
+    .await?;
+    vault_keys::keep_for(call.app, &vault, &stored.record).await?;
     let store = call.app.store.as_ref();
     let mut changes = vec![Change::Delete {
         key: stored.key,

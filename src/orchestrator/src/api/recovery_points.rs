@@ -114,6 +114,7 @@ fn answer(item: &ProtectedItemId, point: &v1::RecoveryPoint) -> Resource<Recover
                 position: point.position,
                 changed_bytes: point.changed_bytes,
                 sent_bytes: point.sent_bytes,
+                group_point_id: Some(point.group_point_id.clone()).filter(|id| !id.is_empty()),
             },
         },
     )

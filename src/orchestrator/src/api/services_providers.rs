@@ -1,19 +1,21 @@
-//! Recovery services providers: the registered hosts. They appear by enrolment, not by PUT.
+//! Recovery services providers: the registered hosts. They appear by enrolment, not by PUT; PATCH sets their rate limits.
 
-use arm_model::services_provider::{CONNECTED, DISCONNECTED, ServicesProviderProperties};
+use arm_model::services_provider::{
+    CONNECTED, DISCONNECTED, ServicesProviderProperties, UpdateServicesProvider,
+};
 use arm_model::{FabricId, HYPER_V_REPLICA_AZURE, HYPER_V_SITE, Resource, ServicesProviderId};
 use axum::http::StatusCode;
 use serde_json::json;
 
 use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
-use super::{fabrics, load};
+use super::{fabrics, item_rules, load};
 use crate::fault::Fault;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
 use crate::store::records::{self, EngineRecord, Item};
 
-/// GET, POST remove, DELETE, POST refreshProvider.
+/// GET, PATCH, POST remove, DELETE, POST refreshProvider.
 ///
 /// # Errors
 /// What is refused.
@@ -26,6 +28,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
         ("POST", Some("remove")) => remove(call, false).await,
         ("DELETE", None) => remove(call, true).await,
         ("POST", Some("refreshprovider")) => refresh(call).await,
+        ("PATCH", None) => update(call).await,
         _ => Err(unknown_path(&call.path)),
     }
 }
@@ -150,6 +153,27 @@ async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
     Ok(Reply::accepted(job, &id))
 }
 
+/// Extension: rate limits of the host. They take effect at once.
+async fn update(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (_, engine) = find(call).await?;
+    let body: UpdateServicesProvider = call.properties()?;
+    let mut changed = engine;
+    if let Some(throttles) = body.throttles {
+        item_rules::throttles(&throttles, "properties.throttles")?;
+        let key = records::engine_key(&changed.engine_id);
+        changed = records::update::<EngineRecord>(call.app.store.as_ref(), &key, |engine| {
+            Some(EngineRecord {
+                throttles: throttles.clone(),
+                ..engine.clone()
+            })
+        })
+        .await?
+        .ok_or_else(|| Fault::not_found(&changed.provider_id))?;
+        call.app.ring();
+    }
+    Reply::ok(&answer(call, &changed).await?)
+}
+
 async fn refresh(call: &Call<'_>) -> Result<Reply, Fault> {
     let (vault, _, _) = load::fabric(call).await?;
     let (_, engine) = find(call).await?;
@@ -232,6 +256,7 @@ async fn answer(
             hypervisor: host.hypervisor,
             recovery_role: host.recovery_role,
             free_bytes: host.free_bytes,
+            throttles: engine.throttles.clone(),
             extra: arm_model::Extra::new(),
         },
     ))

@@ -1,6 +1,6 @@
 //! Vaults and their settings.
 
-use arm_model::vault::VaultSettingProperties;
+use arm_model::vault::{EncryptionKey, VaultSettingProperties};
 use arm_model::{Resource, VaultId, validate};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -9,7 +9,8 @@ use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{load, plain};
 use crate::fault::Fault;
-use crate::store::records::{self, Fabric, JobRecord, Plan, Policy, Vault};
+use crate::store::records::{self, Fabric, JobRecord, Plan, Policy, Vault, VaultKeys};
+use crate::vault_keys;
 
 /// Vaults: PUT, PATCH, GET, list, DELETE.
 ///
@@ -28,8 +29,10 @@ pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
         }
         ("GET", Some("operations")) => page::<()>(Vec::new()),
         ("GET", None) => {
-            let (_, vault) = load::vault(call).await?;
-            Reply::versioned(&answer(&vault.record, vault.etag), vault.etag)
+            let (id, vault) = load::vault(call).await?;
+            let mut answer = answer(&vault.record, vault.etag);
+            show_key(&mut answer, &vault_keys::load(call.app, &id).await?);
+            Reply::versioned(&answer, vault.etag)
         }
         ("PUT", None) => put(call).await,
         ("PATCH", None) => patch(call).await,
@@ -53,7 +56,11 @@ async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     let present = stored.as_ref().map(|stored| &stored.record.0);
     call.precondition(etag)?;
     plain::same_location(present, &location)?;
-    let record = Vault(plain::record(&id, present, &location, &call.body));
+    let mut body = call.body.clone();
+    if let Some(properties) = body.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.remove("replicationEncryptionKey");
+    }
+    let record = Vault(plain::record(&id, present, &location, &body));
     plain::save(call, &id, etag, &record, answer).await
 }
 
@@ -122,6 +129,11 @@ async fn delete(call: &Call<'_>) -> Result<Reply, Fault> {
         key: id.key(),
         expect: crate::store::Expect::Etag(stored.etag),
     }];
+    let keys = vault_keys::load(call.app, &id).await?;
+    if !keys.keys.iter().any(|key| key.kept) {
+        // Replicas that were left in the store stay readable when a vault of this id is made again.
+        changes.push(records::delete(records::vault_keys_key(&id.key())));
+    }
     for job in records::list::<JobRecord>(store, &below).await? {
         changes.push(records::delete(job.key));
     }
@@ -145,6 +157,36 @@ fn answer(vault: &Vault, etag: u64) -> Value {
             .or_insert_with(|| json!({ "name": "RS0", "tier": "Standard" }));
     }
     answer
+}
+
+/// Id and age of the encryption key; the key itself is never shown.
+fn show_key(answer: &mut Value, keys: &VaultKeys) {
+    let properties = answer.get_mut("properties").and_then(Value::as_object_mut);
+    if let (Some(properties), Some(shown)) = (properties, shown_key(keys)) {
+        properties.insert("replicationEncryptionKey".to_owned(), json!(shown));
+    }
+}
+
+fn shown_key(keys: &VaultKeys) -> Option<EncryptionKey> {
+    let active = keys.keys.last()?;
+    Some(EncryptionKey {
+        key_id: active.id.clone(),
+        created_time: arm_model::timestamp::from_unix_ms(active.created_unix_ms)
+            .unwrap_or_default(),
+        kept_key_ids: keys.keys.iter().map(|key| key.id.clone()).collect(),
+    })
+}
+
+/// Extension: `POST V/rotateEncryptionKey`. New objects are encrypted with a new key; old keys stay for as long as
+/// objects need them.
+///
+/// # Errors
+/// 404 without a vault; failures of the store.
+pub async fn rotate_key(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (id, stored) = load::vault(call).await?;
+    call.precondition(Some(stored.etag))?;
+    let keys = vault_keys::rotate(call.app, &id).await?;
+    Reply::ok(&json!({ "properties": shown_key(&keys).unwrap_or_default() }))
 }
 
 /// `V/replicationVaultSettings/default`.

@@ -11,6 +11,25 @@ use tracing::warn;
 use super::{clients, secret};
 use crate::app::App;
 
+/// Whether a path belongs to the token service.
+#[must_use]
+pub fn owns(path: &str) -> bool {
+    let rest = path
+        .strip_prefix('/')
+        .and_then(|path| path.split_once('/'))
+        .map(|(_, rest)| rest.to_ascii_lowercase());
+    rest.is_some_and(|rest| {
+        matches!(
+            rest.as_str(),
+            "v2.0/.well-known/openid-configuration"
+                | ".well-known/openid-configuration"
+                | "discovery/v2.0/keys"
+                | "oauth2/v2.0/token"
+                | "oauth2/token"
+        )
+    })
+}
+
 /// Answers a request of the token service, when it is one. The path is `/{tenant}/…`.
 pub async fn answer(
     app: &App,
@@ -21,15 +40,7 @@ pub async fn answer(
 ) -> Option<(StatusCode, Value)> {
     let (tenant, rest) = path.strip_prefix('/')?.split_once('/')?;
     let rest = rest.to_ascii_lowercase();
-    let known = matches!(
-        rest.as_str(),
-        "v2.0/.well-known/openid-configuration"
-            | ".well-known/openid-configuration"
-            | "discovery/v2.0/keys"
-            | "oauth2/v2.0/token"
-            | "oauth2/token"
-    );
-    if !known {
+    if !owns(path) {
         return None;
     }
     if !tenant.eq_ignore_ascii_case(&app.tenant_id) {

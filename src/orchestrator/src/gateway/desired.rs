@@ -1,13 +1,15 @@
 //! What an engine shall do, computed from the store alone. The generation grows only when the contents
 //! change, and is stored with a digest of them.
 
+use arm_model::window::{Minutes, Throttle};
 use engine_protocol::v1;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::app::App;
-use crate::store::records::{self, Desired, EngineRecord, Item, Policy, Recovered};
+use crate::store::records::{self, AzurePlace, Desired, EngineRecord, Item, Policy, Recovered};
 use crate::store::{Expect, StoreError};
+use crate::{access, immutability, vault_keys};
 
 /// How often engines report.
 const REPORT_INTERVAL_MS: u32 = 1_000;
@@ -57,16 +59,27 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
     else {
         return Ok(state);
     };
+    state.throttles = throttles(&engine.record.throttles);
     let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
+    let mut written: Vec<AzurePlace> = Vec::new();
     for item in records::list::<Item>(store, &below).await? {
         if item.record.engine_id == engine_id {
             state
                 .replications
                 .push(replication(app, &item.record).await?);
+            written.extend(item.record.azure);
         }
     }
     for vm in records::list::<Recovered>(store, &records::recovered_key(engine_id, "")).await? {
-        state.recovered_vms.push(recovered(vm.record));
+        // An engine has one credential for a container: what it writes, it needs not read with less.
+        let writes = vm
+            .record
+            .azure
+            .as_ref()
+            .is_some_and(|place| written.contains(place));
+        state
+            .recovered_vms
+            .push(recovered(app, vm.record, writes).await?);
     }
     Ok(state)
 }
@@ -74,65 +87,160 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
 async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreError> {
     let policy =
         records::get::<Policy>(app.store.as_ref(), &item.policy_id.to_ascii_lowercase()).await?;
+    let policy = policy.map(|policy| policy.record);
     let active = item.machine.is_active();
     let phase = if active {
         v1::replication::Phase::Active
     } else {
         v1::replication::Phase::Retired
     };
+    let encrypts = policy.as_ref().is_some_and(vault_keys::encrypts);
+    let request = &item.request;
     Ok(v1::Replication {
         item_id: item.id.rsplit('/').next().unwrap_or_default().to_owned(),
         vault_key: item.vault_key.clone(),
         generation: item.machine.generation.0,
         vm_id: item.vm_id.clone(),
         disk_ids: item.disk_ids.clone(),
-        store: Some(folder(&item.folder)),
-        policy: policy.map(|policy| v1::Policy {
-            replication_interval_seconds: policy.record.details.replication_interval,
-            retention_hours: policy
-                .record
-                .details
-                .recovery_point_history_duration_in_hours,
-            app_consistent_frequency_hours: policy
-                .record
-                .details
-                .application_consistent_snapshot_frequency_in_hours,
-            ..v1::Policy::default()
-        }),
+        store: Some(
+            access::target(
+                app,
+                &item.storage_id,
+                &item.folder,
+                item.azure.as_ref(),
+                true,
+            )
+            .await?,
+        ),
+        policy: policy.map(|policy| policy_of(&policy, app.now_ms())),
         phase: phase.into(),
         delete_replica: item
             .machine
             .disabled
             .is_some_and(|disabled| disabled.delete_replica),
         vm_name: item.vm_name.clone(),
-        ..v1::Replication::default()
+        encryption: encryption(app, item, encrypts, encrypts).await?,
+        group_name: request.multi_vm_group_name.clone().unwrap_or_default(),
+        throttles: throttles(request.throttles.as_deref().unwrap_or_default()),
+        replica_exists: item.machine.copied_once,
+        seeds: request
+            .seeds
+            .iter()
+            .flatten()
+            .map(|seed| v1::DiskSeed {
+                disk_id: seed.disk_id.clone(),
+                path: seed.path.clone(),
+            })
+            .collect(),
+        resynchronize: item.resynchronize,
     })
 }
 
-fn recovered(vm: Recovered) -> v1::RecoveredVm {
+/// Keys for those who need them: who encrypts, and who has objects that were encrypted.
+async fn encryption(
+    app: &App,
+    item: &Item,
+    encrypts: bool,
+    writes: bool,
+) -> Result<Option<v1::Encryption>, StoreError> {
+    if !encrypts && item.key_ids.is_empty() {
+        return Ok(None);
+    }
+    let Some(vault) = super::reports::vault_of(item) else {
+        return Ok(None);
+    };
+    let keys = vault_keys::load(app, &vault).await?;
+    if keys.keys.is_empty() {
+        return Ok(None);
+    }
+    match vault_keys::for_engine(app, &vault, &keys, writes) {
+        Ok(encryption) => Ok(Some(encryption)),
+        Err(error) => {
+            // Better no new state at all than one that makes an engine write in the clear.
+            Err(StoreError::Backend(Box::new(error)))
+        }
+    }
+}
+
+/// A policy as engines read it.
+fn policy_of(policy: &Policy, now_ms: i64) -> v1::Policy {
+    let details = &policy.details;
+    v1::Policy {
+        replication_interval_seconds: details.replication_interval,
+        retention_hours: details.recovery_point_history_duration_in_hours,
+        app_consistent_frequency_hours: details.application_consistent_snapshot_frequency_in_hours,
+        retention_tiers: details
+            .retention_tiers
+            .iter()
+            .map(|tier| v1::RetentionTier {
+                every_seconds: u64::from(tier.interval_in_minutes) * 60,
+                for_seconds: u64::from(tier.duration_in_hours) * 3_600,
+            })
+            .collect(),
+        immutability_hours: immutability::hours(policy, now_ms),
+        app_consistent_frequency_minutes: details
+            .application_consistent_snapshot_frequency_in_minutes,
+        log_quota_percent: details.log_quota_in_percent,
+        comparison_windows: details
+            .comparison_windows
+            .iter()
+            .filter_map(|window| window.parse().ok())
+            .map(window_of)
+            .collect(),
+        verification_hours: details.verification_interval_in_hours,
+    }
+}
+
+/// Limits as engines read them. What can't be read was never taken, so nothing is lost here.
+fn throttles(throttles: &[Throttle]) -> Vec<v1::Throttle> {
+    throttles
+        .iter()
+        .filter_map(|throttle| throttle.parse().ok())
+        .map(|(bytes_per_second, window)| v1::Throttle {
+            bytes_per_second,
+            windows: window.into_iter().map(window_of).collect(),
+        })
+        .collect()
+}
+
+fn window_of(minutes: Minutes) -> v1::TimeWindow {
+    v1::TimeWindow {
+        days: minutes.days,
+        start_minute: minutes.start,
+        end_minute: minutes.end,
+        utc_offset_minutes: minutes.utc_offset,
+    }
+}
+
+async fn recovered(app: &App, vm: Recovered, writes: bool) -> Result<v1::RecoveredVm, StoreError> {
     let power = if vm.running {
         v1::recovered_vm::Power::Running
     } else {
         v1::recovered_vm::Power::Off
     };
-    v1::RecoveredVm {
+    let store = app.store.as_ref();
+    let encryption = match records::get::<Item>(store, &vm.item.to_ascii_lowercase()).await? {
+        Some(item) => {
+            let key = item.record.policy_id.to_ascii_lowercase();
+            let policy = records::get::<Policy>(store, &key).await?;
+            let encrypts = policy.is_some_and(|policy| vault_keys::encrypts(&policy.record));
+            encryption(app, &item.record, encrypts, false).await?
+        }
+        None => None,
+    };
+    let target = access::target(app, &vm.storage_id, &vm.folder, vm.azure.as_ref(), writes).await?;
+    Ok(v1::RecoveredVm {
         id: vm.id,
         name: vm.name,
         item_id: vm.item_id,
         vault_key: vm.vault_key,
-        store: Some(folder(&vm.folder)),
+        store: Some(target),
         point_id: vm.point_id,
         isolated: vm.isolated,
         power: power.into(),
         boot_after: String::new(),
-        encryption: None,
-    }
-}
-
-fn folder(path: &str) -> v1::StoreTarget {
-    v1::StoreTarget {
-        kind: Some(v1::store_target::Kind::Folder(path.to_owned())),
-    }
+        encryption,
+    })
 }
 
 /// Lower-case hexadecimal.

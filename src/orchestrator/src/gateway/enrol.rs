@@ -39,6 +39,8 @@ pub async fn mint(
         engine_id: None,
     };
     let key = format!("~key/{key_id}");
+    // Keys that nobody used in time shall not pile up.
+    crate::housekeeping::sweep_registration_keys(app).await?;
     app.store
         .apply(vec![records::put(key, &record, Expect::Absent)?])
         .await?;
@@ -143,6 +145,7 @@ pub async fn enrol(app: &App, request: v1::EnrolRequest) -> Result<v1::EnrolResp
             fabric_id: fabric.id.clone(),
             site_id: fabric.internal_identifier,
             key_digest,
+            throttles: Vec::new(),
             report: encode_report(&report),
             last_seen_unix_ms: 0,
         };

@@ -24,6 +24,8 @@ pub struct Intake {
     engine_id: String,
     /// (generation, state) that the item's record has already seen.
     seen: HashMap<String, (u64, i32)>,
+    /// Encryption keys that the item's record already knows of.
+    keys: HashMap<String, (String, Vec<String>)>,
     inventory: Vec<u8>,
     stored_ms: i64,
 }
@@ -37,6 +39,7 @@ impl Intake {
         Self {
             engine_id: engine_id.to_owned(),
             seen: HashMap::new(),
+            keys: HashMap::new(),
             inventory: Vec::new(),
             stored_ms: 0,
         }
@@ -71,6 +74,18 @@ impl Intake {
                 self.seen.insert(status.item_id.clone(), present);
                 news = true;
             }
+            let keys = (status.active_key_id.clone(), status.key_ids.clone());
+            if self
+                .keys
+                .get(&status.item_id)
+                .map_or(keys.0.is_empty() && keys.1.is_empty(), |known| {
+                    *known == keys
+                })
+            {
+                continue;
+            }
+            self.note_keys(app, status).await?;
+            self.keys.insert(status.item_id.clone(), keys);
         }
         if news || now - self.stored_ms >= STORE_EVERY_MS {
             records::update::<EngineRecord>(
@@ -92,6 +107,53 @@ impl Intake {
         Ok(())
     }
 
+    /// Remembers which encryption keys an item's objects need, so that none is dropped too early.
+    async fn note_keys(&self, app: &App, status: &v1::ReplicationStatus) -> Result<(), StoreError> {
+        let Some((below, ours)) = self.ours(app, &status.item_id).await? else {
+            return Ok(());
+        };
+        let store = app.store.as_ref();
+        let items = records::list::<Item>(store, &below).await?;
+        let Some(item) = items.into_iter().find(|item| ours(&item.record)) else {
+            return Ok(());
+        };
+        records::update::<Item>(store, &item.key, |item| {
+            let current = item.machine.generation.0 == status.generation;
+            let changed =
+                item.key_ids != status.key_ids || item.active_key_id != status.active_key_id;
+            (current && changed).then(|| Item {
+                key_ids: status.key_ids.clone(),
+                active_key_id: status.active_key_id.clone(),
+                ..item.clone()
+            })
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Where the items of this engine's site are, and how to tell the one of this name.
+    async fn ours(
+        &self,
+        app: &App,
+        item_id: &str,
+    ) -> Result<Option<(String, impl Fn(&Item) -> bool)>, StoreError> {
+        let key = records::engine_key(&self.engine_id);
+        let Some(engine) = records::get::<EngineRecord>(app.store.as_ref(), &key).await? else {
+            return Ok(None);
+        };
+        let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
+        let (engine_id, item_id) = (self.engine_id.clone(), item_id.to_owned());
+        let ours = move |item: &Item| {
+            item.engine_id == engine_id
+                && item
+                    .id
+                    .rsplit('/')
+                    .next()
+                    .is_some_and(|name| name.eq_ignore_ascii_case(&item_id))
+        };
+        Ok(Some((below, ours)))
+    }
+
     /// Moves the state machine of an item.
     async fn advance(&self, app: &App, status: &v1::ReplicationStatus) -> Result<(), StoreError> {
         let Some(observed) = observed(status.state()) else {
@@ -102,19 +164,8 @@ impl Intake {
             observed,
         };
         let store = app.store.as_ref();
-        let engine =
-            records::get::<EngineRecord>(store, &records::engine_key(&self.engine_id)).await?;
-        let Some(engine) = engine else {
+        let Some((below, ours)) = self.ours(app, &status.item_id).await? else {
             return Ok(());
-        };
-        let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
-        let ours = |item: &Item| {
-            item.engine_id == self.engine_id
-                && item
-                    .id
-                    .rsplit('/')
-                    .next()
-                    .is_some_and(|name| name.eq_ignore_ascii_case(&status.item_id))
         };
         loop {
             let items = records::list::<Item>(store, &below).await?;
@@ -129,6 +180,13 @@ impl Intake {
             }
             info!(item = %item.record.id, from = ?item.record.machine.replication, to = ?machine.replication, "replication state changes");
             let change = if effects.contains(&Effect::RemoveRecord) {
+                let kept = machine
+                    .disabled
+                    .is_some_and(|disabled| !disabled.delete_replica);
+                if kept && let Some(vault) = vault_of(&item.record) {
+                    // The replica stays without us: what it is encrypted with must stay too.
+                    crate::vault_keys::keep_for(app, &vault, &item.record).await?;
+                }
                 Change::Delete {
                     key: item.key,
                     expect: Expect::Etag(item.etag),
@@ -150,6 +208,13 @@ impl Intake {
             }
         }
     }
+}
+
+/// The vault of an item.
+#[must_use]
+pub fn vault_of(item: &Item) -> Option<arm_model::VaultId> {
+    let id = arm_model::ArmId::parse(&item.id).ok()?;
+    arm_model::VaultId::of(&id)
 }
 
 fn observed(state: State) -> Option<Observed> {

@@ -10,8 +10,12 @@ use protection::Event;
 use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
 use crate::fault::Fault;
+use crate::immutability;
 use crate::store::Expect;
 use crate::store::records::{self, Item};
+
+/// What to do about points that nobody may delete yet.
+pub const KEEP: &str = "Switch protection off without removing the replica (`deleteReplica`: false), or wait; while the VM replicates, new points come.";
 
 /// See the module.
 pub struct DisableProtection;
@@ -49,6 +53,9 @@ impl Workflow for DisableProtection {
             }
             1 => {
                 let delete_replica = run.job.input.get("deleteReplica").and_then(serde_json::Value::as_bool).unwrap_or(true);
+                if delete_replica {
+                    immutability::allows_deletion(app, &item.record, KEEP).await?;
+                }
                 let (machine, _) = protection::step(item.record.machine, Event::Disable { delete_replica })?;
                 let changed = Item { machine, ..item.record };
                 app.store.apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?]).await?;

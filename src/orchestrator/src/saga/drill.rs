@@ -346,6 +346,8 @@ async fn prepare(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault
             item_id: item_name(&item.id).to_owned(),
             vault_key: item.vault_key.clone(),
             folder: item.folder.clone(),
+            azure: item.azure.clone(),
+            storage_id: item.storage_id.clone(),
             point_id: vm.point_id.clone(),
             isolated: input.isolated,
             running: vm.group == 0,

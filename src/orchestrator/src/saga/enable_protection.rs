@@ -18,9 +18,10 @@ use uuid::Uuid;
 
 use super::state::fresh_task;
 use super::{Outcome, Run, Workflow, start};
+use crate::access;
 use crate::app::App;
 use crate::fault::Fault;
-use crate::store::records::{self, Fence, Item, Mapping, Policy};
+use crate::store::records::{self, Fence, Item, Mapping, Policy, Storage};
 use crate::store::{Change, Expect};
 
 /// A first copy that reports no byte for so long counts as begun all the same.
@@ -56,7 +57,10 @@ impl Workflow for EnableProtection {
         let wanted = wanted(run)?;
         match node {
             0 => preflight(run.app, &wanted).await,
-            1 => next_generation(run, &wanted).await,
+            1 => {
+                reach_store(run.app, &wanted).await?;
+                next_generation(run, &wanted).await
+            }
             2 => write_item(run, wanted).await,
             3 => first_copy_begun(run, &wanted).await,
             _ => start_completion(run, &wanted).await,
@@ -158,6 +162,18 @@ async fn any_mapping(app: &App, wanted: &Item) -> Result<bool, Fault> {
         }))
 }
 
+/// Makes sure that a container in Azure is there and lets us in; a folder is the engine's business.
+async fn reach_store(app: &App, wanted: &Item) -> Result<(), Fault> {
+    let Some(place) = &wanted.azure else {
+        return Ok(());
+    };
+    let key = wanted.storage_id.to_ascii_lowercase();
+    let account = records::get::<Storage>(app.store.as_ref(), &key)
+        .await?
+        .ok_or_else(|| Fault::not_found(&wanted.storage_id))?;
+    access::prepare(app, &account.record, place).await
+}
+
 /// Takes a new fencing generation, or the present one of an activation that only has to go on.
 async fn next_generation(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fault> {
     let store = run.app.store.as_ref();
@@ -194,8 +210,16 @@ pub fn goes_on(present: &Item, wanted: &Item) -> bool {
         && present.machine.replication != ReplicationState::Fenced
         && present.vm_id.eq_ignore_ascii_case(&wanted.vm_id)
         && present.engine_id == wanted.engine_id
-        && present.folder == wanted.folder
+        && same_place(present, wanted)
         && present.disk_ids == wanted.disk_ids
+}
+
+/// Whether both replicate to one place in one store.
+#[must_use]
+pub fn same_place(present: &Item, wanted: &Item) -> bool {
+    present.folder == wanted.folder
+        && present.azure == wanted.azure
+        && present.vault_key == wanted.vault_key
 }
 
 /// Whether the first copy can't begin. Then a new activation makes the engine try at once, and its answer
@@ -218,6 +242,16 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
         }
         Some(present) => {
             wanted.machine = present.record.machine;
+            if same_place(&present.record, &wanted) {
+                wanted.key_ids.clone_from(&present.record.key_ids);
+                wanted
+                    .active_key_id
+                    .clone_from(&present.record.active_key_id);
+            } else {
+                // In another store nothing has been copied yet: there is no replica that must be there.
+                wanted.machine.copied_once = false;
+            }
+            wanted.resynchronize = present.record.resynchronize;
             wanted
                 .correlation_id
                 .clone_from(&present.record.correlation_id);
@@ -227,7 +261,7 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
             wanted.drill_job.clone_from(&present.record.drill_job);
             if present.record.machine.generation != generation {
                 let (machine, _) =
-                    protection::step(present.record.machine, Event::Activate { generation })?;
+                    protection::step(wanted.machine, Event::Activate { generation })?;
                 wanted.machine = machine;
             }
             Expect::Etag(present.etag)
@@ -378,16 +412,19 @@ pub async fn retire(
     }
     let away = !app.fleet.connected(&item.record.engine_id, app.now_ms());
     if away || run.waited_ms() > app.patience.removal_ms {
+        if let Some(vault) = crate::gateway::reports::vault_of(&item.record) {
+            crate::vault_keys::keep_for(app, &vault, &item.record).await?;
+        }
         app.store.apply(vec![records::delete(key)]).await?;
         return Ok(Outcome::Done);
     }
     if item.record.machine.is_active() {
-        let (machine, _) = protection::step(
-            item.record.machine,
-            Event::Disable {
-                delete_replica: true,
-            },
-        )?;
+        // Points that nobody may delete yet stay in the store, whatever the reason.
+        let delete_replica = crate::immutability::until(app, &item.record)
+            .await?
+            .is_none();
+        let (machine, _) =
+            protection::step(item.record.machine, Event::Disable { delete_replica })?;
         let changed = Item {
             machine,
             ..item.record

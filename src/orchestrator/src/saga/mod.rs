@@ -20,6 +20,8 @@ pub mod drill_cleanup;
 mod drill_report;
 pub mod enable_protection;
 pub mod initial_replication;
+pub mod reshape;
+pub mod resynchronize;
 pub mod runner;
 pub mod simple;
 pub mod start;
@@ -99,6 +101,8 @@ pub fn workflow(name: &str) -> Option<&'static dyn Workflow> {
         "enableProtection" => &enable_protection::EnableProtection,
         "initialReplication" => &initial_replication::InitialReplication,
         "disableProtection" => &disable_protection::DisableProtection,
+        "reshape" => &reshape::Reshape,
+        "resynchronize" => &resynchronize::Resynchronize,
         "testFailover" => &drill::TestFailover,
         "testFailoverCleanup" => &drill_cleanup::TestFailoverCleanup,
         _ => return None,

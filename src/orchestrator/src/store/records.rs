@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  <vault id>                     Vault           ~engine/<engine id>            EngineRecord
+//!  ~vault-keys/<vault id>         VaultKeys       ~account-secret/<account id>   AccountSecret
+//!                                                 ~loan/<account id>             Loan
 //!  <vault id>/replicationpolicies Policy          ~desired/<engine id>           Desired
 //!  …/replicationfabrics           Fabric          ~recovered/<engine id>/<vm id> Recovered
 //!  …/replicationprotecteditems    Item            ~key/<key id>                  EnrolmentKey
@@ -13,6 +15,7 @@
 use arm_model::policy::PolicyDetails;
 use arm_model::protected_item::EnableDetails;
 use arm_model::recovery_plan::PlanGroup;
+use arm_model::window::Throttle;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -92,8 +95,20 @@ pub struct Policy {
     pub id: String,
     /// Numbers.
     pub details: PolicyDetails,
+    /// Immutability that was promised before it was shortened, and holds until its points are old enough.
+    #[serde(default)]
+    pub promise: Option<Promise>,
 }
 record!(Policy, "policy");
+
+/// An immutability that was promised to points that are there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// Hours.
+    pub hours: u32,
+    /// From then on no point is left to which it was promised.
+    pub until_unix_ms: i64,
+}
 
 /// A policy association.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,10 +139,22 @@ pub struct Item {
     pub policy_id: String,
     /// Storage account's ARM id.
     pub storage_id: String,
-    /// Folder of the storage account when protection began.
+    /// Folder of the storage account when protection began; empty for an account in Azure.
     pub folder: String,
+    /// Container in Azure when protection began; absent for a folder.
+    #[serde(default)]
+    pub azure: Option<AzurePlace>,
     /// Vault's folder name in the store.
     pub vault_key: String,
+    /// Resynchronisations that were asked for.
+    #[serde(default)]
+    pub resynchronize: u64,
+    /// Keys that its journal needs, as the engine last said.
+    #[serde(default)]
+    pub key_ids: Vec<String>,
+    /// Key that the engine encrypts with, as it last said; empty = it doesn't.
+    #[serde(default)]
+    pub active_key_id: String,
     /// The request.
     pub request: EnableDetails,
     /// End of the last drill that went well.
@@ -138,6 +165,15 @@ pub struct Item {
     pub correlation_id: String,
 }
 record!(Item, "item");
+
+/// A container of an Azure storage account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AzurePlace {
+    /// Blob endpoint without a slash at the end.
+    pub endpoint: String,
+    /// Container.
+    pub container: String,
+}
 
 /// A recovery plan.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -171,6 +207,9 @@ pub struct EngineRecord {
     /// SHA-256 of the public key that the engine enrolled with; nobody else takes its name.
     #[serde(default)]
     pub key_digest: String,
+    /// Rate limits of all VMs of the host together.
+    #[serde(default)]
+    pub throttles: Vec<Throttle>,
     /// Last report, protobuf in base64; points and inventory outlive a restart with it.
     pub report: String,
     /// When the last report came.
@@ -203,8 +242,14 @@ pub struct Recovered {
     pub item_id: String,
     /// Vault's folder name in the store.
     pub vault_key: String,
-    /// Folder of the storage account.
+    /// Folder of the storage account; empty for an account in Azure.
     pub folder: String,
+    /// Container in Azure.
+    #[serde(default)]
+    pub azure: Option<AzurePlace>,
+    /// Storage account's ARM id.
+    #[serde(default)]
+    pub storage_id: String,
     /// Recovery point.
     pub point_id: String,
     /// No adapter is connected.
@@ -245,6 +290,52 @@ pub struct Client {
     pub scope: String,
 }
 record!(Client, "client");
+
+/// The encryption keys of a vault, sealed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct VaultKeys {
+    /// Oldest first; the last one is active.
+    pub keys: Vec<VaultKey>,
+}
+record!(VaultKeys, "vault-keys");
+
+/// One key of a vault.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VaultKey {
+    /// GUID.
+    pub id: String,
+    /// When it was made.
+    pub created_unix_ms: i64,
+    /// The key, sealed.
+    pub sealed: String,
+    /// A replica that was left in the store may need it: it is never dropped.
+    #[serde(default)]
+    pub kept: bool,
+}
+
+/// How the orchestrator gets access to a storage account in Azure; sealed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AccountSecret {
+    /// Account key, sealed.
+    #[serde(default)]
+    pub account_key: Option<String>,
+    /// Secret of the access client, sealed.
+    #[serde(default)]
+    pub client_secret: Option<String>,
+}
+record!(AccountSecret, "account-secret");
+
+/// A key that Azure lent to the access client of a storage account; sealed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Loan {
+    /// Endpoint and client that it was lent to.
+    pub borrower: String,
+    /// When it ends.
+    pub expires_unix_ms: i64,
+    /// The key, sealed.
+    pub sealed: String,
+}
+record!(Loan, "loan");
 
 /// A job that has an object to itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -396,6 +487,24 @@ pub fn recovered_key(engine_id: &str, vm_id: &str) -> String {
 #[must_use]
 pub fn lock_key(resource_key: &str) -> String {
     format!("~lock/{resource_key}")
+}
+
+/// Key of the encryption keys of a vault.
+#[must_use]
+pub fn vault_keys_key(vault_key: &str) -> String {
+    format!("~vault-keys/{vault_key}")
+}
+
+/// Key of the secret of a storage account.
+#[must_use]
+pub fn account_secret_key(account_key: &str) -> String {
+    format!("~account-secret/{account_key}")
+}
+
+/// Key of what was lent to a storage account's client.
+#[must_use]
+pub fn loan_key(account_key: &str) -> String {
+    format!("~loan/{account_key}")
 }
 
 /// Key of the fence of an item.

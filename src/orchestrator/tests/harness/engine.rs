@@ -26,6 +26,16 @@ pub struct Behaviour {
     pub vm_state: Option<recovered_vm_status::State>,
     /// Nothing is retired.
     pub keeps_replicas: bool,
+    /// Disks are not tracked, for this reason.
+    pub suspect: Option<String>,
+    /// Comparisons that were asked for are not carried out.
+    pub compares_never: bool,
+    /// Why cycles are farther apart than asked for.
+    pub degraded: Option<String>,
+    /// Keys that older objects need, beside the active one.
+    pub older_keys: Vec<String>,
+    /// Age of the newest point.
+    pub point_age_ms: i64,
 }
 
 /// What happened, for tests to look at.
@@ -319,6 +329,11 @@ fn status(
         };
         (point, now_ms())
     });
+    let key = wanted
+        .encryption
+        .as_ref()
+        .map(|encryption| encryption.active_key_id.clone())
+        .unwrap_or_default();
     v1::ReplicationStatus {
         item_id: wanted.item_id.clone(),
         generation: wanted.generation,
@@ -330,7 +345,15 @@ fn status(
         },
         progress_total_bytes: 2 << 30,
         recovery_points: if state == State::Protected {
-            vec![made.0.clone()]
+            vec![v1::RecoveryPoint {
+                time_unix_ms: made.0.time_unix_ms - behaviour.point_age_ms,
+                group_point_id: if wanted.group_name.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}-point", wanted.group_name)
+                },
+                ..made.0.clone()
+            }]
         } else {
             Vec::new()
         },
@@ -340,6 +363,41 @@ fn status(
         total_sent_bytes: 1 << 20,
         backlog_cycles: 0,
         findings: behaviour.blocked.clone().into_iter().collect(),
+        disks: wanted
+            .disk_ids
+            .iter()
+            .map(|id| v1::DiskStatus {
+                disk_id: id.clone(),
+                tracking: if behaviour.suspect.is_some() {
+                    v1::disk_status::Tracking::Suspect
+                } else {
+                    v1::disk_status::Tracking::Tracked
+                }
+                .into(),
+                reason: behaviour.suspect.clone().unwrap_or_default(),
+                compared_bytes: 0,
+                size_bytes: 1 << 30,
+            })
+            .collect(),
+        backlog_bytes: 12_345,
+        eta_seconds: 7,
+        bytes_per_second: 1_000,
+        effective_interval_seconds: if behaviour.degraded.is_some() { 90 } else { 30 },
+        degraded_reason: behaviour.degraded.clone().unwrap_or_default(),
+        last_app_consistent_unix_ms: made.1,
+        last_verified_unix_ms: made.1,
+        resynchronized: if behaviour.compares_never {
+            0
+        } else {
+            wanted.resynchronize
+        },
+        active_key_id: key.clone(),
+        key_ids: behaviour
+            .older_keys
+            .iter()
+            .cloned()
+            .chain(Some(key).filter(|key| !key.is_empty()))
+            .collect(),
         ..v1::ReplicationStatus::default()
     }
 }

@@ -54,12 +54,14 @@ impl Bench {
             fabric_id: fabric.to_string(),
             site_id: "site".to_owned(),
             key_digest: String::new(),
+            throttles: Vec::new(),
             report: String::new(),
             last_seen_unix_ms: 0,
         };
         let policy_record = Policy {
             id: policy.to_string(),
             details: arm_model::policy::PolicyDetails::default(),
+            promise: None,
         };
         let mapping = fabric.container("c").mapping("m");
         let mapping_record = Mapping {
@@ -88,6 +90,7 @@ impl Bench {
             regions: Vec::new(),
             tenant_id: "t".to_owned(),
             patience: Patience::default(),
+            sealer: crate::seal::Sealer::new(&[7; 32]).expect("sealer"),
         });
         self.report(&app).await;
         app
@@ -170,6 +173,10 @@ impl Bench {
                 "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/st"
                     .to_owned(),
             folder: "/srv/store".to_owned(),
+            azure: None,
+            resynchronize: 0,
+            key_ids: Vec::new(),
+            active_key_id: String::new(),
             vault_key: "v-00000000".to_owned(),
             request: arm_model::protected_item::EnableDetails::default(),
             last_test_failover: None,

@@ -101,6 +101,7 @@ impl Case {
                 let body = Policy {
                     id: text(&policy),
                     details: arm_model::policy::PolicyDetails::default(),
+                    promise: None,
                 };
                 (
                     policy.clone(),

@@ -1,0 +1,104 @@
+//! What is wrong with a protected item, in words with a code, a cause and a next step: the engine's findings, and what
+//! follows from its figures (tracking, cadence) or from our own side (host away, storage credential).
+
+use arm_model::health::HealthError;
+use engine_protocol::v1::{self, disk_status::Tracking};
+
+use crate::app::App;
+use crate::fleet::Live;
+use crate::store::records::Item;
+
+/// All of it, the worst first.
+#[must_use]
+pub fn errors(
+    app: &App,
+    item: &Item,
+    status: &v1::ReplicationStatus,
+    live: &Live,
+    entity: &str,
+) -> Vec<HealthError> {
+    let mut errors: Vec<HealthError> = status
+        .findings
+        .iter()
+        .map(|finding| of_finding(finding, entity))
+        .collect();
+    let has = |errors: &[HealthError], code: &str| {
+        errors
+            .iter()
+            .any(|error| error.error_code.as_deref() == Some(code))
+    };
+    for disk in &status.disks {
+        if disk.tracking() != Tracking::Suspect || has(&errors, "TrackingSuspect") {
+            continue;
+        }
+        errors.push(warning(
+            entity,
+            "TrackingSuspect",
+            format!("Changes of disk {} may be unknown.", disk.disk_id),
+            disk.reason.clone(),
+            "A comparison with the kept block hashes heals it: by itself in the policy's comparison window, or at once with `siterecovery resync`.",
+        ));
+    }
+    if !status.degraded_reason.is_empty() && !has(&errors, "ReplicationDegraded") {
+        errors.push(warning(
+            entity,
+            "ReplicationDegraded",
+            format!(
+                "Recovery points are {} seconds apart, more than the policy asks for.",
+                status.effective_interval_seconds
+            ),
+            status.degraded_reason.clone(),
+            "Give the VM more bandwidth or a longer replication interval; it recovers by itself when there is less to send.",
+        ));
+    }
+    if item.azure.is_some()
+        && let Some(why) = app.loans.why(&item.storage_id.to_ascii_lowercase())
+    {
+        errors.push(HealthError {
+            error_source: Some("Orchestrator".to_owned()),
+            ..warning(
+                entity,
+                "StorageCredentialNotRenewed",
+                "The credential of the storage account can't be renewed.".to_owned(),
+                why,
+                "Check the account's key or access client, and that the orchestrator reaches Entra ID; it is tried again by itself.",
+            )
+        });
+    }
+    if !live.connected(app.now_ms()) && item.machine.is_active() {
+        errors.push(super::fabrics::disconnected(live.host_name()));
+    }
+    errors
+}
+
+fn warning(
+    entity: &str,
+    code: &str,
+    summary: String,
+    possible_causes: String,
+    recommended_action: &str,
+) -> HealthError {
+    let finding = v1::Finding {
+        code: code.to_owned(),
+        summary,
+        possible_causes,
+        recommended_action: recommended_action.to_owned(),
+        critical: false,
+    };
+    of_finding(&finding, entity)
+}
+
+fn of_finding(finding: &v1::Finding, entity: &str) -> HealthError {
+    HealthError {
+        error_source: Some("Engine".to_owned()),
+        error_level: Some(if finding.critical { "Error" } else { "Warning" }.to_owned()),
+        error_category: Some("Replication".to_owned()),
+        error_code: Some(finding.code.clone()),
+        summary_message: Some(finding.summary.clone()),
+        error_message: Some(finding.summary.clone()),
+        possible_causes: Some(finding.possible_causes.clone()),
+        recommended_action: Some(finding.recommended_action.clone()),
+        creation_time_utc: None,
+        entity_id: Some(entity.to_owned()),
+    }
+}
