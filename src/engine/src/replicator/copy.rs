@@ -138,6 +138,7 @@ pub(super) async fn initial(
         })?,
         changed_bytes: total,
         sent_bytes: sent,
+        group_point_id: None,
     };
     writer.complete_base(first).await?;
     item.pass(pauses::BASE_COMPLETED).await;

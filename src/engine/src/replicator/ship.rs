@@ -121,6 +121,7 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
         })?,
         changed_bytes: record.changed_bytes,
         sent_bytes: committed.sent_bytes,
+        group_point_id: record.group_point,
     };
     writer.add_point(point).await?;
     item.pass(pauses::POINT_ADDED).await;

@@ -163,6 +163,8 @@ pub fn point(point: &RecoveryPoint) -> v1::RecoveryPoint {
         position: point.position.0,
         changed_bytes: point.changed_bytes,
         sent_bytes: point.sent_bytes,
-        group_point_id: String::new(),
+        group_point_id: point
+            .group_point_id
+            .map_or_else(String::new, |id| id.to_string()),
     }
 }

@@ -116,6 +116,7 @@ pub fn point(position: u64) -> RecoveryPoint {
         vm_config: serde_json::json!({"name": "web", "memoryMib": 512, "at": position}),
         changed_bytes: position * 10,
         sent_bytes: position * 5,
+        group_point_id: None,
     }
 }
 
