@@ -257,10 +257,11 @@ fn the_builder_tells_the_controller_what_it_did() {
     header.disks[0].size_bytes = 1 << 30;
     let options = BuildOptions {
         compression: CompressionLevel::new(2),
-        now: Some(now),
         ..BuildOptions::default()
     };
-    let mut builder = JournalBuilder::with_options(std::io::sink(), header, options).unwrap();
+    let mut builder = JournalBuilder::with_options(std::io::sink(), header, options)
+        .unwrap()
+        .measured(now);
     let mut levels = Vec::new();
     for n in 0..100u64 {
         let data = noise(n, 64 << 10).repeat(4);

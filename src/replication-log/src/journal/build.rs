@@ -57,8 +57,6 @@ pub struct BuildOptions<'a> {
     pub compression: CompressionLevel,
     /// Encrypts with the ring's active key, if it has one.
     pub encryption: Option<&'a KeyRing>,
-    /// A clock that only runs forward; without it [`Work`] counts no time.
-    pub now: Option<fn() -> Duration>,
 }
 
 /// What a builder has done so far.
@@ -116,7 +114,7 @@ impl<W: Write> JournalBuilder<W> {
             level: options.compression,
             gauge: FrameGauge::default(),
             compressor: None,
-            now: options.now,
+            now: None,
             at: prelude.len() as u64,
             pending: Vec::with_capacity(FRAME_SIZE),
             frames: Vec::new(),
@@ -124,6 +122,12 @@ impl<W: Write> JournalBuilder<W> {
             work: Work::default(),
             told: Work::default(),
         })
+    }
+
+    /// Measures compression with a clock that only runs forward; without it [`Work`] counts no time.
+    pub fn measured(mut self, now: fn() -> Duration) -> Self {
+        self.now = Some(now);
+        self
     }
 
     /// From the next frame on, compresses this hard.

@@ -137,7 +137,7 @@ fn decode_frame(cursor: &mut Cursor<'_>, sealed: u32) -> Result<FrameRecord, Jou
     let raw_length = cursor.u32()?;
     let encoding = cursor.u32()?;
     let reserved = cursor.u32()?;
-    let packed = stored_length.checked_sub(sealed).unwrap_or(0);
+    let packed = stored_length.saturating_sub(sealed);
     let sized = raw_length > 0
         && raw_length as usize <= FRAME_SIZE
         && packed > 0
