@@ -537,7 +537,7 @@ async fn a_real_engine_replicates_survives_kills_recovers_and_retires() {
     });
     lab.item("retired", |status| status.state() == State::Retired)
         .await;
-    assert!(!lab.store.join(VAULT).join(ITEM).exists());
+    assert!(!lab.store.join(VAULT).join(ITEM).join("manifest").exists());
     let logs = std::fs::read_dir(lab.vms.join("lab"))
         .unwrap()
         .filter(|entry| {

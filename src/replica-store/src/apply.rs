@@ -1,206 +1,427 @@
 //! The applier: retires points and moves base forward to the oldest that is kept.
 //!
 //! ```text
-//! lock: retire points, raise floor  ─►  lock, write ranges of base ... ─►  lock: sync base
-//!                                         (batch after batch)
-//!    ─►  lock: manifest says base = floor  ─►  lock: remove journal objects ≤ base
+//! merge (base, target] ─► section: floor := target, fence + 1; retire points
+//!    ─► write ranges of base ... ─► sync base ─► section: manifest says base = target
+//!       (batch after batch)                         ─► section: remove journal objects ≤ base
 //! ```
 //!
 //! Redo-idempotent: a cut anywhere leaves the journal (base, floor] in place until base holds it
-//! durably, so the next round writes the same bytes again. Each locked step checks that the manifest
-//! is still the one this round began with; if not, another round (or another owner) has taken
-//! over and this one stops without a further write.
+//! durably, so the next round writes the same bytes again. Each write carries the round's fence; when
+//! another round (or another owner) has taken over, this one is refused without a further write.
+//!
+//! A damaged journal object stops base in front of it, never anything else: points are retired, the
+//! report names the damage, and once younger cycles have written the damaged ranges again base goes on.
 
-use std::collections::HashSet;
-use std::fs;
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::base;
-use crate::durable::DurableFile;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::frames::FrameCache;
-use crate::layout::parse_journal_name;
-use crate::model::{Generation, MaintenanceReport, Position, RetentionPolicy};
-use crate::overlay::{Overlay, Source};
-use crate::replica::{BaseState, Locked, Manifest, Replica, list};
-use crate::retention::expired_points;
-use crate::view::merge;
+use crate::layout::{self, JOURNAL, parse_journal_name};
+use crate::manifest::{BaseState, Manifest, OtherDisk, OtherState};
+use crate::medium::{BaseWrite, Fence, Piece, Section};
+use crate::model::{DiskSpec, Generation, MaintenanceReport, Position, RetentionPolicy};
+use crate::overlay::{Overlay, Source, read_disks};
+use crate::points::Summary;
+use crate::replica::{Locked, RACES, Replica, incomplete};
+use crate::retention::{PointAge, expired_points};
+use crate::takeover::raise_fences;
 
-/// Bytes written to base under one hold of the lock: others wait no longer than for this.
+/// Bytes written to base under one hold of the section: others wait no longer than for this.
 const BATCH_BYTES: usize = 8 << 20;
 const BATCH_PIECES: usize = 1024;
 /// Longest run that is coalesced into one write.
 const RUN_BYTES: usize = 4 << 20;
+/// More findings than anyone reads.
+const MAX_DAMAGE: usize = 1000;
 
 /// One round. See [`crate::ReplicaWriter::maintain`].
 pub(crate) fn maintain(
     replica: &Replica,
     generation: Generation,
     now_unix_ms: i64,
-    policy: RetentionPolicy,
+    policy: &RetentionPolicy,
 ) -> Result<MaintenanceReport> {
+    let _lease = replica.medium.enter(Section::Maintenance, false)?;
     let mut report = MaintenanceReport::default();
-    let (manifest, base, target) = replica.locked(generation, |locked| {
-        plan(locked, now_unix_ms, policy, &mut report)
-    })?;
-    report.base_position_before = base;
-    report.base_position_after = base;
-    if target > base {
-        let (_, journal) = replica.settled()?;
-        let overlay = merge(replica, &manifest, base, target, &journal)?;
-        let round = Round {
-            replica,
-            generation,
-            manifest: &manifest,
+    let intent = Intent {
+        replica,
+        now_unix_ms,
+        policy,
+    };
+    for _ in 0..RACES {
+        let (overlay, before, target) = intent.merge(&mut report)?;
+        let begun = replica.locked(generation, |locked| {
+            intent.begin(locked, before, target, &mut report)
+        })?;
+        let Some(manifest) = begun else {
+            continue;
         };
-        round.apply(&overlay, &mut report)?;
-        round.finish(target)?;
-        report.base_position_after = target;
+        report.base_position_before = before;
+        report.base_position_after = before;
+        if target > before {
+            let round = Round {
+                replica,
+                generation,
+                manifest: &manifest,
+                fence: manifest.fence,
+            };
+            raise_fences(replica, &manifest)?;
+            if round.apply(&overlay, &mut report)? {
+                round.finish(&overlay, target)?;
+                report.base_position_after = target;
+            }
+        }
+        report.removed_journal_objects = replica.locked(generation, remove_applied)?;
+        return Ok(report);
     }
-    report.removed_journal_objects = replica.locked(generation, remove_applied)?;
-    Ok(report)
+    Err(StoreError::new(
+        ErrorKind::Io,
+        format!(
+            "points of replica {} are pinned faster than they can be retired: try again",
+            replica.place()
+        ),
+    ))
 }
 
-/// Retires points, then announces how far base will go.
-fn plan(
-    locked: &Locked<'_>,
+/// What a round of maintenance is asked for.
+struct Intent<'a> {
+    replica: &'a Replica,
     now_unix_ms: i64,
-    policy: RetentionPolicy,
-    report: &mut MaintenanceReport,
-) -> Result<(Manifest, Position, Position)> {
-    let replica = locked.replica;
-    let (mut manifest, base, floor) = locked.complete()?;
-    let pins = replica.pins()?;
-    let held: Vec<_> = pins.iter().map(|pin| pin.point_id).collect();
-    let (paths, points): (Vec<_>, Vec<_>) = replica.points()?.into_iter().unzip();
-    report.expired_points = expired_points(&points, &held, policy, now_unix_ms);
-    let expired: HashSet<_> = report.expired_points.iter().copied().collect();
-    let gone: Vec<_> = paths
-        .into_iter()
-        .zip(&points)
-        .filter(|(_, point)| expired.contains(&point.id))
-        .map(|(path, _)| path)
-        .collect();
-    replica
-        .durable
-        .remove_files(&replica.layout.points(), &gone)?;
-    let oldest = points
-        .iter()
-        .filter(|point| !expired.contains(&point.id))
-        .map(|point| point.position)
-        .chain(pins.iter().map(|pin| pin.position))
-        .min();
-    // Floor never sinks: what an earlier round announced may be half written already.
-    let target = oldest.unwrap_or(floor).max(floor);
-    let head = replica.head(base)?;
-    if target > head {
-        return Err(StoreError::corrupt(
-            &replica.layout.journal(),
-            format!("position {} is missing", target.0),
-        ));
+    policy: &'a RetentionPolicy,
+}
+
+impl Intent<'_> {
+    /// Points that go, and how far base may go then.
+    fn retire(&self, floor: Position) -> Result<(Vec<Summary>, Position)> {
+        let pins = self.replica.pins()?;
+        let held: Vec<_> = pins.iter().map(|pin| pin.point_id).collect();
+        let points = self.replica.summaries()?;
+        let ages: Vec<PointAge> = points.iter().map(Summary::age).collect();
+        let expired: HashSet<Uuid> = expired_points(&ages, &held, self.policy, self.now_unix_ms)
+            .into_iter()
+            .collect();
+        let (gone, kept): (Vec<Summary>, Vec<Summary>) = points
+            .into_iter()
+            .partition(|point| expired.contains(&point.id));
+        let oldest = kept
+            .iter()
+            .map(|point| point.position)
+            .chain(pins.iter().map(|pin| pin.position))
+            .min();
+        // Floor never sinks: what an earlier round announced may be half written already.
+        Ok((gone, oldest.unwrap_or(floor).max(floor)))
     }
-    if target > floor {
-        manifest.base = BaseState::Complete {
-            position: base,
-            floor: target,
-        };
-        locked.put_manifest(&manifest)?;
+
+    /// The journal that base is to take in: base, target, and what lies between. Ends in front of what
+    /// can't be read.
+    fn merge(&self, report: &mut MaintenanceReport) -> Result<(Overlay, Position, Position)> {
+        for _ in 0..RACES {
+            let (seen, journal) = self.replica.settled()?;
+            let manifest = &seen.value;
+            let (base, floor) = manifest
+                .complete()
+                .ok_or_else(|| incomplete(self.replica))?;
+            let (_, target) = self.retire(floor)?;
+            let head = journal.last_key_value().map_or(base, |(head, _)| *head);
+            if target > head {
+                return Err(StoreError::corrupt(
+                    &self.replica.medium.describe(JOURNAL),
+                    format!("position {} is missing", target.0),
+                ));
+            }
+            let merged = Overlay::merge(self.replica, manifest, base, target, &journal);
+            let overlay = match merged {
+                // Another round has removed what was listed.
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound
+                        && self.replica.manifest()?.value != seen.value =>
+                {
+                    continue;
+                }
+                other => other?,
+            };
+            let lost = overlay.lost();
+            let Some(first) = lost.iter().map(|damage| damage.position).min() else {
+                return Ok((overlay, base, target));
+            };
+            report.damage = lost;
+            report.damage.truncate(MAX_DAMAGE);
+            // What an earlier round announced is half written: then base waits where it is.
+            let before = Position(first.0.saturating_sub(1));
+            let target = if before > floor { before } else { base };
+            let overlay = Overlay::merge(self.replica, manifest, base, target, &journal)?;
+            return Ok((overlay, base, target));
+        }
+        Err(StoreError::new(
+            ErrorKind::Io,
+            "another round of maintenance overtakes this one all the time: try again",
+        ))
     }
-    Ok((manifest, base, target))
+
+    /// Announces how far base will go, then retires points. `None` when a pin or another round came in
+    /// between and `merge` must look again.
+    fn begin(
+        &self,
+        locked: &Locked<'_>,
+        before: Position,
+        target: Position,
+        report: &mut MaintenanceReport,
+    ) -> Result<Option<Arc<Manifest>>> {
+        for _ in 0..RACES {
+            let seen = self.replica.manifest()?;
+            let (base, floor) = seen
+                .value
+                .complete()
+                .ok_or_else(|| incomplete(self.replica))?;
+            let (gone, allowed) = self.retire(floor)?;
+            if base != before || allowed < target {
+                return Ok(None);
+            }
+            let mut manifest = seen.value.clone();
+            if target > base {
+                let mut new = (*manifest).clone();
+                new.fence = Fence(new.fence.0.saturating_add(1));
+                new.base = BaseState::Complete {
+                    position: base,
+                    floor: target.max(floor),
+                };
+                match locked.replace_manifest(&seen, new)? {
+                    Some(new) => manifest = new,
+                    None => {
+                        self.replica.check_generation(locked.generation())?;
+                        continue;
+                    }
+                }
+            }
+            let names: Vec<String> = gone.iter().map(Summary::name).collect();
+            self.replica.medium.remove(&names)?;
+            report.expired_points = gone.iter().map(|point| point.id).collect();
+            return Ok(Some(manifest));
+        }
+        Ok(None)
+    }
 }
 
 struct Round<'a> {
     replica: &'a Replica,
     generation: Generation,
     manifest: &'a Manifest,
+    fence: Fence,
 }
 
-enum Piece {
+enum Run {
     Data(u64, Vec<u8>),
     Zeroes(u64, u64),
 }
 
 impl Round<'_> {
-    fn locked<T>(&self, act: impl FnOnce(&Locked<'_>) -> Result<T>) -> Result<T> {
-        self.replica.locked(self.generation, |locked| {
-            if self.replica.manifest()? != *self.manifest {
-                return Err(StoreError::new(
-                    ErrorKind::Conflict,
-                    "another round of maintenance has overtaken this one",
-                ));
-            }
-            act(locked)
+    /// A step on base. Where the medium does not compare the fence, the section and this do.
+    fn step<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.replica.medium.compares_fence() {
+            return act();
+        }
+        self.replica.locked(self.generation, |_| {
+            self.check_fence(&self.replica.manifest()?.value)?;
+            act()
         })
     }
 
-    fn apply(&self, overlay: &Overlay, report: &mut MaintenanceReport) -> Result<()> {
+    fn check_fence(&self, manifest: &Manifest) -> Result<()> {
+        if manifest.fence == self.fence && manifest.id == self.manifest.id {
+            return Ok(());
+        }
+        Err(StoreError::new(
+            ErrorKind::Conflict,
+            "another round of maintenance has overtaken this one",
+        ))
+    }
+
+    /// Says whether all of it could be read.
+    fn apply(&self, overlay: &Overlay, report: &mut MaintenanceReport) -> Result<bool> {
+        let mut whole = true;
         let frames = FrameCache::default();
-        for (disk, map) in self.manifest.disks.iter().zip(&overlay.disks) {
-            let path = self.replica.layout.base(disk.id);
-            let file = base::open(&self.replica.durable, &path, disk)?;
-            let mut batch: Vec<Piece> = Vec::new();
+        for disk in self.manifest.stored_disks() {
+            let Some(map) = overlay.disks.get(&disk.id) else {
+                continue;
+            };
+            let base = base::open(self.replica, self.manifest, disk.id)?;
+            if let Some(size_bytes) = overlay.sizes.get(&disk.id).copied() {
+                let grown = DiskSpec {
+                    size_bytes,
+                    ..disk.clone()
+                };
+                self.step(|| base::grow(base.as_ref(), disk, &grown))?;
+            }
+            let mut batch: Vec<Run> = Vec::new();
             let mut bytes = 0;
             for (range, source) in map.iter() {
-                let length = range.end - range.start;
-                report.applied_bytes += length;
-                match source {
-                    Source::Zeroes => batch.push(Piece::Zeroes(range.start, length)),
-                    Source::Frame { object, frame, at } => {
-                        let object = &overlay.objects[object as usize];
-                        let raw = frames.read(object, frame)?;
-                        let at = at as usize;
-                        let data = raw.get(at..at + length as usize).ok_or_else(|| {
-                            StoreError::corrupt(&object.path, "an entry lies outside its frame")
-                        })?;
-                        bytes += data.len();
-                        coalesce(&mut batch, range.start, data);
+                match self.fetch(overlay, &frames, &range, source) {
+                    Ok(None) => {
+                        batch.push(Run::Zeroes(range.start, range.end - range.start));
                     }
+                    Ok(Some(data)) => {
+                        bytes += data.len();
+                        coalesce(&mut batch, range.start, &data);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        whole = false;
+                        if report.damage.len() < MAX_DAMAGE
+                            && let Source::Frame { object, .. } | Source::Lost { object } = source
+                        {
+                            report.damage.push(overlay.damage(object, disk.id, &range));
+                        }
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 }
+                report.applied_bytes += range.end - range.start;
                 if bytes >= BATCH_BYTES || batch.len() >= BATCH_PIECES {
-                    self.write(&file, &mut batch)?;
+                    self.write(base.as_ref(), &mut batch)?;
                     bytes = 0;
                 }
             }
-            self.write(&file, &mut batch)?;
-            self.locked(|_| file.sync())?;
+            self.write(base.as_ref(), &mut batch)?;
+            self.step(|| base.flush())?;
         }
-        Ok(())
+        Ok(whole)
     }
 
-    fn write(&self, file: &DurableFile, batch: &mut Vec<Piece>) -> Result<()> {
+    /// Bytes of a range; `None` for zeroes.
+    fn fetch(
+        &self,
+        overlay: &Overlay,
+        frames: &FrameCache,
+        range: &Range<u64>,
+        source: Source,
+    ) -> Result<Option<Vec<u8>>> {
+        let length = (range.end - range.start) as usize;
+        match source {
+            Source::Zeroes => Ok(None),
+            Source::Lost { object } => {
+                let place = &overlay.objects[object as usize].place;
+                Err(StoreError::corrupt(place, "a journal object is damaged"))
+            }
+            Source::Frame { object, frame, at } => {
+                let object = &overlay.objects[object as usize];
+                let raw = frames.read(self.replica.medium.as_ref(), object, frame)?;
+                let at = at as usize;
+                let data = raw.get(at..at + length).ok_or_else(|| {
+                    StoreError::corrupt(&object.place, "an entry lies outside its frame")
+                })?;
+                Ok(Some(data.to_vec()))
+            }
+        }
+    }
+
+    fn write(&self, base: &dyn BaseWrite, batch: &mut Vec<Run>) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.locked(|_| {
-            for piece in batch.drain(..) {
-                match piece {
-                    Piece::Data(offset, data) => base::write(file, offset, &data)?,
-                    Piece::Zeroes(offset, length) => file.zero_at(offset, length)?,
-                }
+        let pieces: Vec<Piece> = batch
+            .drain(..)
+            .map(|run| match run {
+                Run::Data(offset, data) => Piece::Data(offset, Bytes::from(data)),
+                Run::Zeroes(offset, length) => Piece::Zeroes(offset, length),
+            })
+            .collect();
+        self.step(|| base.write(&pieces))
+    }
+
+    /// Base is at the target: its disks are those of the target. Disks that no younger cycle names and
+    /// that are in no point any more go.
+    fn finish(&self, overlay: &Overlay, target: Position) -> Result<()> {
+        self.replica.locked(self.generation, |locked| {
+            let done = locked.change(|current| {
+                self.check_fence(current)?;
+                self.at_target(current, overlay, target).map(Some)
+            })?;
+            let gone: Vec<String> = self
+                .manifest
+                .stored_disks()
+                .filter(|disk| done.stored_disk(disk.id).is_none())
+                .map(|disk| layout::base(disk.id))
+                .collect();
+            if !gone.is_empty() {
+                self.replica.forget_bases();
             }
-            Ok(())
+            self.replica.medium.remove(&gone)
         })
     }
 
-    fn finish(&self, target: Position) -> Result<()> {
-        self.locked(|locked| {
-            let mut manifest = self.manifest.clone();
-            manifest.base = BaseState::Complete {
-                position: target,
-                floor: target,
-            };
-            locked.put_manifest(&manifest)
-        })
+    fn at_target(
+        &self,
+        current: &Manifest,
+        overlay: &Overlay,
+        target: Position,
+    ) -> Result<Manifest> {
+        let mut new = current.clone();
+        new.base = BaseState::Complete {
+            position: target,
+            floor: target,
+        };
+        new.disks = overlay.set.clone();
+        let is_in_set = |id: Uuid| overlay.set.iter().any(|disk| disk.id == id);
+        let mut later: Option<BTreeSet<Uuid>> = None;
+        new.others = Vec::new();
+        for disk in current.stored_disks().filter(|disk| !is_in_set(disk.id)) {
+            let other = current.other(disk.id);
+            if let Some(other) = other
+                && !overlay.disks.contains_key(&disk.id)
+                && other.state != OtherState::Ready
+            {
+                new.others.push(other.clone());
+                continue;
+            }
+            if later.is_none() {
+                later = Some(self.named_after(current, target)?);
+            }
+            let is_joining = other.is_some() && !overlay.disks.contains_key(&disk.id);
+            if is_joining || later.as_ref().is_some_and(|later| later.contains(&disk.id)) {
+                let size_bytes = overlay.sizes.get(&disk.id).copied();
+                new.others.push(OtherDisk {
+                    spec: DiskSpec {
+                        size_bytes: size_bytes.unwrap_or(disk.size_bytes),
+                        ..disk.clone()
+                    },
+                    state: OtherState::Ready,
+                });
+            }
+        }
+        Ok(new)
+    }
+
+    /// Disks of the cycles behind a position.
+    fn named_after(&self, manifest: &Manifest, position: Position) -> Result<BTreeSet<Uuid>> {
+        let mut named = BTreeSet::new();
+        for (_, name) in self.replica.journal(manifest, position)?.values() {
+            match read_disks(self.replica, name) {
+                Ok(disks) => named.extend(disks.iter().map(|disk| disk.id)),
+                // It may name any disk: none goes.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    named.extend(manifest.stored_disks().map(|disk| disk.id));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(named)
     }
 }
 
-fn coalesce(batch: &mut Vec<Piece>, offset: u64, data: &[u8]) {
-    if let Some(Piece::Data(start, run)) = batch.last_mut()
+fn coalesce(batch: &mut Vec<Run>, offset: u64, data: &[u8]) {
+    if let Some(Run::Data(start, run)) = batch.last_mut()
         && *start + run.len() as u64 == offset
         && run.len() + data.len() <= RUN_BYTES
     {
         run.extend_from_slice(data);
     } else {
-        batch.push(Piece::Data(offset, data.to_vec()));
+        batch.push(Run::Data(offset, data.to_vec()));
     }
 }
 
@@ -208,13 +429,13 @@ fn coalesce(batch: &mut Vec<Piece>, offset: u64, data: &[u8]) {
 fn remove_applied(locked: &Locked<'_>) -> Result<u64> {
     let replica = locked.replica;
     let (_, base, _) = locked.complete()?;
-    let folder = replica.layout.journal();
-    let applied: Vec<_> = list(&folder)?
+    let applied: Vec<String> = replica
+        .medium
+        .list(JOURNAL)?
         .into_iter()
-        .filter(|(name, _)| parse_journal_name(name).is_some_and(|(_, p)| p <= base))
-        .map(|(_, path)| path)
-        .filter(|path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()))
+        .filter(|listed| parse_journal_name(&listed.name).is_some_and(|(_, p)| p <= base))
+        .map(|listed| format!("{JOURNAL}{}", listed.name))
         .collect();
-    replica.durable.remove_files(&folder, &applied)?;
+    replica.medium.remove(&applied)?;
     Ok(applied.len() as u64)
 }

@@ -1,60 +1,149 @@
 //! Appending cycles to the journal.
 //!
-//! The object is written and synced as a temporary without the lock; naming it is the one locked
-//! step, and before it nothing has happened.
+//! The object is written and made durable without the section; naming it is the one step in the
+//! section, and before it nothing has happened.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, BufReader, Read, Write};
 
 use replication_log::ReadAt;
 use replication_log::journal::{
-    ContentId, Finished, JournalBuilder, JournalDisk, JournalError, JournalErrorKind,
+    BuildOptions, ContentId, Finished, JournalBuilder, JournalDisk, JournalError, JournalErrorKind,
     JournalHeader, JournalReader,
 };
 
-use crate::durable::Temporary;
+use crate::base;
 use crate::error::{ErrorKind, Result, StoreError};
-use crate::model::{Generation, Position};
-use crate::overlay::{check_object, open_object};
-use crate::replica::Replica;
-use crate::writer::JournalObject;
+use crate::layout;
+use crate::manifest::{Manifest, OtherState};
+use crate::medium::{Put, Staged};
+use crate::model::{DiskSpec, Generation, Position};
+use crate::overlay::{check_identity, open_object, read_disks};
+use crate::replica::{JournalNames, Replica};
+use crate::writer::{CyclePlan, JournalObject};
 
 /// Builder of a cycle that streams into the store.
-pub(crate) type Builder = JournalBuilder<BufWriter<Temporary>>;
+pub(crate) type Builder = JournalBuilder<Box<dyn Staged>>;
 
 const BUFFER: usize = 1 << 20;
 
-/// Starts the object of `position`.
+impl Replica {
+    /// The disks as of the newest cycle.
+    pub(crate) fn head_disks(&self) -> Result<Vec<DiskSpec>> {
+        let (manifest, journal) = self.settled()?;
+        self.disks_at_head(&manifest.value, &journal)
+    }
+
+    fn disks_at_head(&self, manifest: &Manifest, journal: &JournalNames) -> Result<Vec<DiskSpec>> {
+        for (_, name) in journal.values().rev() {
+            match read_disks(self, name) {
+                Ok(disks) => return Ok(named(manifest, &disks)),
+                // A damaged object must not keep newer cycles out: they may be what heals it.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(manifest.disks.clone())
+    }
+}
+
+/// Disks of a header, with the names that the manifest knows.
+pub(crate) fn named(manifest: &Manifest, disks: &[JournalDisk]) -> Vec<DiskSpec> {
+    disks
+        .iter()
+        .map(|disk| DiskSpec {
+            id: disk.id,
+            size_bytes: disk.size_bytes,
+            name: manifest.name_of(disk.id),
+        })
+        .collect()
+}
+
+/// A disk may join when its base is ready, grow, or be missing; nothing else.
+pub(crate) fn check_next_disks(
+    manifest: &Manifest,
+    before: &[DiskSpec],
+    next: &[JournalDisk],
+) -> Result<()> {
+    for (at, disk) in next.iter().enumerate() {
+        let spec = DiskSpec {
+            id: disk.id,
+            size_bytes: disk.size_bytes,
+            name: String::new(),
+        };
+        base::padded_size(&spec)?;
+        let refused = |what: &str| {
+            Err(StoreError::new(
+                ErrorKind::Conflict,
+                format!("disk {} can't be in this cycle: {what}", disk.id),
+            ))
+        };
+        if next[..at].iter().any(|earlier| earlier.id == disk.id) {
+            return refused("it is there twice");
+        }
+        let size = match before.iter().find(|known| known.id == disk.id) {
+            Some(known) => known.size_bytes,
+            None => match manifest.other(disk.id) {
+                Some(other) if other.state != OtherState::Ready => {
+                    return refused("its base is not complete");
+                }
+                _ => match manifest.stored_disk(disk.id) {
+                    Some(known) => known.size_bytes,
+                    None => return refused("it has no base in the store, begin the disk first"),
+                },
+            },
+        };
+        if disk.size_bytes < size {
+            return refused("it was made smaller, exclude it and add it anew");
+        }
+    }
+    if next.is_empty() {
+        return Err(StoreError::new(
+            ErrorKind::Invalid,
+            "a cycle needs at least one disk",
+        ));
+    }
+    Ok(())
+}
+
+/// Starts the object of a position.
 pub(crate) fn begin(
     replica: &Replica,
     generation: Generation,
-    position: Position,
-    time_unix_ms: i64,
-) -> Result<Builder> {
+    plan: &CyclePlan,
+) -> Result<(Builder, Vec<JournalDisk>)> {
     replica.locked(generation, |locked| {
         let (manifest, base, _) = locked.complete()?;
-        let head = replica.head(base)?;
+        let manifest = &manifest.value;
+        let journal = replica.journal(manifest, base)?;
+        let head = journal.last_key_value().map_or(base, |(head, _)| *head);
+        let position = plan.position;
         if position > head.next() || position <= base {
             return Err(gap(replica, position, base, head));
         }
+        let before = replica.disks_at_head(manifest, &journal)?;
+        let disks = journal_disks(plan.disks.as_ref().unwrap_or(&before));
+        if position == head.next() {
+            check_next_disks(manifest, &before, &disks)?;
+        }
         let header = JournalHeader {
-            item: replica.layout.item_id().to_owned(),
+            item: replica.item_id.clone(),
             generation: generation.0,
             position: position.0,
-            time_unix_ms,
-            disks: manifest
-                .disks
-                .iter()
-                .map(|disk| JournalDisk {
-                    id: disk.id,
-                    size_bytes: disk.size_bytes,
-                })
-                .collect(),
+            time_unix_ms: plan.time_unix_ms,
+            disks: disks.clone(),
         };
-        let temporary = replica.durable.temporary(&replica.layout.journal())?;
-        JournalBuilder::new(BufWriter::with_capacity(BUFFER, temporary), header)
-            .map_err(|error| building(replica, error))
+        let name = layout::journal_object(generation, position);
+        let staged = replica.medium.stage(&name)?;
+        let keys = replica.keys();
+        let options = BuildOptions {
+            compression: plan.compression,
+            encryption: keys.active().is_some().then_some(&*keys),
+            ..BuildOptions::default()
+        };
+        let builder = JournalBuilder::with_options(staged, header, options)
+            .map_err(|error| building(replica, error))?;
+        Ok((builder, disks))
     })
 }
 
@@ -63,11 +152,14 @@ pub(crate) fn building(replica: &Replica, error: JournalError) -> StoreError {
     let text = error.to_string();
     match (error.kind(), error.into_io()) {
         (JournalErrorKind::Invalid, _) => StoreError::new(ErrorKind::Invalid, text),
-        (_, Ok(source)) => {
-            StoreError::io("write journal object to", &replica.layout.journal(), source)
-        }
+        (_, Ok(source)) => writing(replica, source),
         (_, Err(_)) => StoreError::new(ErrorKind::Io, text),
     }
+}
+
+fn writing(replica: &Replica, error: io::Error) -> StoreError {
+    let place = replica.medium.describe(layout::JOURNAL);
+    StoreError::io("write journal object to", &place, error)
 }
 
 /// Ends a streamed object and makes it visible.
@@ -75,17 +167,16 @@ pub(crate) fn commit(
     replica: &Replica,
     generation: Generation,
     position: Position,
+    disks: Vec<JournalDisk>,
     builder: Builder,
 ) -> Result<Finished> {
-    let (buffered, finished) = builder.finish().map_err(|error| building(replica, error))?;
-    let temporary = buffered.into_inner().map_err(|error| {
-        StoreError::io(
-            "write journal object to",
-            &replica.layout.journal(),
-            error.into_error(),
-        )
-    })?;
-    publish(replica, generation, position, finished.content, temporary)?;
+    let (staged, finished) = builder.finish().map_err(|error| building(replica, error))?;
+    let object = Sealed {
+        position,
+        content: finished.content,
+        disks,
+    };
+    publish(replica, generation, &object, staged)?;
     Ok(finished)
 }
 
@@ -95,82 +186,146 @@ pub(crate) fn append(
     generation: Generation,
     object: &JournalObject,
 ) -> Result<Position> {
-    let journal = replica.layout.journal();
-    let mut temporary = replica.locked(generation, |locked| {
-        locked.complete()?;
-        replica.durable.temporary(&journal)
-    })?;
-    let writing = |error| StoreError::io("write journal object to", &journal, error);
+    replica.locked(generation, |locked| locked.complete().map(drop))?;
     match object {
-        JournalObject::Bytes(bytes) => temporary.write_all(bytes).map_err(writing)?,
+        JournalObject::Bytes(bytes) => {
+            let sealed = inspect(replica, generation, bytes.as_ref())?;
+            copy(replica, generation, &sealed, bytes.as_ref())
+        }
         JournalObject::File(path) => {
-            let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
-            let mut buffered = BufReader::with_capacity(BUFFER, file);
-            std::io::copy(&mut buffered, &mut temporary).map_err(writing)?;
+            let open = || File::open(path).map_err(|error| StoreError::io("open", path, error));
+            let before = digest(open()?).map_err(|error| StoreError::io("read", path, error))?;
+            let sealed = inspect(replica, generation, open()?)?;
+            let hashed = Hashed {
+                inner: BufReader::with_capacity(BUFFER, open()?),
+                hasher: blake3::Hasher::new(),
+                expected: before,
+            };
+            copy(replica, generation, &sealed, hashed)
         }
     }
-    // What will be named is verified, not what was read.
-    let (position, content) = inspect(replica, generation, temporary.as_file())?;
-    publish(replica, generation, position, content, temporary)?;
-    Ok(position)
 }
 
-fn inspect<R: ReadAt>(
+/// A file whose bytes must be those that were verified.
+struct Hashed<R> {
+    inner: R,
+    hasher: blake3::Hasher,
+    expected: blake3::Hash,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        if n == 0 && !buf.is_empty() && self.hasher.finalize() != self.expected {
+            return Err(io::Error::other(
+                "the journal object was changed while it was appended",
+            ));
+        }
+        Ok(n)
+    }
+}
+
+fn digest(file: File) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(BufReader::with_capacity(BUFFER, file))?;
+    Ok(hasher.finalize())
+}
+
+fn copy(
     replica: &Replica,
     generation: Generation,
-    object: R,
-) -> Result<(Position, ContentId)> {
+    sealed: &Sealed,
+    mut source: impl Read,
+) -> Result<Position> {
+    let name = layout::journal_object(generation, sealed.position);
+    let mut staged = replica.medium.stage(&name)?;
+    let mut buffer = vec![0u8; BUFFER];
+    loop {
+        let n = match source.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.map_err(|error| {
+                StoreError::io("read", "the journal object that is to be appended", error)
+            })?,
+        };
+        if n == 0 {
+            break;
+        }
+        staged
+            .write_all(&buffer[..n])
+            .map_err(|error| writing(replica, error))?;
+    }
+    publish(replica, generation, sealed, staged)?;
+    Ok(sealed.position)
+}
+
+/// What an object is that has no name yet.
+struct Sealed {
+    position: Position,
+    content: ContentId,
+    disks: Vec<JournalDisk>,
+}
+
+fn inspect<R: ReadAt>(replica: &Replica, generation: Generation, object: R) -> Result<Sealed> {
     let damaged = |error: JournalError| {
         StoreError::new(
             ErrorKind::Invalid,
             format!("the journal object that is to be appended is damaged: {error}"),
         )
     };
-    let reader = JournalReader::open(object).map_err(damaged)?;
+    let keys = replica.keys();
+    let reader = JournalReader::open_with_keys(object, &keys).map_err(damaged)?;
     reader.verify().map_err(damaged)?;
-    let position = Position(reader.header().position);
-    let manifest = replica.manifest()?;
-    let item = replica.layout.item_id();
-    let name = Path::new("the journal object that is to be appended");
-    check_object(&reader, item, &manifest.disks, position, generation, name).map_err(|_| {
-        StoreError::new(
+    let header = reader.header();
+    if header.item != replica.item_id || header.generation != generation.0 {
+        return Err(StoreError::new(
             ErrorKind::Invalid,
-            "the journal object that is to be appended names another item, generation or set of disks",
-        )
-    })?;
-    Ok((position, reader.content()))
+            "the journal object that is to be appended names another item or generation",
+        ));
+    }
+    Ok(Sealed {
+        position: Position(header.position),
+        content: reader.content(),
+        disks: header.disks.clone(),
+    })
 }
 
 fn publish(
     replica: &Replica,
     generation: Generation,
-    position: Position,
-    content: ContentId,
-    temporary: Temporary,
+    object: &Sealed,
+    mut staged: Box<dyn Staged>,
 ) -> Result<()> {
-    temporary.sync()?;
+    staged.seal()?;
+    let position = object.position;
     replica.locked(generation, |locked| {
         let (manifest, base, _) = locked.complete()?;
-        let journal = replica.journal(base)?;
+        let manifest = &manifest.value;
+        let mut journal = replica.journal(manifest, base)?;
         let head = journal.last_key_value().map_or(base, |(head, _)| *head);
         if position == head.next() {
-            let path = replica.layout.journal_object(generation, position);
-            return temporary.publish_synced(&path);
+            let before = replica.disks_at_head(manifest, &journal)?;
+            check_next_disks(manifest, &before, &object.disks)?;
+            if let Put::Done(_) = staged.publish()? {
+                return locked.confirm();
+            }
+            // Another process of this generation was faster.
+            journal = replica.journal(manifest, base)?;
         }
         // The outcome of an earlier attempt was unknown: the same content is that attempt.
-        if let Some((owner, path)) = journal.get(&position) {
-            let stored = open_object(path)?;
-            let item = replica.layout.item_id();
-            check_object(&stored, item, &manifest.disks, position, *owner, path)?;
-            if stored.content() == content {
-                return replica.durable.sync_folder(&replica.layout.journal());
+        if let Some((owner, name)) = journal.get(&position) {
+            let stored = open_object(replica, name)?;
+            check_identity(replica, &stored, position, *owner, name)?;
+            if stored.content() == object.content {
+                replica.medium.settle(layout::JOURNAL)?;
+                return locked.confirm();
             }
             return Err(StoreError::new(
                 ErrorKind::Conflict,
                 format!(
                     "position {} of replica {} holds another cycle already: look at the state before sending on",
                     position.0,
-                    replica.layout.item().display()
+                    replica.place()
                 ),
             ));
         }
@@ -184,10 +339,21 @@ fn gap(replica: &Replica, position: Position, base: Position, head: Position) ->
         format!(
             "position {} does not follow the journal of replica {}, which reaches from {} to {}: send {}",
             position.0,
-            replica.layout.item().display(),
+            replica.place(),
             base.0,
             head.0,
             head.next().0
         ),
     )
+}
+
+/// Disks as a header has them.
+fn journal_disks(disks: &[DiskSpec]) -> Vec<JournalDisk> {
+    disks
+        .iter()
+        .map(|disk| JournalDisk {
+            id: disk.id,
+            size_bytes: disk.size_bytes,
+        })
+        .collect()
 }

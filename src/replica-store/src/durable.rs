@@ -129,13 +129,6 @@ impl Durable {
         }
     }
 
-    /// Gives a folder another name beside itself, durably.
-    pub(crate) fn rename_folder(&self, from: &Path, to: &Path) -> Result<()> {
-        self.step(StepKind::Rename, from, || fs::rename(from, to))
-            .map_err(|error| StoreError::io("rename", from, error).unknown())?;
-        self.sync_folder(folder_of(from)?)
-    }
-
     /// Removes a folder and all in it; can be repeated after a cut.
     pub(crate) fn remove_tree(&self, path: &Path) -> Result<()> {
         let listed = match fs::read_dir(path) {
@@ -171,8 +164,9 @@ impl Durable {
         }
     }
 
-    /// Takes the replica's lock; waits for other mutations. With `create` the file may be new.
-    pub(crate) fn lock(&self, path: &Path, create: bool) -> Result<LockGuard> {
+    /// Takes the replica's lock; waits for other mutations. With `create` the file may be new, with
+    /// `shared` others may hold it as well.
+    pub(crate) fn lock(&self, path: &Path, create: bool, shared: bool) -> Result<LockGuard> {
         loop {
             let opened = if create && !path.exists() {
                 self.step(StepKind::CreateFile, path, || {
@@ -183,7 +177,12 @@ impl Durable {
             };
             let file = opened.map_err(|error| StoreError::io("open lock", path, error))?;
             loop {
-                match file.lock() {
+                let locked = if shared {
+                    file.lock_shared()
+                } else {
+                    file.lock()
+                };
+                match locked {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     other => {
                         other.map_err(|error| StoreError::io("lock", path, error))?;
@@ -236,11 +235,6 @@ pub(crate) struct Temporary {
 }
 
 impl Temporary {
-    /// For reading back what was written.
-    pub(crate) fn as_file(&self) -> &File {
-        &self.file
-    }
-
     /// Makes the content durable.
     pub(crate) fn sync(&self) -> Result<()> {
         self.durable

@@ -5,7 +5,7 @@
 //! cause is in `source()`.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use replication_log::journal::{JournalError, JournalErrorKind};
 
@@ -27,6 +27,10 @@ pub enum ErrorKind {
     Expired,
     /// Something uses the replica: pins hold it.
     Pinned,
+    /// A journal object is encrypted with a key that was not given.
+    MissingKey,
+    /// A point is so young that the policy of its making forbids to delete it.
+    Immutable,
     /// The request contradicts what is stored: gap, other content at a position, other disks.
     Conflict,
     /// The request is malformed: bad name, range outside the disk.
@@ -88,8 +92,13 @@ impl StoreError {
         self
     }
 
-    /// An input/output error while `doing` something with `path`.
-    pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
+    /// An input/output error while `doing` something with `place`.
+    pub(crate) fn io(doing: &str, place: &(impl Place + ?Sized), source: io::Error) -> Self {
+        // A medium that knows more has said it already.
+        let source = match source.downcast::<StoreError>() {
+            Ok(known) => return known,
+            Err(source) => source,
+        };
         let kind = match source.kind() {
             io::ErrorKind::StorageFull
             | io::ErrorKind::QuotaExceeded
@@ -111,30 +120,34 @@ impl StoreError {
         StoreError {
             kind,
             outcome: Outcome::NotDone,
-            message: format!("{doing} {}{advice}", path.display()),
+            message: format!("{doing} {}{advice}", place.place()),
             source: Some(Box::new(source)),
         }
     }
 
-    pub(crate) fn corrupt(path: &Path, what: impl std::fmt::Display) -> Self {
+    pub(crate) fn corrupt(place: &(impl Place + ?Sized), what: impl std::fmt::Display) -> Self {
         StoreError::new(
             ErrorKind::Corrupt,
             format!(
                 "{} does not verify ({what}): resynchronize the VM to rebuild its replica",
-                path.display()
+                place.place()
             ),
         )
     }
 
-    pub(crate) fn journal(path: &Path, source: JournalError) -> Self {
+    pub(crate) fn journal(place: &(impl Place + ?Sized), source: JournalError) -> Self {
         match source.kind() {
             JournalErrorKind::Io => match source.into_io() {
-                Ok(source) => StoreError::io("read journal object", path, source),
-                Err(source) => StoreError::corrupt(path, source),
+                Ok(source) => StoreError::io("read journal object", place, source),
+                Err(source) => StoreError::corrupt(place, source),
             },
+            JournalErrorKind::MissingKey => StoreError::new(
+                ErrorKind::MissingKey,
+                format!("read journal object {}: {source}", place.place()),
+            ),
             JournalErrorKind::Invalid => StoreError::new(ErrorKind::Invalid, source.to_string()),
             _ => {
-                let mut error = StoreError::corrupt(path, &source);
+                let mut error = StoreError::corrupt(place, &source);
                 error.source = Some(Box::new(source));
                 error
             }
@@ -143,3 +156,33 @@ impl StoreError {
 }
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+/// Names a place in a store, for messages.
+pub(crate) trait Place {
+    /// A path, or a URL without credentials.
+    fn place(&self) -> String;
+}
+
+impl Place for Path {
+    fn place(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+impl Place for PathBuf {
+    fn place(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+impl Place for str {
+    fn place(&self) -> String {
+        self.to_owned()
+    }
+}
+
+impl Place for String {
+    fn place(&self) -> String {
+        self.clone()
+    }
+}

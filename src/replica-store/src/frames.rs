@@ -1,10 +1,10 @@
 //! Unpacked, verified frames of journal objects, the recently used ones kept in memory.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::{Result, StoreError};
+use crate::error::{ErrorKind, Result, StoreError};
+use crate::medium::{Medium, Object};
 use crate::model::Position;
 use crate::overlay::OverlayObject;
 
@@ -26,12 +26,17 @@ type Cached = (u64, Arc<Vec<u8>>);
 struct Inner {
     tick: u64,
     frames: HashMap<(Position, u32), Cached>,
-    files: HashMap<Position, Arc<File>>,
+    files: HashMap<Position, Arc<dyn Object>>,
 }
 
 impl FrameCache {
-    /// `NotFound` when the object's file is gone.
-    pub(crate) fn read(&self, object: &OverlayObject, index: u32) -> Result<Arc<Vec<u8>>> {
+    /// `NotFound` when the object is gone.
+    pub(crate) fn read(
+        &self,
+        medium: &dyn Medium,
+        object: &OverlayObject,
+        index: u32,
+    ) -> Result<Arc<Vec<u8>>> {
         let key = (object.position, index);
         let file = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,18 +51,20 @@ impl FrameCache {
         // Reading and unpacking happen outside the lock: readers of other frames go on.
         let file = match file {
             Some(file) => file,
-            None => Arc::new(
-                File::open(&object.path)
-                    .map_err(|error| StoreError::io("open", &object.path, error))?,
-            ),
+            None => medium.open(&object.name)?.ok_or_else(|| {
+                StoreError::new(
+                    ErrorKind::NotFound,
+                    format!("open {}: it is not there", object.place),
+                )
+            })?,
         };
         let frame = object
             .frames
             .get(index as usize)
-            .ok_or_else(|| StoreError::corrupt(&object.path, "no such frame"))?;
+            .ok_or_else(|| StoreError::corrupt(&object.place, "no such frame"))?;
         let raw = frame
-            .read(&file)
-            .map_err(|error| StoreError::journal(&object.path, error))?;
+            .read(&*file)
+            .map_err(|error| StoreError::journal(&object.place, error))?;
         let raw = Arc::new(raw);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.files.len() >= FILES {

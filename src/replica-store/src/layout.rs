@@ -1,107 +1,58 @@
-//! Names of the files and folders of a replica, and nothing else.
-
-use std::path::{Path, PathBuf};
+//! Names of the objects of a replica, relative to it, and nothing else.
 
 use uuid::Uuid;
 
-use crate::model::{Generation, Position, RecoveryPoint, ReplicaKey, StoreTarget};
+use crate::model::{Generation, Position};
 
-/// Paths of one replica.
-#[derive(Clone, Debug)]
-pub(crate) struct Layout {
-    vault: PathBuf,
-    item: PathBuf,
-    item_id: String,
+/// Fencing generation, or the tombstone of a removed replica.
+pub(crate) const GENERATION: &str = "generation";
+/// Disks and how far base is.
+pub(crate) const MANIFEST: &str = "manifest";
+/// Result of the background verification.
+pub(crate) const VERIFIED: &str = "verified";
+/// Journal objects.
+pub(crate) const JOURNAL: &str = "journal/";
+/// Recovery points.
+pub(crate) const POINTS: &str = "points/";
+/// Pins.
+pub(crate) const PINS: &str = "pins/";
+/// Where the objects of a replica are, besides those of the disks.
+pub(crate) const PREFIXES: [&str; 3] = [JOURNAL, POINTS, PINS];
+
+/// File name of base in a disk's folder.
+pub(crate) const BASE_FILE: &str = "base.vhd";
+
+pub(crate) fn base(disk: Uuid) -> String {
+    format!("{}/{BASE_FILE}", disk.hyphenated())
 }
 
-impl Layout {
-    pub(crate) fn new(target: &StoreTarget, key: &ReplicaKey) -> Self {
-        let StoreTarget::Folder(folder) = target;
-        let vault = folder.join(key.vault_key());
-        Layout {
-            item: vault.join(key.item_id()),
-            vault,
-            item_id: key.item_id().to_owned(),
-        }
-    }
-
-    pub(crate) fn item_id(&self) -> &str {
-        &self.item_id
-    }
-
-    pub(crate) fn vault(&self) -> &Path {
-        &self.vault
-    }
-
-    pub(crate) fn item(&self) -> &Path {
-        &self.item
-    }
-
-    /// Where a replica goes while it is being removed. A key never begins with a dot.
-    pub(crate) fn deleting(&self) -> PathBuf {
-        self.vault.join(format!(".deleting-{}", self.item_id))
-    }
-
-    pub(crate) fn lock(&self) -> PathBuf {
-        self.item.join("lock")
-    }
-
-    pub(crate) fn generation(&self) -> PathBuf {
-        self.item.join("generation")
-    }
-
-    pub(crate) fn manifest(&self) -> PathBuf {
-        self.item.join("manifest")
-    }
-
-    pub(crate) fn disk(&self, disk: Uuid) -> PathBuf {
-        self.item.join(disk.hyphenated().to_string())
-    }
-
-    pub(crate) fn base(&self, disk: Uuid) -> PathBuf {
-        self.disk(disk).join("base.vhd")
-    }
-
-    pub(crate) fn journal(&self) -> PathBuf {
-        self.item.join("journal")
-    }
-
-    pub(crate) fn points(&self) -> PathBuf {
-        self.item.join("points")
-    }
-
-    pub(crate) fn pins(&self) -> PathBuf {
-        self.item.join("pins")
-    }
-
-    /// Sorted by name = sorted by generation and position, which grow together.
-    pub(crate) fn journal_object(&self, generation: Generation, position: Position) -> PathBuf {
-        self.journal()
-            .join(format!("{:020}-{:020}.hrl", generation.0, position.0))
-    }
-
-    pub(crate) fn point(&self, point: &RecoveryPoint) -> PathBuf {
-        self.points().join(format!(
-            "{:020}-{:020}-{}",
-            point.time_unix_ms.max(0),
-            point.position.0,
-            point.id.simple()
-        ))
-    }
-
-    /// Owners are free text, so their pins are named by hash.
-    pub(crate) fn pin(&self, owner: &str) -> PathBuf {
-        let hash = blake3::hash(owner.as_bytes()).to_hex();
-        self.pins().join(&hash.as_str()[..32])
-    }
+/// Sorted by name = sorted by generation and position, which grow together.
+pub(crate) fn journal_object(generation: Generation, position: Position) -> String {
+    format!("{JOURNAL}{:020}-{:020}.hrl", generation.0, position.0)
 }
 
-/// Generation and position of a journal object, from its name.
+/// Generation and position of a journal object, from its name behind [`JOURNAL`].
 pub(crate) fn parse_journal_name(name: &str) -> Option<(Generation, Position)> {
     let (generation, position) = name.strip_suffix(".hrl")?.split_once('-')?;
-    let number = |text: &str| {
-        let digits = text.len() == 20 && text.bytes().all(|b| b.is_ascii_digit());
-        digits.then(|| text.parse().ok()).flatten()
-    };
     Some((Generation(number(generation)?), Position(number(position)?)))
+}
+
+pub(crate) fn point(time_unix_ms: i64, position: Position, id: Uuid) -> String {
+    format!(
+        "{POINTS}{:020}-{:020}-{}",
+        time_unix_ms.max(0),
+        position.0,
+        id.simple()
+    )
+}
+
+/// Owners are free text, so their pins are named by hash.
+pub(crate) fn pin(owner: &str) -> String {
+    let hash = blake3::hash(owner.as_bytes()).to_hex();
+    format!("{PINS}{}", &hash.as_str()[..32])
+}
+
+fn number(text: &str) -> Option<u64> {
+    let digits = text.len() == 20 && text.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
 }

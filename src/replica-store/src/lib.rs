@@ -30,15 +30,19 @@ mod cycle;
 mod durable;
 mod error;
 pub mod fault;
+mod folder;
 mod frames;
 mod initial;
+mod joining;
 mod layout;
-#[allow(dead_code)] // the folder is moved onto it next
+mod manifest;
 mod medium;
 mod model;
+mod options;
 mod overlay;
-mod point;
+mod points;
 mod reader;
+mod removal;
 mod replica;
 mod retention;
 mod stored;
@@ -48,12 +52,13 @@ mod writer;
 
 pub use error::{ErrorKind, Outcome, StoreError};
 pub use model::{
-    DiskSpec, Generation, MaintenanceReport, Pin, PointKind, PointSelector, Position,
-    RecoveryPoint, ReplicaKey, ReplicaState, RetentionPolicy, StoreTarget,
+    Damage, DiskSpec, DiskStart, Generation, MaintenanceReport, Pin, PointKind, PointSelector,
+    Position, RecoveryPoint, ReplicaKey, ReplicaState, RetentionPolicy, RetentionTier, StoreTarget,
 };
+pub use options::WriterOptions;
 pub use reader::{ReplicaReader, ReplicaView};
-pub use retention::expired_points;
+pub use retention::{PointAge, expired_points, next_clock};
 pub use writer::{
-    Committed, CycleWriter, JournalObject, ReplicaWriter, delete_replica,
-    delete_replica_with_faults,
+    Committed, CyclePlan, CycleWriter, JournalObject, ReplicaWriter, delete_replica,
+    delete_replica_at, delete_replica_with_faults,
 };

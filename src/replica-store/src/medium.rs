@@ -127,6 +127,9 @@ pub(crate) trait Medium: Debug + Send + Sync {
     /// order, so that what is named first is gone first.
     fn remove(&self, names: &[String]) -> Result<()>;
 
+    /// Removes everything of the replica but this one object; can be repeated after a cut.
+    fn clear(&self, keep: &str) -> Result<()>;
+
     /// All objects whose name begins with `prefix` (empty, or ending in `/`), sorted by name, without
     /// what is still being written. A prefix without objects gives none.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
@@ -171,9 +174,10 @@ pub(crate) trait Medium: Debug + Send + Sync {
 pub(crate) enum Section {
     /// A few small objects change.
     Short,
-    /// Only base is written, disjoint ranges by several tasks; excludes the other two.
+    /// Only base is written, disjoint ranges by several tasks; excludes short sections.
     Shared,
-    /// A round of maintenance: two at once would only waste work (Azure: a lease).
+    /// A round of maintenance, around many short sections: two rounds at once would only waste work
+    /// (folder: nothing, Azure: a lease).
     Maintenance,
 }
 

@@ -90,6 +90,21 @@ impl Position {
     }
 }
 
+/// How far the base of a disk is that is to join, see [`crate::ReplicaWriter::begin_disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskStart {
+    /// It is all zero: write what is not zero.
+    Empty,
+    /// An earlier attempt was cut: compare with `base_read`, write what differs.
+    Partial,
+    /// It is complete, only no cycle has named the disk yet: compare with `base_read`, send what differs
+    /// in the cycle that takes it in.
+    Ready,
+    /// The disk is, or was, part of cycles that the store still needs: there is nothing to fill. Compare
+    /// with [`crate::ReplicaWriter::last_view`] and send what differs in the cycle that takes it in.
+    Known,
+}
+
 /// A disk of the replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DiskSpec {
@@ -102,17 +117,18 @@ pub struct DiskSpec {
 }
 
 /// How consistent a recovery point is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PointKind {
     /// All disks at one instant, as after a power loss.
+    #[default]
     Crash,
     /// The guest's file systems (and applications) were quiesced.
     Application,
 }
 
 /// A moment to which the VM can be recovered: a journal position and what else that takes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecoveryPoint {
     /// Names the point.
@@ -129,7 +145,7 @@ pub struct RecoveryPoint {
     pub changed_bytes: u64,
     /// Bytes that were sent to the store for it.
     pub sent_bytes: u64,
-    /// Shared by the points that the VMs of a group took at one instant.
+    /// Shared by the points that VMs of one group took at one instant; none when it was taken alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_point_id: Option<Uuid>,
 }
@@ -150,11 +166,56 @@ pub enum ReplicaState {
     },
 }
 
-/// How long recovery points are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long recovery points are kept. Ages are times in which replication ran, see
+/// [`crate::expired_points`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionPolicy {
-    /// Points younger than this are kept; 0 keeps only the newest.
+    /// All points younger than this are kept; 0 keeps only the newest (and what tiers keep).
     pub hours: u32,
+    /// What is kept beyond that, see [`RetentionPolicy::with_tiers`].
+    pub tiers: [Option<RetentionTier>; RetentionPolicy::MAX_TIERS],
+    /// No point younger than this is retired, whatever the rest says. New points carry it with them
+    /// (see [`crate::ReplicaWriter::set_immutability_hours`]), so a later policy can't shorten it.
+    pub immutability_hours: u32,
+    /// The newest application-consistent point is kept until it is so old, even if the rest would
+    /// retire it; 0 = no such exception.
+    pub latest_application_hours: u32,
+}
+
+/// Keeps one point of every period: the oldest application-consistent one, or else the oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetentionTier {
+    /// Length of a period.
+    pub every_seconds: u64,
+    /// Until it is so old.
+    pub for_seconds: u64,
+}
+
+impl RetentionPolicy {
+    /// Most tiers of a policy.
+    pub const MAX_TIERS: usize = 8;
+
+    /// Keeps all points for so long, nothing else.
+    pub const fn hours(hours: u32) -> Self {
+        RetentionPolicy {
+            hours,
+            tiers: [None; Self::MAX_TIERS],
+            immutability_hours: 0,
+            latest_application_hours: 0,
+        }
+    }
+
+    /// Adds tiers; `None` when there are more than [`RetentionPolicy::MAX_TIERS`] or one has no period.
+    pub fn with_tiers(mut self, tiers: &[RetentionTier]) -> Option<Self> {
+        if tiers.len() > Self::MAX_TIERS || tiers.iter().any(|tier| tier.every_seconds == 0) {
+            return None;
+        }
+        self.tiers = [None; Self::MAX_TIERS];
+        for (slot, tier) in self.tiers.iter_mut().zip(tiers) {
+            *slot = Some(*tier);
+        }
+        Some(self)
+    }
 }
 
 /// What one round of maintenance did.
@@ -170,6 +231,25 @@ pub struct MaintenanceReport {
     pub applied_bytes: u64,
     /// Journal objects that are gone.
     pub removed_journal_objects: u64,
+    /// What could not be read and holds base back until it is written again (at most 1,000 findings):
+    /// send these ranges of the source in the next cycle.
+    pub damage: Vec<Damage>,
+}
+
+/// A range of a disk that a damaged journal object leaves unknown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Damage {
+    /// Which disk.
+    pub disk: Uuid,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// The damaged object.
+    pub place: String,
+    /// Its position: points from here on are affected, up to the cycle that writes the range again.
+    pub position: Position,
 }
 
 /// Which point to open.

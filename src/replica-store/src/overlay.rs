@@ -1,14 +1,21 @@
 //! What the journal says on top of base: an interval map per disk, later entries win.
+//!
+//! An object that does not verify says nothing about any byte: it covers every disk as [`Source::Lost`],
+//! so that only what younger cycles wrote again can be read. That is what heals it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::sync::Arc;
 
-use replication_log::journal::{Entry, EntryData, Frame, JournalReader};
+use replication_log::journal::{Entry, EntryData, Frame, JournalDisk, JournalReader, read_header};
+use uuid::Uuid;
 
-use crate::error::{Result, StoreError};
-use crate::model::{DiskSpec, Generation, Position};
+use crate::cycle::named;
+use crate::error::{ErrorKind, Result, StoreError};
+use crate::manifest::Manifest;
+use crate::medium::Object;
+use crate::model::{Damage, DiskSpec, Generation, Position};
+use crate::replica::{JournalNames, Replica};
 
 /// Where the bytes of a range are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +24,14 @@ pub(crate) enum Source {
     Zeroes,
     /// In a frame of a journal object, from this offset of its raw bytes.
     Frame { object: u32, frame: u32, at: u32 },
+    /// In an object that can't be read.
+    Lost { object: u32 },
 }
 
 impl Source {
     fn advance(self, by: u64) -> Source {
         match self {
-            Source::Zeroes => Source::Zeroes,
+            Source::Zeroes | Source::Lost { .. } => self,
             // Offsets in a frame stay below its 256 KiB.
             Source::Frame { object, frame, at } => Source::Frame {
                 object,
@@ -104,56 +113,126 @@ impl IntervalMap {
 #[derive(Debug)]
 pub(crate) struct OverlayObject {
     pub(crate) position: Position,
-    pub(crate) path: std::path::PathBuf,
+    pub(crate) name: String,
+    /// Where it is, for messages.
+    pub(crate) place: String,
     pub(crate) frames: Vec<Frame>,
 }
 
 /// The journal between two positions, merged, for all disks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Overlay {
     pub(crate) objects: Vec<OverlayObject>,
-    /// One map per disk, in the manifest's order.
-    pub(crate) disks: Vec<IntervalMap>,
+    /// What the journal says of each disk that it ever names.
+    pub(crate) disks: BTreeMap<Uuid, IntervalMap>,
+    /// The disks as of the newest object.
+    pub(crate) set: Vec<DiskSpec>,
+    /// Newest size of every disk that the journal ever names.
+    pub(crate) sizes: BTreeMap<Uuid, u64>,
 }
 
 impl Overlay {
-    pub(crate) fn new(disks: usize) -> Self {
-        Overlay {
+    /// Merges the journal (base, to].
+    pub(crate) fn merge(
+        replica: &Replica,
+        manifest: &Manifest,
+        base: Position,
+        to: Position,
+        journal: &JournalNames,
+    ) -> Result<Overlay> {
+        let mut overlay = Overlay {
             objects: Vec::new(),
-            disks: vec![IntervalMap::default(); disks],
+            disks: BTreeMap::new(),
+            set: manifest.disks.clone(),
+            sizes: BTreeMap::new(),
+        };
+        for (position, (generation, name)) in journal {
+            if *position > base && *position <= to {
+                overlay.add(replica, manifest, (*position, *generation), name)?;
+            }
         }
+        Ok(overlay)
     }
 
     /// Adds the next object on top. `NotFound` when it is gone: the applier was faster.
-    pub(crate) fn add(
+    fn add(
         &mut self,
-        item: &str,
-        disks: &[DiskSpec],
+        replica: &Replica,
+        manifest: &Manifest,
         (position, generation): (Position, Generation),
-        path: &Path,
+        name: &str,
     ) -> Result<()> {
-        let reader = open_object(path)?;
-        check_object(&reader, item, disks, position, generation, path)?;
-        let object = u32::try_from(self.objects.len())
-            .map_err(|_| StoreError::corrupt(path, "too many journal objects"))?;
-        for (index, listed) in reader.header().disks.iter().enumerate() {
-            let place = disks.iter().position(|disk| disk.id == listed.id);
-            let Some(map) = place.and_then(|place| self.disks.get_mut(place)) else {
-                return Err(StoreError::corrupt(path, "it changes an unknown disk"));
-            };
-            for entry in reader.entries(index) {
-                map.insert(
-                    entry.offset..entry.offset + entry.length,
-                    source_of(entry, object),
-                );
+        let place = replica.medium.describe(name);
+        let index = u32::try_from(self.objects.len())
+            .map_err(|_| StoreError::corrupt(&place, "too many journal objects"))?;
+        let opened = open_object(replica, name).and_then(|reader| {
+            check_identity(replica, &reader, position, generation, name)?;
+            check_disks(manifest, &self.set, &reader.header().disks, &place)?;
+            Ok(reader)
+        });
+        let frames = match opened {
+            Ok(reader) => {
+                let listed = &reader.header().disks;
+                for (at, disk) in listed.iter().enumerate() {
+                    self.sizes.insert(disk.id, disk.size_bytes);
+                    let map = self.disks.entry(disk.id).or_default();
+                    for entry in reader.entries(at) {
+                        let range = entry.offset..entry.offset + entry.length;
+                        map.insert(range, source_of(entry, index));
+                    }
+                }
+                self.set = named(manifest, listed);
+                reader.frames().to_vec()
             }
-        }
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                for disk in &self.set {
+                    let map = self.disks.entry(disk.id).or_default();
+                    map.insert(0..disk.size_bytes, Source::Lost { object: index });
+                }
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
         self.objects.push(OverlayObject {
             position,
-            path: path.to_owned(),
-            frames: reader.frames().to_vec(),
+            name: name.to_owned(),
+            place,
+            frames,
         });
         Ok(())
+    }
+
+    /// Objects that can't be read and are still needed, with the ranges that they leave unknown.
+    pub(crate) fn lost(&self) -> Vec<Damage> {
+        let mut lost = Vec::new();
+        for (disk, map) in &self.disks {
+            for (range, source) in map.iter() {
+                if let Source::Lost { object } = source {
+                    lost.push(self.damage(object, *disk, &range));
+                }
+            }
+        }
+        lost
+    }
+
+    pub(crate) fn damage(&self, object: u32, disk: Uuid, range: &Range<u64>) -> Damage {
+        let object = &self.objects[object as usize];
+        Damage {
+            disk,
+            offset: range.start,
+            length: range.end - range.start,
+            place: object.place.clone(),
+            position: object.position,
+        }
+    }
+
+    /// What is said of a disk; nothing when the journal does not name it.
+    pub(crate) fn cover(&self, disk: Uuid, range: Range<u64>) -> Vec<(Range<u64>, Option<Source>)> {
+        match self.disks.get(&disk) {
+            Some(map) => map.cover(range),
+            None if range.is_empty() => Vec::new(),
+            None => vec![(range, None)],
+        }
     }
 }
 
@@ -164,35 +243,77 @@ fn source_of(entry: &Entry, object: u32) -> Source {
     }
 }
 
-pub(crate) fn open_object(path: &Path) -> Result<JournalReader<File>> {
-    let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
-    JournalReader::open(file).map_err(|error| StoreError::journal(path, error))
+pub(crate) type Reader = JournalReader<Arc<dyn Object>>;
+
+/// `NotFound` when it is gone.
+pub(crate) fn open_object(replica: &Replica, name: &str) -> Result<Reader> {
+    let place = replica.medium.describe(name);
+    let object = replica.medium.open(name)?.ok_or_else(|| {
+        StoreError::new(
+            ErrorKind::NotFound,
+            format!("open {place}: it is not there"),
+        )
+    })?;
+    JournalReader::open_with_keys(object, &replica.keys())
+        .map_err(|error| StoreError::journal(&place, error))
+}
+
+/// Disks that an object names, from its header alone. `NotFound` when it is gone.
+pub(crate) fn read_disks(replica: &Replica, name: &str) -> Result<Vec<JournalDisk>> {
+    let place = replica.medium.describe(name);
+    let object = replica.medium.open(name)?.ok_or_else(|| {
+        StoreError::new(
+            ErrorKind::NotFound,
+            format!("open {place}: it is not there"),
+        )
+    })?;
+    let (header, _) = read_header(&object).map_err(|error| StoreError::journal(&place, error))?;
+    Ok(header.disks)
 }
 
 /// An object must be what its place and name say.
-pub(crate) fn check_object<R: replication_log::ReadAt>(
-    reader: &JournalReader<R>,
-    item: &str,
-    disks: &[DiskSpec],
+pub(crate) fn check_identity(
+    replica: &Replica,
+    reader: &Reader,
     position: Position,
     generation: Generation,
-    path: &Path,
+    name: &str,
 ) -> Result<()> {
     let header = reader.header();
-    let known = header.disks.iter().all(|listed| {
-        disks
-            .iter()
-            .any(|disk| disk.id == listed.id && disk.size_bytes == listed.size_bytes)
-    });
-    if header.item != item
+    if header.item != replica.item_id
         || header.position != position.0
         || header.generation != generation.0
-        || !known
     {
         return Err(StoreError::corrupt(
-            path,
-            "it is the cycle of another item, position, generation or set of disks",
+            &replica.medium.describe(name),
+            "it is the cycle of another item, position or generation",
         ));
+    }
+    Ok(())
+}
+
+/// Disks keep their size or grow, and are known.
+fn check_disks(
+    manifest: &Manifest,
+    before: &[DiskSpec],
+    listed: &[JournalDisk],
+    place: &str,
+) -> Result<()> {
+    for disk in listed {
+        let size = before
+            .iter()
+            .find(|known| known.id == disk.id)
+            .or_else(|| manifest.stored_disk(disk.id))
+            .map(|known| known.size_bytes);
+        if size.is_none_or(|size| disk.size_bytes < size) {
+            return Err(StoreError::corrupt(
+                place,
+                format!(
+                    "it changes disk {}, which is unknown or was larger",
+                    disk.id
+                ),
+            ));
+        }
     }
     Ok(())
 }

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use replication_log::KeyRing;
 use uuid::Uuid;
 
 use crate::blocking::blocking;
-use crate::durable::Durable;
 use crate::error::Result;
-use crate::layout::Layout;
 use crate::model::{
     DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, ReplicaState, StoreTarget,
 };
-use crate::point;
+use crate::options;
+use crate::points;
 use crate::replica::Replica;
-use crate::view::View;
+use crate::view::{Show, View};
 
 /// Reads one replica; needs no generation, and write access only for pins. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -25,41 +25,48 @@ pub struct ReplicaReader {
 impl ReplicaReader {
     /// Opens a replica; `NotFound` when there is none.
     pub async fn open(target: &StoreTarget, key: &ReplicaKey) -> Result<ReplicaReader> {
+        Self::open_with_keys(target, key, KeyRing::new()).await
+    }
+
+    /// As [`ReplicaReader::open`], with the keys that journal objects may need.
+    pub async fn open_with_keys(
+        target: &StoreTarget,
+        key: &ReplicaKey,
+        keys: KeyRing,
+    ) -> Result<ReplicaReader> {
         let reader = ReplicaReader {
-            replica: Arc::new(Replica {
-                durable: Durable::default(),
-                layout: Layout::new(target, key),
-            }),
+            replica: options::replica(target, key, keys, None)?,
         };
         reader.run(|replica| replica.manifest().map(drop)).await?;
         Ok(reader)
     }
 
-    /// How far the replica is.
-    pub async fn state(&self) -> Result<ReplicaState> {
-        self.run(Replica::state).await
+    /// Names this replica: one that was deleted and made anew is another.
+    pub async fn replica_id(&self) -> Result<Uuid> {
+        self.run(|replica| Ok(replica.manifest()?.value.id)).await
     }
 
-    /// The replica's disks.
+    /// How far the replica is.
+    pub async fn state(&self) -> Result<ReplicaState> {
+        self.run(|replica| replica.state()).await
+    }
+
+    /// The disks as of the newest cycle.
     pub async fn disks(&self) -> Result<Vec<DiskSpec>> {
-        self.run(|replica| Ok(replica.manifest()?.disks)).await
+        self.run(|replica| replica.head_disks()).await
     }
 
     /// All points, oldest first; none before initial replication has finished.
     pub async fn points(&self) -> Result<Vec<RecoveryPoint>> {
-        self.run(|replica| {
-            let points = replica.points()?;
-            Ok(points.into_iter().map(|(_, point)| point).collect())
-        })
-        .await
+        self.run(|replica| replica.points()).await
     }
 
     /// The disks as of a point. Not held: when the point is retired, reads say `Expired`.
     pub async fn view(&self, point: PointSelector) -> Result<ReplicaView> {
         let (view, point) = self
             .run(move |replica| {
-                let point = point::select(replica, point)?;
-                Ok((View::open(replica, Some(point.position))?, point))
+                let point = points::select(replica, point)?;
+                Ok((View::open(replica, Show::Position(point.position))?, point))
             })
             .await?;
         Ok(ReplicaView::new(view, Some(point)))
@@ -69,7 +76,7 @@ impl ReplicaReader {
     /// [`ReplicaReader::unpin`]. An owner holds one point; another replaces it.
     pub async fn pin(&self, point: PointSelector, owner: &str) -> Result<Pin> {
         let owner = owner.to_owned();
-        self.run(move |replica| Ok(point::pin(replica, point, &owner)?.0))
+        self.run(move |replica| Ok(points::pin(replica, point, &owner)?.0))
             .await
     }
 
@@ -78,8 +85,8 @@ impl ReplicaReader {
         let owner = owner.to_owned();
         let (view, point) = self
             .run(move |replica| {
-                let (pin, point) = point::pin(replica, point, &owner)?;
-                Ok((View::open(replica, Some(pin.position))?, point))
+                let (pin, point) = points::pin(replica, point, &owner)?;
+                Ok((View::open(replica, Show::Position(pin.position))?, point))
             })
             .await?;
         Ok(ReplicaView::new(view, Some(point)))
@@ -88,17 +95,18 @@ impl ReplicaReader {
     /// Lets go of what the owner holds; fine when it holds nothing.
     pub async fn unpin(&self, owner: &str) -> Result<()> {
         let owner = owner.to_owned();
-        self.run(move |replica| point::unpin(replica, &owner)).await
+        self.run(move |replica| points::unpin(replica, &owner))
+            .await
     }
 
     /// All pins, sorted by owner.
     pub async fn pins(&self) -> Result<Vec<Pin>> {
-        self.run(Replica::pins).await
+        self.run(|replica| replica.pins()).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&Replica) -> Result<T> + Send + 'static,
+        act: impl FnOnce(&Arc<Replica>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let replica = self.replica.clone();
         blocking(move || act(&replica)).await

@@ -1,22 +1,29 @@
-//! What is stored of one replica, and the rules of changing it: lock, generation, manifest.
+//! What is stored of one replica, and the rules of changing it: section, generation, manifest.
 //!
-//! Every mutation runs inside [`Replica::locked`]: it holds the OS lock and has compared the stored
-//! generation with the writer's own, so a stale writer can't change a byte, however late its call
-//! comes. The manifest says how far base is. While the applier moves base it first raises `floor`:
-//! positions below it are given up, and whoever still shows one finds out before it believes a read.
+//! Every mutation runs inside [`Replica::locked`]: it is in the section and has compared the stored
+//! generation with the writer's own. Where the medium excludes for certain (a folder), a stale writer
+//! so can't change a byte, however late its call comes. Where it does not (Azure Storage), three things
+//! make a stale writer harmless: the manifest is replaced under its version, journal objects and points
+//! carry the generation and count only where the manifest's epochs say so, and base compares the fence.
+//! What was acknowledged counts: [`Locked::confirm`] looks at the generation once more *after* the
+//! write, and a take-over changes the generation *before* it looks at the journal.
+//!
+//! The manifest says how far base is. While the applier moves base it first raises `floor`: positions
+//! below it are given up, and whoever still shows one finds out before it believes a read.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use serde::{Deserialize, Serialize};
+use replication_log::KeyRing;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::durable::{Durable, LockGuard, TEMPORARY};
 use crate::error::{ErrorKind, Result, StoreError};
-use crate::layout::{Layout, parse_journal_name};
-use crate::model::{DiskSpec, Generation, Pin, Position, RecoveryPoint, ReplicaState};
+use crate::layout::{self, parse_journal_name};
+use crate::manifest::{BaseState, Manifest};
+use crate::medium::{BaseWrite, Fence, Guard, Medium, Newer, Put, Section, Version};
+use crate::model::{Generation, Pin, Position, ReplicaState};
+use crate::points::PointCache;
 use crate::stored;
 
 pub(crate) const KIND_MANIFEST: &str = "manifest";
@@ -24,113 +31,191 @@ pub(crate) const KIND_GENERATION: &str = "generation";
 pub(crate) const KIND_POINT: &str = "point";
 pub(crate) const KIND_PIN: &str = "pin";
 
-/// Disks and how far base is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Manifest {
-    /// Made with the replica: a deleted and re-created one is another, whatever its name.
-    pub(crate) id: Uuid,
-    pub(crate) item: String,
-    pub(crate) disks: Vec<DiskSpec>,
-    pub(crate) base: BaseState,
-}
-
-/// How far base is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "camelCase")]
-pub(crate) enum BaseState {
-    Empty,
-    Partial,
-    Complete {
-        /// Base holds everything up to here.
-        position: Position,
-        /// Base may hold parts of everything up to here: equal to `position` when at rest.
-        floor: Position,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct StoredGeneration {
     pub(crate) generation: Generation,
+    /// The replica was removed by the owner of this generation: the tombstone that keeps a stale
+    /// engine from making it anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) removed: bool,
 }
 
-/// How often a reader tries again when the applier moves things under it.
-const RACES: usize = 100;
-
-/// Journal objects by position.
-pub(crate) type JournalNames = BTreeMap<Position, (Generation, PathBuf)>;
-
-/// One replica in a folder. Synchronous; the public types call it from blocking threads.
+/// An object as it was last seen.
 #[derive(Clone, Debug)]
-pub(crate) struct Replica {
-    pub(crate) durable: Durable,
-    pub(crate) layout: Layout,
+pub(crate) struct Seen<T> {
+    pub(crate) value: Arc<T>,
+    pub(crate) version: Version,
 }
 
-/// Proof that the lock is held and the generation was compared.
+/// How often a reader or a conditional write tries again when others move things under it.
+pub(crate) const RACES: usize = 100;
+
+/// Journal objects by position, with the generation that counts there.
+pub(crate) type JournalNames = BTreeMap<Position, (Generation, String)>;
+
+/// One replica. Synchronous; the public types call it from blocking threads.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) medium: Arc<dyn Medium>,
+    pub(crate) item_id: String,
+    pub(crate) keys: RwLock<Arc<KeyRing>>,
+    pub(crate) points: PointCache,
+    generation: Mutex<Option<Seen<StoredGeneration>>>,
+    manifest: Mutex<Option<Seen<Manifest>>>,
+    bases: Mutex<HashMap<Uuid, (Fence, Arc<dyn BaseWrite>)>>,
+    /// Short sections of one process do not meet, whatever the medium excludes.
+    short: Mutex<()>,
+}
+
+/// Proof of being in the section with the generation compared.
 pub(crate) struct Locked<'a> {
     pub(crate) replica: &'a Replica,
-    _guard: LockGuard,
+    generation: Option<Generation>,
+    _guard: Box<dyn Guard>,
 }
 
 impl Replica {
-    /// Holds the lock for `act`, as the writer of this generation.
+    pub(crate) fn new(medium: Arc<dyn Medium>, item_id: &str, keys: Arc<KeyRing>) -> Self {
+        Replica {
+            medium,
+            item_id: item_id.to_owned(),
+            keys: RwLock::new(keys),
+            points: PointCache::default(),
+            generation: Mutex::default(),
+            manifest: Mutex::default(),
+            bases: Mutex::default(),
+            short: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn keys(&self) -> Arc<KeyRing> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.clone()
+    }
+
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> String {
+        self.medium.describe("")
+    }
+
+    /// Enters the section for `act`, as the writer of this generation.
     pub(crate) fn locked<T>(
         &self,
         generation: Generation,
         act: impl FnOnce(&Locked<'_>) -> Result<T>,
     ) -> Result<T> {
-        let guard = self.durable.lock(&self.layout.lock(), false)?;
+        let _one = self.short.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.medium.enter(Section::Short, false)?;
         self.check_generation(generation)?;
         act(&Locked {
             replica: self,
+            generation: Some(generation),
             _guard: guard,
         })
     }
 
-    /// Holds the lock for `act`, as somebody who changes neither base nor journal.
+    /// Enters the section for `act`, as somebody who changes neither base nor journal.
     pub(crate) fn locked_by_reader<T>(
         &self,
         act: impl FnOnce(&Locked<'_>) -> Result<T>,
     ) -> Result<T> {
-        let guard = self.durable.lock(&self.layout.lock(), false)?;
+        let _one = self.short.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.medium.enter(Section::Short, false)?;
         act(&Locked {
             replica: self,
+            generation: None,
             _guard: guard,
         })
     }
 
-    pub(crate) fn stored_generation(&self) -> Result<Option<Generation>> {
-        let path = self.layout.generation();
-        let stored: Option<StoredGeneration> = stored::read(KIND_GENERATION, &path)?;
-        Ok(stored.map(|stored| stored.generation))
+    /// Enters the section in which only base is written, by several tasks at once.
+    pub(crate) fn shared<T>(
+        &self,
+        generation: Generation,
+        act: impl FnOnce(&Manifest) -> Result<T>,
+    ) -> Result<T> {
+        let _guard = self.medium.enter(Section::Shared, false)?;
+        // The medium's fence refuses a stale writer: then it need not be looked for before each write.
+        let known = self.medium.compares_fence().then(|| self.last_manifest());
+        if let Some(manifest) = known.flatten() {
+            return act(&manifest);
+        }
+        self.check_generation(generation)?;
+        act(&self.manifest()?.value)
     }
 
-    fn check_generation(&self, generation: Generation) -> Result<()> {
-        match self.stored_generation()? {
-            Some(stored) if stored == generation => Ok(()),
-            Some(stored) => Err(fenced(&self.layout, generation, stored)),
-            None => Err(self.missing()),
+    fn last_manifest(&self) -> Option<Arc<Manifest>> {
+        let slot = self.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().map(|seen| seen.value.clone())
+    }
+
+    pub(crate) fn stored_generation(&self) -> Result<Option<Seen<StoredGeneration>>> {
+        self.look(
+            &self.generation,
+            KIND_GENERATION,
+            layout::GENERATION,
+            |_| true,
+        )
+    }
+
+    pub(crate) fn check_generation(&self, generation: Generation) -> Result<()> {
+        match self.stored_generation()?.map(|seen| *seen.value) {
+            Some(stored) if stored.generation != generation => {
+                Err(fenced(self, generation, stored.generation))
+            }
+            Some(stored) if !stored.removed => Ok(()),
+            _ => Err(self.missing()),
         }
     }
 
-    pub(crate) fn manifest(&self) -> Result<Manifest> {
+    pub(crate) fn manifest(&self) -> Result<Seen<Manifest>> {
         self.find_manifest()?.ok_or_else(|| self.missing())
     }
 
-    pub(crate) fn find_manifest(&self) -> Result<Option<Manifest>> {
-        let path = self.layout.manifest();
-        let Some(manifest): Option<Manifest> = stored::read(KIND_MANIFEST, &path)? else {
-            return Ok(None);
+    pub(crate) fn find_manifest(&self) -> Result<Option<Seen<Manifest>>> {
+        self.look(
+            &self.manifest,
+            KIND_MANIFEST,
+            layout::MANIFEST,
+            |manifest: &Manifest| manifest.is_sane() && manifest.item == self.item_id,
+        )
+    }
+
+    /// Reads an object unless it still is what was seen.
+    fn look<T: DeserializeOwned>(
+        &self,
+        slot: &Mutex<Option<Seen<T>>>,
+        kind: &str,
+        name: &str,
+        is_sane: impl Fn(&T) -> bool,
+    ) -> Result<Option<Seen<T>>> {
+        let known = slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(|seen| (seen.value.clone(), seen.version.clone()));
+        let found = match &known {
+            Some((_, version)) => self.medium.get_newer(name, version)?,
+            None => match self.medium.get(name)? {
+                Some((content, version)) => Newer::Changed(content, version),
+                None => Newer::Gone,
+            },
         };
-        let sane = match manifest.base {
-            BaseState::Complete { position, floor } => position <= floor,
-            _ => true,
+        let fresh = match found {
+            Newer::Unchanged => return Ok(known.map(|(value, version)| Seen { value, version })),
+            Newer::Gone => None,
+            Newer::Changed(content, version) => {
+                let place = self.medium.describe(name);
+                let value: T = stored::decode(kind, &place, &content)?;
+                if !is_sane(&value) {
+                    return Err(StoreError::corrupt(&place, "it contradicts itself"));
+                }
+                Some((Arc::new(value), version))
+            }
         };
-        if !sane || manifest.item != self.layout.item_id() {
-            return Err(StoreError::corrupt(&path, "it contradicts itself"));
-        }
-        Ok(Some(manifest))
+        let seen = |(value, version)| Seen { value, version };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = fresh.clone().map(seen);
+        Ok(fresh.map(seen))
     }
 
     pub(crate) fn missing(&self) -> StoreError {
@@ -138,22 +223,30 @@ impl Replica {
             ErrorKind::NotFound,
             format!(
                 "no replica at {}: it was removed, or replication never began",
-                self.layout.item().display()
+                self.place()
             ),
         )
     }
 
-    /// Objects younger than base, without gaps. Older ones are leftovers of a cut applier.
-    pub(crate) fn journal(&self, base: Position) -> Result<JournalNames> {
-        let folder = self.layout.journal();
+    /// Objects that count and are younger than base, without gaps. Older ones are leftovers of a cut
+    /// applier, others those of a writer that was superseded.
+    pub(crate) fn journal(&self, manifest: &Manifest, base: Position) -> Result<JournalNames> {
         let mut names = JournalNames::new();
-        for (name, path) in list(&folder)? {
-            let Some((generation, position)) = parse_journal_name(&name) else {
+        let place = || self.medium.describe(layout::JOURNAL);
+        for listed in self.medium.list(layout::JOURNAL)? {
+            let Some((generation, position)) = parse_journal_name(&listed.name) else {
                 continue;
             };
-            if position > base && names.insert(position, (generation, path)).is_some() {
+            let counts = manifest
+                .epoch_at(position)
+                .is_none_or(|owner| owner == generation);
+            if position <= base || !counts {
+                continue;
+            }
+            let name = format!("{}{}", layout::JOURNAL, listed.name);
+            if names.insert(position, (generation, name)).is_some() {
                 return Err(StoreError::corrupt(
-                    &folder,
+                    &place(),
                     format!("position {} is there twice", position.0),
                 ));
             }
@@ -161,7 +254,7 @@ impl Replica {
         for (expected, found) in (base.0 + 1..).zip(names.keys()) {
             if found.0 != expected {
                 return Err(StoreError::corrupt(
-                    &folder,
+                    &place(),
                     format!("position {expected} is missing"),
                 ));
             }
@@ -169,14 +262,14 @@ impl Replica {
         Ok(names)
     }
 
-    pub(crate) fn head(&self, base: Position) -> Result<Position> {
-        let names = self.journal(base)?;
+    pub(crate) fn head(&self, manifest: &Manifest, base: Position) -> Result<Position> {
+        let names = self.journal(manifest, base)?;
         Ok(names.last_key_value().map_or(base, |(head, _)| *head))
     }
 
     pub(crate) fn state(&self) -> Result<ReplicaState> {
         let (manifest, journal) = self.settled()?;
-        Ok(match manifest.base {
+        Ok(match manifest.value.base {
             BaseState::Empty => ReplicaState::Empty,
             BaseState::Partial => ReplicaState::Partial,
             BaseState::Complete { position, .. } => ReplicaState::Complete {
@@ -186,17 +279,17 @@ impl Replica {
         })
     }
 
-    /// Manifest and journal that belong together, without the lock: the applier removes objects
+    /// Manifest and journal that belong together, without the section: the applier removes objects
     /// only after the manifest says so, hence the listing is good when the manifest did not change.
-    pub(crate) fn settled(&self) -> Result<(Manifest, JournalNames)> {
+    pub(crate) fn settled(&self) -> Result<(Seen<Manifest>, JournalNames)> {
         for _ in 0..RACES {
             let before = self.manifest()?;
-            let journal = match before.base {
-                BaseState::Complete { position, .. } => self.journal(position),
-                _ => Ok(JournalNames::new()),
+            let journal = match before.value.complete() {
+                Some((base, _)) => self.journal(&before.value, base),
+                None => Ok(JournalNames::new()),
             };
             let after = self.manifest()?;
-            if before == after {
+            if before.value == after.value {
                 return Ok((after, journal?));
             }
         }
@@ -204,122 +297,151 @@ impl Replica {
             ErrorKind::Io,
             format!(
                 "replica {} changes faster than it can be read: try again",
-                self.layout.item().display()
+                self.place()
             ),
         ))
     }
 
-    /// Points of a complete replica, oldest first, with their files.
-    pub(crate) fn points(&self) -> Result<Vec<(PathBuf, RecoveryPoint)>> {
-        let BaseState::Complete { .. } = self.manifest()?.base else {
-            return Ok(Vec::new());
-        };
-        let mut points = Vec::new();
-        for (_, path) in list(&self.layout.points())? {
-            // It may have been retired since the listing.
-            if let Some(point) = stored::read::<RecoveryPoint>(KIND_POINT, &path)? {
-                points.push((path, point));
-            }
-        }
-        // Floor is read after the points: what a racing applier has given up is not shown.
-        let BaseState::Complete { floor, .. } = self.manifest()?.base else {
-            return Ok(Vec::new());
-        };
-        points.retain(|(_, point)| point.position >= floor);
-        points.sort_by_key(|(_, point)| (point.position, point.time_unix_ms, point.id));
-        Ok(points)
-    }
-
     pub(crate) fn pins(&self) -> Result<Vec<Pin>> {
         let mut pins = Vec::new();
-        for (_, path) in list(&self.layout.pins())? {
-            if let Some(pin) = stored::read(KIND_PIN, &path)? {
-                pins.push(pin);
+        for listed in self.medium.list(layout::PINS)? {
+            let name = format!("{}{}", layout::PINS, listed.name);
+            if let Some((content, _)) = self.medium.get(&name)? {
+                let place = self.medium.describe(&name);
+                pins.push(stored::decode(KIND_PIN, &place, &content)?);
             }
         }
         pins.sort_by(|a: &Pin, b: &Pin| a.owner.cmp(&b.owner));
         Ok(pins)
     }
+
+    /// Base of a disk, opened for writing under the manifest's fence and kept open.
+    pub(crate) fn base(&self, manifest: &Manifest, disk: Uuid) -> Result<Arc<dyn BaseWrite>> {
+        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((fence, base)) = bases.get(&disk)
+            && *fence == manifest.fence
+        {
+            return Ok(base.clone());
+        }
+        let base = crate::base::open(self, manifest, disk)?;
+        bases.insert(disk, (manifest.fence, base.clone()));
+        Ok(base)
+    }
+
+    /// Forgets open bases: after one was made anew or removed.
+    pub(crate) fn forget_bases(&self) {
+        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        bases.clear();
+    }
 }
 
 impl Locked<'_> {
-    pub(crate) fn put_manifest(&self, manifest: &Manifest) -> Result<()> {
-        self.put(&self.replica.layout.manifest(), KIND_MANIFEST, manifest)
+    /// Of the writer; 0 for a reader.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation.unwrap_or_default()
     }
 
-    pub(crate) fn put<T: Serialize>(&self, path: &Path, kind: &str, value: &T) -> Result<()> {
-        self.replica
-            .durable
-            .replace(path, &stored::encode(kind, value)?)
+    /// Changes the manifest; `act` gives the new one, or `None` for no change, and is called again when
+    /// somebody else was faster.
+    pub(crate) fn change(
+        &self,
+        mut act: impl FnMut(&Manifest) -> Result<Option<Manifest>>,
+    ) -> Result<Arc<Manifest>> {
+        for _ in 0..RACES {
+            let seen = self.replica.manifest()?;
+            let Some(new) = act(&seen.value)? else {
+                return Ok(seen.value);
+            };
+            if let Some(new) = self.replace_manifest(&seen, new)? {
+                return Ok(new);
+            }
+            if let Some(generation) = self.generation {
+                self.replica.check_generation(generation)?;
+            }
+        }
+        Err(StoreError::new(
+            ErrorKind::Io,
+            format!(
+                "the manifest of {} changes faster than it can be replaced: try again",
+                self.replica.place()
+            ),
+        ))
     }
 
-    /// Positions of a complete base; `Conflict` while initial replication is not finished.
-    pub(crate) fn complete(&self) -> Result<(Manifest, Position, Position)> {
+    /// Replaces the manifest that was seen; `None` when it is another by now.
+    pub(crate) fn replace_manifest(
+        &self,
+        seen: &Seen<Manifest>,
+        new: Manifest,
+    ) -> Result<Option<Arc<Manifest>>> {
+        let content = stored::encode(KIND_MANIFEST, &new)?;
+        let medium = &self.replica.medium;
+        match medium.replace(layout::MANIFEST, &content, &seen.version)? {
+            Put::Refused => Ok(None),
+            Put::Done(version) => Ok(Some(self.keep(new, version))),
+        }
+    }
+
+    /// Writes the first manifest of a replica.
+    pub(crate) fn put_manifest(&self, new: Manifest) -> Result<Option<Arc<Manifest>>> {
+        let content = stored::encode(KIND_MANIFEST, &new)?;
+        match self.replica.medium.put_new(layout::MANIFEST, &content)? {
+            Put::Refused => Ok(None),
+            Put::Done(version) => Ok(Some(self.keep(new, version))),
+        }
+    }
+
+    fn keep(&self, new: Manifest, version: Version) -> Arc<Manifest> {
+        let value = Arc::new(new);
+        let seen = Seen {
+            value: value.clone(),
+            version,
+        };
+        let slot = &self.replica.manifest;
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        value
+    }
+
+    /// After a write that is to be acknowledged: this generation still is the owner. Where sections
+    /// exclude for certain that is known.
+    pub(crate) fn confirm(&self) -> Result<()> {
+        match self.generation {
+            Some(generation) if self.replica.medium.compares_fence() => self
+                .replica
+                .check_generation(generation)
+                .map_err(StoreError::unknown),
+            _ => Ok(()),
+        }
+    }
+
+    /// Manifest and positions of a complete base; `Conflict` while initial replication is not finished.
+    pub(crate) fn complete(&self) -> Result<(Seen<Manifest>, Position, Position)> {
         let manifest = self.replica.manifest()?;
-        match manifest.base {
-            BaseState::Complete { position, floor } => Ok((manifest, position, floor)),
-            _ => Err(StoreError::new(
-                ErrorKind::Conflict,
-                format!(
-                    "replica {} has no complete base yet: finish initial replication first",
-                    self.replica.layout.item().display()
-                ),
-            )),
+        match manifest.value.complete() {
+            Some((position, floor)) => Ok((manifest, position, floor)),
+            None => Err(incomplete(self.replica)),
         }
-    }
-
-    /// Removes temporaries that a killed writer left.
-    pub(crate) fn sweep(&self) -> Result<()> {
-        let layout = &self.replica.layout;
-        for folder in [
-            layout.item().to_owned(),
-            layout.journal(),
-            layout.points(),
-            layout.pins(),
-        ] {
-            let stale = list_all(&folder)?
-                .into_iter()
-                .filter(|(name, _)| name.starts_with(TEMPORARY))
-                .map(|(_, path)| path)
-                .collect::<Vec<_>>();
-            self.replica.durable.remove_files(&folder, &stale)?;
-        }
-        Ok(())
     }
 }
 
-pub(crate) fn fenced(layout: &Layout, own: Generation, stored: Generation) -> StoreError {
+pub(crate) fn incomplete(replica: &Replica) -> StoreError {
     StoreError::new(
-        ErrorKind::Fenced,
+        ErrorKind::Conflict,
         format!(
-            "replica {} belongs to generation {}, this writer has {}: another engine took over, stop replicating",
-            layout.item().display(),
-            stored.0,
-            own.0
+            "replica {} has no complete base yet: finish initial replication first",
+            replica.place()
         ),
     )
 }
 
-/// Names and paths in a folder without temporaries, sorted. A missing folder is empty.
-pub(crate) fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let mut all = list_all(folder)?;
-    all.retain(|(name, _)| !name.starts_with(TEMPORARY));
-    Ok(all)
-}
-
-fn list_all(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let failed = |error| StoreError::io("list", folder, error);
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        if let Ok(name) = entry.file_name().into_string() {
-            names.push((name, entry.path()));
-        }
-    }
-    names.sort();
-    Ok(names)
+pub(crate) fn fenced(replica: &Replica, own: Generation, stored: Generation) -> StoreError {
+    StoreError::new(
+        ErrorKind::Fenced,
+        format!(
+            "replica {} belongs to generation {}, this writer has {}: another engine took over, stop replicating",
+            replica.place(),
+            stored.0,
+            own.0
+        ),
+    )
 }

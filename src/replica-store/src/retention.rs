@@ -1,110 +1,185 @@
 //! Which recovery points expire: a pure function of points, policy and time.
+//!
+//! **Ages** count time in which replication ran. Each point carries a clock that was advanced from the
+//! point before by the time between the two, but at most by [`MAX_STEP_MS`] and never backwards. So a
+//! clock that jumps ahead by a year, or a host that was off for a month, makes no point older than one
+//! step, and a clock that is set back makes none younger. Thinning out points does not change the ages
+//! of the others.
+//!
+//! **A point stays** when any of these says so:
+//!
+//! ```text
+//! newest of all             held by a pin              not older than `hours`
+//! one of a tier's periods   immutable                  newest application-consistent one
+//! ```
+//!
+//! The periods of a tier are fixed stretches of the clock, and each keeps its oldest
+//! application-consistent point, or else its oldest: the choice does not change while time goes on,
+//! and what a fine tier keeps a coarse one finds. Expiry breaks no younger point: base only ever moves
+//! to the oldest point that stays.
+
+use std::collections::{BTreeMap, HashSet};
 
 use uuid::Uuid;
 
-use crate::model::{RecoveryPoint, RetentionPolicy};
+use crate::model::{PointKind, Position, RetentionPolicy};
 
 const MS_PER_HOUR: i64 = 3_600_000;
+/// Longest time between two points that counts: replication that pauses longer does not age points.
+pub const MAX_STEP_MS: i64 = MS_PER_HOUR;
+
+/// What retention needs to know of a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PointAge {
+    /// Names the point.
+    pub id: Uuid,
+    /// Its place in the journal.
+    pub position: Position,
+    /// The instant of the freeze, by the host's clock.
+    pub time_unix_ms: i64,
+    /// How consistent it is.
+    pub kind: PointKind,
+    /// Its replicated time; `None` in points of the first release.
+    pub clock_ms: Option<i64>,
+    /// For how long it was promised to stay when it was made.
+    pub immutable_hours: u32,
+}
+
+impl PointAge {
+    fn order(&self) -> (Position, i64, Uuid) {
+        (self.position, self.time_unix_ms, self.id)
+    }
+
+    /// Until when nobody may delete it, by the host's clock.
+    pub fn immutable_until_unix_ms(&self) -> i64 {
+        self.time_unix_ms
+            .saturating_add(hours_ms(self.immutable_hours))
+    }
+}
+
+fn hours_ms(hours: u32) -> i64 {
+    i64::from(hours).saturating_mul(MS_PER_HOUR)
+}
+
+fn seconds_ms(seconds: u64) -> i64 {
+    i64::try_from(seconds)
+        .unwrap_or(i64::MAX)
+        .saturating_mul(1000)
+}
+
+fn step(from_unix_ms: i64, to_unix_ms: i64) -> i64 {
+    to_unix_ms
+        .saturating_sub(from_unix_ms)
+        .clamp(0, MAX_STEP_MS)
+}
+
+/// The clock of a new point, from the newest one there is.
+pub fn next_clock(newest: Option<&PointAge>, time_unix_ms: i64) -> i64 {
+    newest.map_or(0, |newest| {
+        newest
+            .clock_ms
+            .unwrap_or(0)
+            .saturating_add(step(newest.time_unix_ms, time_unix_ms))
+    })
+}
 
 /// Ids of the points that may go, oldest first.
-///
-/// A point stays while it is not older than the policy says, while it is in `held` (pinned), and
-/// always when it is the newest. With 0 hours only the newest and the held ones stay. A point of
-/// the future (a clock was set back) stays.
 pub fn expired_points(
-    points: &[RecoveryPoint],
+    points: &[PointAge],
     held: &[Uuid],
-    policy: RetentionPolicy,
+    policy: &RetentionPolicy,
     now_unix_ms: i64,
 ) -> Vec<Uuid> {
-    let order = |point: &&RecoveryPoint| (point.position, point.time_unix_ms, point.id);
-    let newest = points.iter().max_by_key(order).map(|point| point.id);
-    let horizon = now_unix_ms.saturating_sub(i64::from(policy.hours).saturating_mul(MS_PER_HOUR));
-    let mut expired: Vec<&RecoveryPoint> = points
+    let points = clocked(points);
+    let Some((newest, newest_clock)) = points.last() else {
+        return Vec::new();
+    };
+    let present = newest_clock.saturating_add(step(newest.time_unix_ms, now_unix_ms));
+    let age = |clock: i64| present.saturating_sub(clock);
+    let held: HashSet<Uuid> = held.iter().copied().collect();
+    let chosen = chosen_by_tiers(&points, policy, present);
+    let newest_application = points
         .iter()
-        .filter(|point| Some(point.id) != newest && !held.contains(&point.id))
-        .filter(|point| policy.hours == 0 || point.time_unix_ms < horizon)
-        .collect();
-    expired.sort_by_key(order);
-    expired.into_iter().map(|point| point.id).collect()
+        .rev()
+        .find(|(point, _)| point.kind == PointKind::Application)
+        .filter(|(_, clock)| age(*clock) <= hours_ms(policy.latest_application_hours))
+        .filter(|_| policy.latest_application_hours > 0)
+        .map(|(point, _)| point.id);
+    let stays = |point: &PointAge, clock: i64| {
+        point.id == newest.id
+            || held.contains(&point.id)
+            || (policy.hours > 0 && age(clock) <= hours_ms(policy.hours))
+            || chosen.contains(&point.id)
+            || Some(point.id) == newest_application
+            || is_immutable(point, age(clock), policy, now_unix_ms)
+    };
+    points
+        .iter()
+        .filter(|(point, clock)| !stays(point, *clock))
+        .map(|(point, _)| point.id)
+        .collect()
+}
+
+/// Neither replication that ran too short a time nor a clock that was set ahead ends the promise. A
+/// point of the future (the clock was wrong when it was made) is promised by replicated time alone.
+fn is_immutable(point: &PointAge, age_ms: i64, policy: &RetentionPolicy, now_unix_ms: i64) -> bool {
+    let hours = point.immutable_hours.max(policy.immutability_hours);
+    if hours == 0 {
+        return false;
+    }
+    let by_clock = point.time_unix_ms <= now_unix_ms
+        && now_unix_ms < point.time_unix_ms.saturating_add(hours_ms(hours));
+    by_clock || age_ms < hours_ms(hours)
+}
+
+/// The points in order, each with its clock. Where the first release stored none, it is counted from
+/// the neighbours.
+fn clocked(points: &[PointAge]) -> Vec<(PointAge, i64)> {
+    let mut points = points.to_vec();
+    points.sort_by_key(PointAge::order);
+    let mut clocks: Vec<i64> = Vec::with_capacity(points.len());
+    let mut last: Option<PointAge> = None;
+    for point in &points {
+        let counted = next_clock(last.as_ref(), point.time_unix_ms);
+        let before = last.and_then(|last| last.clock_ms).unwrap_or(i64::MIN);
+        let clock = point.clock_ms.unwrap_or(counted).max(before);
+        clocks.push(clock);
+        last = Some(PointAge {
+            clock_ms: Some(clock),
+            ..*point
+        });
+    }
+    points.into_iter().zip(clocks).collect()
+}
+
+fn chosen_by_tiers(
+    points: &[(PointAge, i64)],
+    policy: &RetentionPolicy,
+    present: i64,
+) -> HashSet<Uuid> {
+    let mut chosen = HashSet::new();
+    for tier in policy.tiers.iter().flatten() {
+        let every = seconds_ms(tier.every_seconds).max(1);
+        let mut periods: BTreeMap<i64, (PointAge, i64)> = BTreeMap::new();
+        for (point, clock) in points {
+            let period = clock.div_euclid(every);
+            let is_better = periods.get(&period).is_none_or(|(best, _)| {
+                best.kind != PointKind::Application && point.kind == PointKind::Application
+            });
+            if is_better {
+                periods.insert(period, (*point, *clock));
+            }
+        }
+        let young = |clock: i64| present.saturating_sub(clock) <= seconds_ms(tier.for_seconds);
+        chosen.extend(
+            periods
+                .values()
+                .filter(|(_, clock)| young(*clock))
+                .map(|(point, _)| point.id),
+        );
+    }
+    chosen
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::model::{PointKind, Position};
-
-    const NOW: i64 = 1_800_000_000_000;
-
-    fn point(position: u64, age_minutes: i64) -> RecoveryPoint {
-        RecoveryPoint {
-            id: Uuid::from_u128(u128::from(position)),
-            time_unix_ms: NOW - age_minutes * 60_000,
-            kind: PointKind::Crash,
-            position: Position(position),
-            vm_config: serde_json::Value::Null,
-            changed_bytes: 0,
-            sent_bytes: 0,
-            group_point_id: None,
-        }
-    }
-
-    /// `x` expires, `.` stays; oldest first.
-    fn picture(points: &[RecoveryPoint], held: &[u64], hours: u32) -> String {
-        let held: Vec<_> = held
-            .iter()
-            .map(|p| Uuid::from_u128(u128::from(*p)))
-            .collect();
-        let expired = expired_points(points, &held, RetentionPolicy { hours }, NOW);
-        let mark = |p: &RecoveryPoint| if expired.contains(&p.id) { 'x' } else { '.' };
-        points.iter().map(mark).collect()
-    }
-
-    #[test]
-    fn the_rules_in_pictures() {
-        // Ages in minutes: 300, 240, ... 60, 0.
-        let hourly: Vec<_> = (0..6).map(|n| point(n, 300 - 60 * n as i64)).collect();
-        assert_eq!(picture(&hourly, &[], 24), "......");
-        assert_eq!(picture(&hourly, &[], 5), "......"); // exactly on the horizon stays
-        assert_eq!(picture(&hourly, &[], 4), "x.....");
-        assert_eq!(picture(&hourly, &[], 1), "xxxx..");
-        assert_eq!(picture(&hourly, &[], 0), "xxxxx.");
-        assert_eq!(picture(&hourly, &[1, 3], 0), "x.x.x.");
-        // An outage: everything is too old, the newest stays.
-        let old: Vec<_> = (0..3).map(|n| point(n, 9000 - n as i64)).collect();
-        assert_eq!(picture(&old, &[], 24), "xx.");
-        // The clock was set back: the newest is newest by position, not by time.
-        let back = [point(1, -600), point(2, 30), point(3, 20)];
-        assert_eq!(picture(&back, &[], 0), "xx.");
-        assert_eq!(picture(&back, &[], 24), "...");
-        assert_eq!(picture(&[], &[], 0), "");
-        assert_eq!(picture(&hourly, &[], u32::MAX), "......");
-    }
-
-    proptest! {
-        #[test]
-        fn the_newest_and_the_held_and_the_young_stay(
-            ages in prop::collection::vec(-100i64..10_000, 1..40),
-            held in prop::collection::vec(0u64..40, 0..5),
-            hours in 0u32..100,
-        ) {
-            let points: Vec<_> = (0u64..).zip(&ages).map(|(n, age)| point(n, *age)).collect();
-            let ids: Vec<_> = held.iter().map(|n| Uuid::from_u128(u128::from(*n))).collect();
-            let policy = RetentionPolicy { hours };
-            let expired = expired_points(&points, &ids, policy, NOW);
-            for (n, p) in points.iter().enumerate() {
-                let stays = n + 1 == points.len()
-                    || held.contains(&(n as u64))
-                    || (hours > 0 && ages[n] <= i64::from(hours) * 60);
-                prop_assert_eq!(!expired.contains(&p.id), stays, "point {}", n);
-            }
-            // Retiring twice is retiring once, and time only takes more.
-            let kept: Vec<_> = points.iter().filter(|p| !expired.contains(&p.id)).cloned().collect();
-            prop_assert!(expired_points(&kept, &ids, policy, NOW).is_empty());
-            let later = expired_points(&points, &ids, policy, NOW + 60_000);
-            prop_assert!(expired.iter().all(|id| later.contains(id)));
-        }
-    }
-}
+mod tests;

@@ -4,9 +4,6 @@
 //! siterecovery <kind> <version> <blake3 of the rest, hex>\n{...}
 //! ```
 
-use std::fs;
-use std::path::Path;
-
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{ErrorKind, Result, StoreError};
@@ -14,7 +11,7 @@ use crate::error::{ErrorKind, Result, StoreError};
 const MAGIC: &str = "siterecovery";
 const VERSION: u32 = 1;
 /// A point carries a VM's configuration; nothing honest is larger.
-const MAX_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_BYTES: u64 = 8 << 20;
 
 /// Encodes an object.
 pub(crate) fn encode<T: Serialize>(kind: &str, value: &T) -> Result<Vec<u8>> {
@@ -38,25 +35,11 @@ pub(crate) fn encode<T: Serialize>(kind: &str, value: &T) -> Result<Vec<u8>> {
     Ok(out.into_bytes())
 }
 
-/// Reads and verifies an object; `None` when there is no such file.
-pub(crate) fn read<T: DeserializeOwned>(kind: &str, path: &Path) -> Result<Option<T>> {
-    let length = match fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other
-            .map_err(|error| StoreError::io("inspect", path, error))?
-            .len(),
-    };
-    if length > MAX_BYTES {
+/// Verifies and decodes an object that was read from `path`.
+pub(crate) fn decode<T: DeserializeOwned>(kind: &str, path: &str, raw: &[u8]) -> Result<T> {
+    if raw.len() as u64 > MAX_BYTES {
         return Err(StoreError::corrupt(path, "too large"));
     }
-    let raw = match fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|error| StoreError::io("read", path, error))?,
-    };
-    decode(kind, path, &raw).map(Some)
-}
-
-fn decode<T: DeserializeOwned>(kind: &str, path: &Path, raw: &[u8]) -> Result<T> {
     let text = std::str::from_utf8(raw).map_err(|_| StoreError::corrupt(path, "no text"))?;
     let (line, body) = text
         .split_once('\n')

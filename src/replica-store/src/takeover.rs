@@ -1,49 +1,94 @@
-//! Creating a replica, taking it over, removing it.
+//! Creating a replica and taking it over.
 //!
-//! Take-over: lock, refuse a lower generation, make the new one durable *first*, then mend what a
-//! killed writer left. From the moment that the generation is durable the older writer is refused
-//! at its next locked step; what it was doing before that is either visible and whole, or a
-//! temporary that is swept here.
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! Take-over: refuse a lower generation, make the new one durable *first*, then mend what a killed
+//! writer left. From the moment that the generation is durable the older writer is refused at its next
+//! step; what it was doing before that is either visible and whole, or is swept here.
+//!
+//! ```text
+//! generation := own ─► sweep ─► look at manifest and journal ─► manifest: epoch from head + 1, fence + 1
+//!                                                               ─► every base: fence
+//! ```
 
 use uuid::Uuid;
 
 use crate::base;
 use crate::error::{ErrorKind, Result, StoreError};
+use crate::layout::{self, JOURNAL, POINTS, PREFIXES};
+use crate::manifest::{BaseState, Manifest};
+use crate::medium::{Fence, Put, Section};
 use crate::model::{DiskSpec, Generation};
-use crate::replica::{
-    BaseState, KIND_GENERATION, Locked, Manifest, Replica, StoredGeneration, fenced, list,
-};
+use crate::replica::{KIND_GENERATION, Locked, RACES, Replica, StoredGeneration, fenced};
+use crate::stored;
 
-/// A folder of a vault may be removed as empty while we are about to create a replica in it.
-const RACES: usize = 20;
+/// Which disks the caller may come with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disks {
+    /// Those of the newest cycle; others are refused.
+    Exact,
+    /// Any: the next cycle says which ones it has. Before base is complete base gets these.
+    Any,
+}
 
-pub(crate) fn open(replica: &Replica, generation: Generation, disks: &[DiskSpec]) -> Result<()> {
+pub(crate) fn open(
+    replica: &Replica,
+    generation: Generation,
+    disks: &[DiskSpec],
+    rule: Disks,
+) -> Result<()> {
     check_disks(disks)?;
-    let layout = &replica.layout;
-    let mut attempt = 0;
-    let guard = loop {
-        attempt += 1;
-        let locked = replica
-            .durable
-            .create_folder(layout.item())
-            .and_then(|()| replica.durable.lock(&layout.lock(), true));
-        match locked {
-            Err(error) if error.kind() == ErrorKind::NotFound && attempt < RACES => {}
-            other => break other?,
-        }
-    };
-    match replica.stored_generation()? {
-        Some(stored) if stored > generation => return Err(fenced(layout, generation, stored)),
-        Some(stored) if stored == generation => {}
-        _ => replica.durable.replace(
-            &layout.generation(),
-            &crate::stored::encode(KIND_GENERATION, &StoredGeneration { generation })?,
-        )?,
-    }
+    replica.medium.prepare(&[])?;
+    let guard = replica.medium.enter(Section::Short, true)?;
+    own(replica, generation)?;
     drop(guard);
-    replica.locked(generation, |locked| mend(locked, disks))
+    replica.locked(generation, |locked| mend(locked, disks, rule))
+}
+
+/// Makes the generation the stored one.
+fn own(replica: &Replica, generation: Generation) -> Result<()> {
+    let wanted = StoredGeneration {
+        generation,
+        removed: false,
+    };
+    let content = stored::encode(KIND_GENERATION, &wanted)?;
+    for _ in 0..RACES {
+        let put = match replica.stored_generation()? {
+            Some(seen) if seen.value.removed && seen.value.generation >= generation => {
+                return Err(StoreError::new(
+                    ErrorKind::Fenced,
+                    format!(
+                        "replica {} was removed under generation {}, this writer has generation {}: protect the VM anew",
+                        replica.place(),
+                        seen.value.generation.0,
+                        generation.0
+                    ),
+                ));
+            }
+            Some(seen) if seen.value.generation > generation => {
+                return Err(fenced(replica, generation, seen.value.generation));
+            }
+            Some(seen) if *seen.value == wanted => return Ok(()),
+            Some(seen) => {
+                if seen.value.removed {
+                    // A removal that was cut is finished while the tombstone still tells of it.
+                    replica.medium.clear(layout::GENERATION)?;
+                }
+                replica
+                    .medium
+                    .replace(layout::GENERATION, &content, &seen.version)?
+            }
+            None => replica.medium.put_new(layout::GENERATION, &content)?,
+        };
+        if let Put::Done(_) = put {
+            return Ok(());
+        }
+    }
+    Err(StoreError::new(
+        ErrorKind::Io,
+        format!(
+            "the generation of {} changes faster than it can be replaced: try again",
+            replica.place()
+        ),
+    ))
 }
 
 fn check_disks(disks: &[DiskSpec]) -> Result<()> {
@@ -61,101 +106,142 @@ fn check_disks(disks: &[DiskSpec]) -> Result<()> {
         .try_for_each(|disk| base::padded_size(disk).map(drop))
 }
 
-fn mend(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
+/// The same disks with the same sizes, whatever their order and names.
+pub(crate) fn same_disks(a: &[DiskSpec], b: &[DiskSpec]) -> bool {
+    a.len() == b.len()
+        && a.iter().all(|disk| {
+            b.iter()
+                .any(|other| other.id == disk.id && other.size_bytes == disk.size_bytes)
+        })
+}
+
+fn mend(locked: &Locked<'_>, disks: &[DiskSpec], rule: Disks) -> Result<()> {
     let replica = locked.replica;
-    let (durable, layout) = (&replica.durable, &replica.layout);
-    locked.sweep()?;
-    let Some(manifest) = replica.find_manifest()? else {
+    let medium = &replica.medium;
+    replica.forget_bases();
+    medium.sweep(&["", JOURNAL, POINTS, layout::PINS])?;
+    let Some(seen) = replica.find_manifest()? else {
         return create(locked, disks);
     };
-    let same = manifest.disks.len() == disks.len()
-        && disks.iter().all(|disk| {
-            manifest
-                .disks
-                .iter()
-                .any(|stored| stored.id == disk.id && stored.size_bytes == disk.size_bytes)
-        });
-    if !same {
-        return Err(StoreError::new(
-            ErrorKind::Conflict,
-            format!(
-                "the VM's disks are not those of replica {}: a disk was added, removed or resized; remove the replica and replicate anew",
-                layout.item().display()
-            ),
-        ));
-    }
-    match manifest.base {
-        BaseState::Complete { .. } => {
-            // What a killed writer renamed may not be durable yet; it is before we report it.
-            durable.sync_folder(&layout.journal())?;
-            durable.sync_folder(&layout.points())
+    if seen.value.complete().is_none() {
+        if !same_disks(&seen.value.disks, disks) {
+            if rule == Disks::Exact {
+                return Err(other_disks(replica));
+            }
+            return remake(locked, disks);
         }
-        BaseState::Empty | BaseState::Partial => remove_unborn(locked),
+        let taken = locked.change(|manifest| Ok(Some(next_fence(manifest))))?;
+        raise_fences(replica, &taken)?;
+        return remove_unborn(locked);
     }
+    if rule == Disks::Exact && !same_disks(&replica.head_disks()?, disks) {
+        return Err(other_disks(replica));
+    }
+    // What a killed writer published may not be durable yet; it is before we report it.
+    medium.settle(JOURNAL)?;
+    medium.settle(POINTS)?;
+    let generation = locked.generation();
+    let taken = locked.change(|manifest| {
+        let Some((base, _)) = manifest.complete() else {
+            return Err(crate::replica::incomplete(replica));
+        };
+        let head = replica.head(manifest, base)?;
+        let mut new = next_fence(manifest);
+        new.begin_epoch(generation, head);
+        Ok(Some(new))
+    })?;
+    raise_fences(replica, &taken)
+}
+
+fn next_fence(manifest: &Manifest) -> Manifest {
+    let mut new = manifest.clone();
+    new.fence = Fence(manifest.fence.0.saturating_add(1));
+    new
+}
+
+/// From here on an older owner's writes to base are refused by the medium.
+pub(crate) fn raise_fences(replica: &Replica, manifest: &Manifest) -> Result<()> {
+    manifest.stored_disks().try_for_each(|disk| {
+        replica
+            .medium
+            .base_fence(&layout::base(disk.id), manifest.fence)
+    })
+}
+
+fn other_disks(replica: &Replica) -> StoreError {
+    StoreError::new(
+        ErrorKind::Conflict,
+        format!(
+            "the VM's disks are not those of replica {}: a disk was added, removed or resized",
+            replica.place()
+        ),
+    )
 }
 
 fn create(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
     let replica = locked.replica;
-    let (durable, layout) = (&replica.durable, &replica.layout);
-    let unix_s = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let fence = Fence(1);
     for disk in disks {
-        durable.create_folder(&layout.disk(disk.id))?;
-        base::create(durable, &layout.base(disk.id), disk, unix_s)?;
-        durable.sync_folder(&layout.disk(disk.id))?;
+        base::create(replica, disk, fence)?;
     }
-    for folder in [layout.journal(), layout.points(), layout.pins()] {
-        durable.create_folder(&folder)?;
-    }
-    locked.put_manifest(&Manifest {
+    replica.medium.prepare(&PREFIXES)?;
+    let made = locked.put_manifest(Manifest {
         id: Uuid::new_v4(),
-        item: layout.item_id().to_owned(),
+        item: replica.item_id.clone(),
         disks: disks.to_vec(),
         base: BaseState::Empty,
+        others: Vec::new(),
+        epochs: Vec::new(),
+        fence,
+        pins_set: 0,
+    })?;
+    made.map(drop).ok_or_else(|| {
+        StoreError::new(
+            ErrorKind::Conflict,
+            format!(
+                "another engine creates replica {} at this moment: look again",
+                replica.place()
+            ),
+        )
     })
+}
+
+/// Other disks before base is complete: base begins anew for those that differ.
+fn remake(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
+    let replica = locked.replica;
+    let old = replica.manifest()?.value;
+    let mut new = next_fence(&old);
+    new.disks = disks.to_vec();
+    let kept = |disk: &DiskSpec| {
+        old.disks
+            .iter()
+            .any(|old| old.id == disk.id && old.size_bytes == disk.size_bytes)
+    };
+    for disk in disks.iter().filter(|disk| !kept(disk)) {
+        base::create(replica, disk, new.fence)?;
+    }
+    let taken = locked.change(|_| Ok(Some(new.clone())))?;
+    let gone: Vec<String> = old
+        .disks
+        .iter()
+        .filter(|old| !disks.iter().any(|disk| disk.id == old.id))
+        .map(|old| layout::base(old.id))
+        .collect();
+    replica.medium.remove(&gone)?;
+    raise_fences(replica, &taken)?;
+    remove_unborn(locked)
 }
 
 /// Points and journal of an initial replication that was cut in its very end.
 pub(crate) fn remove_unborn(locked: &Locked<'_>) -> Result<()> {
-    let replica = locked.replica;
-    for folder in [replica.layout.points(), replica.layout.journal()] {
-        let stale: Vec<_> = list(&folder)?.into_iter().map(|(_, path)| path).collect();
-        replica.durable.remove_files(&folder, &stale)?;
-    }
-    Ok(())
-}
-
-/// See [`crate::delete_replica`].
-pub(crate) fn delete(replica: &Replica, generation: Generation) -> Result<()> {
-    let (durable, layout) = (&replica.durable, &replica.layout);
-    if layout.item().exists() {
-        let _guard = durable.lock(&layout.lock(), true)?;
-        if let Some(stored) = replica.stored_generation()?
-            && stored > generation
-        {
-            return Err(fenced(layout, generation, stored));
-        }
-        let pins = replica.pins()?;
-        if let Some(pin) = pins.first() {
-            return Err(StoreError::new(
-                ErrorKind::Pinned,
-                format!(
-                    "replica {} is in use by {:?} and {} more: end the drill or recovered VM first",
-                    layout.item().display(),
-                    pin.owner,
-                    pins.len() - 1
-                ),
-            ));
-        }
-        // A removal that was cut left its folder under this name; finish that one first.
-        durable.remove_tree(&layout.deleting())?;
-        durable.rename_folder(layout.item(), &layout.deleting())?;
-    }
-    if layout.vault().exists() {
-        durable.remove_tree(&layout.deleting())?;
-        durable.sync_folder(layout.vault())?;
-        durable.remove_if_empty(layout.vault())?;
+    let medium = &locked.replica.medium;
+    for prefix in [POINTS, JOURNAL] {
+        let stale: Vec<String> = medium
+            .list(prefix)?
+            .into_iter()
+            .map(|listed| format!("{prefix}{}", listed.name))
+            .collect();
+        medium.remove(&stale)?;
     }
     Ok(())
 }

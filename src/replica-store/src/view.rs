@@ -6,73 +6,86 @@
 //! manifest again and goes on with base at q. When q goes *past* the position (nobody holds it),
 //! the applier has raised `floor` in the manifest before its first write; the view looks after
 //! each read, so it answers `Expired`, never bytes of another time.
+//!
+//! A disk that is larger at the position than base is: behind the end of base it is zero where the
+//! journal says nothing, whatever a round of maintenance has made of base meanwhile.
 
-use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use uuid::Uuid;
 
 use crate::base;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::frames::FrameCache;
+use crate::layout;
+use crate::manifest::{BaseState, Manifest};
+use crate::medium::Object;
 use crate::model::{DiskSpec, Position};
 use crate::overlay::{Overlay, Source};
-use crate::replica::{BaseState, Manifest, Replica};
+use crate::replica::{RACES, Replica};
 
-/// How often a read tries again when the applier overtakes it.
-const RACES: usize = 100;
+/// What is to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Show {
+    /// The disks of a position.
+    Position(Position),
+    /// The disks of the head.
+    Head,
+    /// Every disk that the store knows, as it was last: also those that the head does not have.
+    Last,
+}
 
 #[derive(Debug)]
 pub(crate) struct View {
-    replica: Replica,
+    replica: Arc<Replica>,
     id: Uuid,
     disks: Vec<DiskSpec>,
     position: Position,
-    bases: Vec<File>,
+    bases: HashMap<Uuid, Base>,
     snapshot: RwLock<Arc<Snapshot>>,
     frames: FrameCache,
-    seen: Mutex<Option<Seen>>,
+}
+
+#[derive(Debug)]
+struct Base {
+    object: Arc<dyn Object>,
+    place: String,
 }
 
 #[derive(Debug)]
 struct Snapshot {
     base: Position,
     overlay: Overlay,
-}
-
-/// The manifest that was last looked at. The open file keeps its inode number from being reused.
-#[derive(Debug)]
-struct Seen {
-    #[cfg_attr(not(unix), allow(dead_code))]
-    file: File,
+    /// Bytes of each disk that its base holds; behind them base says nothing.
+    held: HashMap<Uuid, u64>,
 }
 
 impl View {
-    /// `None`: the head.
-    pub(crate) fn open(replica: &Replica, position: Option<Position>) -> Result<View> {
-        let (manifest, snapshot, position) = take_snapshot(replica, position, None)?;
-        let mut bases = Vec::with_capacity(manifest.disks.len());
-        for disk in &manifest.disks {
-            let path = replica.layout.base(disk.id);
-            let file = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
-            let length = file
-                .metadata()
-                .map_err(|error| StoreError::io("inspect", &path, error))?
-                .len();
-            if length < base::padded_size(disk)? {
-                return Err(StoreError::corrupt(&path, "it is shorter than its disk"));
+    pub(crate) fn open(replica: &Arc<Replica>, show: Show) -> Result<View> {
+        let (manifest, snapshot, position) = take_snapshot(replica, show, None)?;
+        let mut disks = snapshot.overlay.set.clone();
+        if show == Show::Last {
+            for disk in manifest.stored_disks() {
+                if !disks.iter().any(|known| known.id == disk.id) {
+                    disks.push(disk.clone());
+                }
             }
-            bases.push(file);
+        }
+        let mut bases = HashMap::new();
+        for disk in &disks {
+            let held = snapshot.held.get(&disk.id).copied().unwrap_or(0);
+            bases.insert(disk.id, open_base(replica, disk.id, held)?);
         }
         let view = View {
             replica: replica.clone(),
             id: manifest.id,
-            disks: manifest.disks,
+            disks,
             position,
             bases,
             snapshot: RwLock::new(Arc::new(snapshot)),
             frames: FrameCache::default(),
-            seen: Mutex::new(None),
         };
         view.check_kept()?;
         Ok(view)
@@ -87,7 +100,7 @@ impl View {
     }
 
     pub(crate) fn read(&self, disk: Uuid, offset: u64, length: usize) -> Result<Vec<u8>> {
-        let (index, spec) = base::find(&self.disks, disk)?;
+        let (_, spec) = base::find(&self.disks, disk)?;
         base::check_range(spec, offset, length)?;
         let mut buf = vec![0u8; length];
         for _ in 0..RACES {
@@ -96,13 +109,13 @@ impl View {
                 .read()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
-            let read = self.read_with(&snapshot, index, offset, &mut buf);
+            let read = self.read_with(&snapshot, disk, offset, &mut buf);
             self.check_kept()?;
             match read {
                 Ok(()) => return Ok(buf),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let (_, fresh, _) =
-                        take_snapshot(&self.replica, Some(self.position), Some(self.id))?;
+                    let show = Show::Position(self.position);
+                    let (_, fresh, _) = take_snapshot(&self.replica, show, Some(self.id))?;
                     if fresh.base == snapshot.base {
                         return Err(error);
                     }
@@ -123,25 +136,33 @@ impl View {
     fn read_with(
         &self,
         snapshot: &Snapshot,
-        index: usize,
+        disk: Uuid,
         offset: u64,
         buf: &mut [u8],
     ) -> Result<()> {
-        let path = self.replica.layout.base(self.disks[index].id);
         let overlay = &snapshot.overlay;
-        for (range, source) in overlay.disks[index].cover(offset..offset + buf.len() as u64) {
+        let held = snapshot.held.get(&disk).copied().unwrap_or(0);
+        let pieces = overlay.cover(disk, offset..offset + buf.len() as u64);
+        self.read_base(disk, held, offset, &pieces, buf)?;
+        for (range, source) in &pieces {
             let start = (range.start - offset) as usize;
             let length = (range.end - range.start) as usize;
             let out = &mut buf[start..start + length];
-            match source {
-                None => base::read(&self.bases[index], &path, range.start, out)?,
+            match *source {
+                None => {}
                 Some(Source::Zeroes) => out.fill(0),
+                Some(Source::Lost { object }) => {
+                    let place = &overlay.objects[object as usize].place;
+                    return Err(StoreError::corrupt(place, "a journal object is damaged"));
+                }
                 Some(Source::Frame { object, frame, at }) => {
                     let object = &overlay.objects[object as usize];
-                    let raw = self.frames.read(object, frame)?;
+                    let raw = self
+                        .frames
+                        .read(self.replica.medium.as_ref(), object, frame)?;
                     let at = at as usize;
                     let piece = raw.get(at..at + length).ok_or_else(|| {
-                        StoreError::corrupt(&object.path, "an entry lies outside its frame")
+                        StoreError::corrupt(&object.place, "an entry lies outside its frame")
                     })?;
                     out.copy_from_slice(piece);
                 }
@@ -150,41 +171,73 @@ impl View {
         Ok(())
     }
 
-    /// Whether the applier has left the position alone up to now.
-    fn check_kept(&self) -> Result<()> {
-        let path = self.replica.layout.manifest();
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(self.replica.missing());
-            }
-            other => other.map_err(|error| StoreError::io("open", &path, error))?,
+    /// Fills what the journal says nothing of. Holes between short pieces of journal are read over:
+    /// one long read costs less than many short ones, above all from a store in the network.
+    fn read_base(
+        &self,
+        disk: Uuid,
+        held: u64,
+        offset: u64,
+        pieces: &[(Range<u64>, Option<Source>)],
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let wanted: Vec<Range<u64>> = pieces
+            .iter()
+            .filter(|(_, source)| source.is_none())
+            .map(|(range, _)| range.clone())
+            .collect();
+        let Some(from) = self.bases.get(&disk) else {
+            return Err(base::unknown_disk(disk));
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen
-            .as_ref()
-            .is_some_and(|seen| same_file(&seen.file, &file))
-        {
-            return Ok(());
+        for range in joined(wanted) {
+            let at = (range.start - offset) as usize;
+            let out = &mut buf[at..at + (range.end - range.start) as usize];
+            let known = held.clamp(range.start, range.end) - range.start;
+            let (data, zeroes) = out.split_at_mut(known as usize);
+            zeroes.fill(0);
+            if !data.is_empty() {
+                base::read(from.object.as_ref(), &from.place, range.start, data)?;
+            }
         }
-        let manifest = self.replica.manifest()?;
-        check_position(&self.replica, &manifest, self.position, Some(self.id))?;
-        *seen = Some(Seen { file });
         Ok(())
     }
-}
 
-#[cfg(unix)]
-fn same_file(a: &File, b: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (a.metadata(), b.metadata()) {
-        (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
-        _ => false,
+    /// Whether the applier has left the position alone up to now.
+    fn check_kept(&self) -> Result<()> {
+        let manifest = self.replica.manifest()?.value;
+        check_position(&self.replica, &manifest, self.position, Some(self.id)).map(drop)
     }
 }
 
-#[cfg(not(unix))]
-fn same_file(_a: &File, _b: &File) -> bool {
-    false
+/// Joins ranges with short holes between them.
+fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    const HOLE: u64 = 64 << 10;
+    let mut out: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if range.start - last.end <= HOLE => last.end = range.end,
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+fn open_base(replica: &Replica, disk: Uuid, held: u64) -> Result<Base> {
+    let name = layout::base(disk);
+    let place = replica.medium.describe(&name);
+    let object = replica.medium.open(&name)?.ok_or_else(|| {
+        StoreError::new(
+            ErrorKind::NotFound,
+            format!("open {place}: it is not there"),
+        )
+    })?;
+    let length = object
+        .len()
+        .map_err(|error| StoreError::io("inspect", &place, error))?;
+    if length < held {
+        return Err(StoreError::corrupt(&place, "it is shorter than its disk"));
+    }
+    Ok(Base { object, place })
 }
 
 fn check_position(
@@ -206,14 +259,14 @@ fn check_position(
             format!(
                 "position {} of replica {} was retired: choose a younger recovery point, and pin it while it is used",
                 position.0,
-                replica.layout.item().display()
+                replica.place()
             ),
         )),
         _ => Err(StoreError::new(
             ErrorKind::NotFound,
             format!(
                 "replica {} has no recovery points yet: initial replication has not finished",
-                replica.layout.item().display()
+                replica.place()
             ),
         )),
     }
@@ -221,30 +274,43 @@ fn check_position(
 
 fn take_snapshot(
     replica: &Replica,
-    position: Option<Position>,
+    show: Show,
     id: Option<Uuid>,
-) -> Result<(Manifest, Snapshot, Position)> {
+) -> Result<(Arc<Manifest>, Snapshot, Position)> {
     for _ in 0..RACES {
-        let (manifest, journal) = replica.settled()?;
+        let (seen, journal) = replica.settled()?;
+        let manifest = seen.value;
         let head = journal.last_key_value().map(|(head, _)| *head);
-        let base_position = match manifest.base {
-            BaseState::Complete { position, .. } => position,
-            _ => Position::BASE,
-        };
+        let base_position = manifest.complete().map_or(Position::BASE, |(base, _)| base);
         let head = head.unwrap_or(base_position);
-        let wanted = position.unwrap_or(head);
+        let wanted = match show {
+            Show::Position(position) => position,
+            Show::Head | Show::Last => head,
+        };
         let base = check_position(replica, &manifest, wanted, id)?;
         if wanted > head {
             return Err(StoreError::corrupt(
-                &replica.layout.journal(),
+                &replica.medium.describe(layout::JOURNAL),
                 format!("position {} is missing", wanted.0),
             ));
         }
-        match merge(replica, &manifest, base, wanted, &journal) {
-            Ok(overlay) => return Ok((manifest, Snapshot { base, overlay }, wanted)),
+        match Overlay::merge(replica, &manifest, base, wanted, &journal) {
+            Ok(overlay) => {
+                let held = manifest
+                    .stored_disks()
+                    .map(|disk| (disk.id, disk.size_bytes))
+                    .collect();
+                let snapshot = Snapshot {
+                    base,
+                    overlay,
+                    held,
+                };
+                return Ok((manifest, snapshot, wanted));
+            }
             // An object went away between listing and opening: the applier was here.
             Err(error)
-                if error.kind() == ErrorKind::NotFound && replica.manifest()? != manifest => {}
+                if error.kind() == ErrorKind::NotFound && replica.manifest()?.value != manifest => {
+            }
             Err(error) => return Err(error),
         }
     }
@@ -252,22 +318,4 @@ fn take_snapshot(
         ErrorKind::Io,
         "the applier overtakes every attempt to open the view: try again",
     ))
-}
-
-/// Merges the journal (base, to].
-pub(crate) fn merge(
-    replica: &Replica,
-    manifest: &Manifest,
-    base: Position,
-    to: Position,
-    journal: &crate::replica::JournalNames,
-) -> Result<Overlay> {
-    let mut overlay = Overlay::new(manifest.disks.len());
-    for (position, (generation, path)) in journal {
-        if *position > base && *position <= to {
-            let place = (*position, *generation);
-            overlay.add(replica.layout.item_id(), &manifest.disks, place, path)?;
-        }
-    }
-    Ok(overlay)
 }

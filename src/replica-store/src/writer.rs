@@ -1,24 +1,27 @@
 //! The writing side of a replica, for the engine that replicates the VM.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use replication_log::KeyRing;
+use replication_log::journal::{CompressionLevel, JournalDisk};
 use uuid::Uuid;
 
 use crate::blocking::blocking;
-use crate::durable::Durable;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::fault::Faults;
-use crate::layout::Layout;
 use crate::model::{
-    DiskSpec, Generation, MaintenanceReport, Position, RecoveryPoint, ReplicaKey, ReplicaState,
-    RetentionPolicy, StoreTarget,
+    DiskSpec, DiskStart, Generation, MaintenanceReport, Position, RecoveryPoint, ReplicaKey,
+    ReplicaState, RetentionPolicy, StoreTarget,
 };
+use crate::options::{self, WriterOptions};
 use crate::reader::ReplicaView;
 use crate::replica::Replica;
-use crate::view::View;
-use crate::{apply, cycle, initial, point, takeover};
+use crate::takeover::Disks;
+use crate::view::{Show, View};
+use crate::{apply, cycle, initial, joining, points, removal, takeover};
 
 /// A finished journal object that is to be appended.
 #[derive(Clone, Debug)]
@@ -29,25 +32,28 @@ pub enum JournalObject {
     File(PathBuf),
 }
 
-/// Writes one replica under one fencing generation. Cheap to clone.
+/// Writes one replica under one fencing generation. Cheap to clone; clones share what they know of the
+/// store, so an engine opens one writer for a replica.
 #[derive(Clone, Debug)]
 pub struct ReplicaWriter {
     replica: Arc<Replica>,
     generation: Generation,
+    immutability_hours: Arc<AtomicU32>,
 }
 
 impl ReplicaWriter {
     /// Creates the replica or takes it over. The generation is made durable before anything else,
     /// so from here on older writers are refused by the store. `Fenced` when the store has a
-    /// higher generation; the same generation may open again (a restarted engine). `Conflict` when
-    /// the replica has other disks (id or size).
+    /// higher generation, or was told to remove the replica under this or a higher one; the same
+    /// generation may open again (a restarted engine). `Conflict` when the newest cycle has other disks
+    /// (id or size).
     pub async fn open(
         target: &StoreTarget,
         key: &ReplicaKey,
         generation: Generation,
         disks: &[DiskSpec],
     ) -> Result<ReplicaWriter> {
-        Self::open_durable(Durable::default(), target, key, generation, disks).await
+        Self::open_with(WriterOptions::default(), target, key, generation, disks).await
     }
 
     /// As [`ReplicaWriter::open`], with faults in every durable step: for crash tests.
@@ -58,27 +64,34 @@ impl ReplicaWriter {
         generation: Generation,
         disks: &[DiskSpec],
     ) -> Result<ReplicaWriter> {
-        let durable = Durable::with_faults(faults);
-        Self::open_durable(durable, target, key, generation, disks).await
+        let options = WriterOptions {
+            faults: Some(faults),
+            ..WriterOptions::default()
+        };
+        Self::open_with(options, target, key, generation, disks).await
     }
 
-    async fn open_durable(
-        durable: Durable,
+    /// As [`ReplicaWriter::open`], with options.
+    pub async fn open_with(
+        options: WriterOptions,
         target: &StoreTarget,
         key: &ReplicaKey,
         generation: Generation,
         disks: &[DiskSpec],
     ) -> Result<ReplicaWriter> {
-        let replica = Arc::new(Replica {
-            durable,
-            layout: Layout::new(target, key),
-        });
+        let replica = options::replica(target, key, options.keys, options.faults)?;
+        let rule = if options.any_disks {
+            Disks::Any
+        } else {
+            Disks::Exact
+        };
         let disks = disks.to_vec();
         let opened = replica.clone();
-        blocking(move || takeover::open(&opened, generation, &disks)).await?;
+        blocking(move || takeover::open(&opened, generation, &disks, rule)).await?;
         Ok(ReplicaWriter {
             replica,
             generation,
+            immutability_hours: Arc::new(AtomicU32::new(options.immutability_hours)),
         })
     }
 
@@ -87,16 +100,44 @@ impl ReplicaWriter {
         self.generation
     }
 
+    /// From the next cycle on uses these keys: call it when the vault's keys changed.
+    pub fn set_keys(&self, keys: KeyRing) {
+        let mut slot = self
+            .replica
+            .keys
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *slot = Arc::new(keys);
+    }
+
+    /// Points that are made from here on can't be deleted for so long: by no round of maintenance,
+    /// whatever its policy then says, and by no [`delete_replica`].
+    pub fn set_immutability_hours(&self, hours: u32) {
+        self.immutability_hours.store(hours, Ordering::Relaxed);
+    }
+
+    /// Names this replica: one that was deleted and made anew is another.
+    pub async fn replica_id(&self) -> Result<Uuid> {
+        self.run(|replica, _| Ok(replica.manifest()?.value.id))
+            .await
+    }
+
+    /// The disks as of the newest cycle.
+    pub async fn disks(&self) -> Result<Vec<DiskSpec>> {
+        self.run(|replica, _| replica.head_disks()).await
+    }
+
     /// How far the replica is, from the store.
     pub async fn state(&self) -> Result<ReplicaState> {
         self.run(|replica, generation| replica.locked(generation, |_| replica.state()))
             .await
     }
 
-    /// Initial replication: the disk has these bytes. Refused once base is complete.
+    /// Initial replication, or a disk that joins: the disk has these bytes. Refused once its base is
+    /// complete. Several may be in flight; large pieces (1 MiB and more) are fast.
     pub async fn base_write(&self, disk: Uuid, offset: u64, data: Bytes) -> Result<()> {
         self.run(move |replica, generation| {
-            initial::base_write(replica, generation, disk, offset, &data)
+            initial::base_write(replica, generation, disk, offset, data)
         })
         .await
     }
@@ -116,29 +157,69 @@ impl ReplicaWriter {
     /// Ends initial replication: base is made durable and becomes position 0, `point` (whose
     /// position must be [`Position::BASE`]) the first recovery point. Repeatable.
     pub async fn complete_base(&self, point: RecoveryPoint) -> Result<()> {
-        self.run(move |replica, generation| initial::complete_base(replica, generation, &point))
+        let hours = self.immutability_hours.load(Ordering::Relaxed);
+        self.run(move |replica, generation| {
+            initial::complete_base(replica, generation, hours, &point)
+        })
+        .await
+    }
+
+    /// A disk is to join a complete replica: gives it a base, which [`ReplicaWriter::base_write`] fills
+    /// while cycles of the other disks go on. When it holds the disk as of some freeze, call
+    /// [`ReplicaWriter::complete_disk`]; then a cycle may name the disk ([`CyclePlan::disks`]), together
+    /// with what changed on it since that freeze. From that position on points have it, older ones do
+    /// not. Repeatable; begins anew when the size is another than before.
+    pub async fn begin_disk(&self, disk: DiskSpec) -> Result<DiskStart> {
+        self.run(move |replica, generation| joining::begin(replica, generation, &disk))
             .await
     }
 
-    /// Starts the next cycle as a stream into the store; nothing is visible before
-    /// [`CycleWriter::commit`]. `position` must be the head's next (or, to find out about an
-    /// attempt with an unknown outcome, one that is in the journal).
+    /// Makes the base of a joining disk durable and ready for a cycle. Repeatable.
+    pub async fn complete_disk(&self, disk: Uuid) -> Result<()> {
+        self.run(move |replica, generation| joining::complete(replica, generation, disk))
+            .await
+    }
+
+    /// Forgets a disk that was to join; fine when there is none. `Conflict` when a cycle has it.
+    pub async fn abandon_disk(&self, disk: Uuid) -> Result<()> {
+        self.run(move |replica, generation| joining::abandon(replica, generation, disk))
+            .await
+    }
+
+    /// Starts the next cycle, of the disks of the newest one, as a stream into the store; nothing is
+    /// visible before [`CycleWriter::commit`]. `position` must be the head's next (or, to find out about
+    /// an attempt with an unknown outcome, one that is in the journal).
     pub async fn begin_cycle(&self, position: Position, time_unix_ms: i64) -> Result<CycleWriter> {
-        let builder = self
-            .run(move |replica, generation| {
-                cycle::begin(replica, generation, position, time_unix_ms)
-            })
+        self.begin_cycle_with(CyclePlan {
+            position,
+            time_unix_ms,
+            disks: None,
+            compression: CompressionLevel::default(),
+        })
+        .await
+    }
+
+    /// As [`ReplicaWriter::begin_cycle`], of these disks: one that is larger has grown, one that is
+    /// missing is excluded, one that is new joins (see [`ReplicaWriter::begin_disk`]). All of it holds
+    /// from this position on; older points stay as they were. What a grown disk has behind its former
+    /// end is zero where no cycle writes.
+    pub async fn begin_cycle_with(&self, plan: CyclePlan) -> Result<CycleWriter> {
+        let position = plan.position;
+        let (builder, disks) = self
+            .run(move |replica, generation| cycle::begin(replica, generation, &plan))
             .await?;
         Ok(CycleWriter {
             writer: self.clone(),
             position,
+            disks,
             builder: Some(builder),
         })
     }
 
     /// Appends a finished object built with `replication_log::journal::JournalBuilder` (header: this
-    /// key's item id, this generation, this replica's disks). Atomic. The same content at the same
-    /// position again is fine; other content there, or a gap, is `Conflict`.
+    /// key's item id, this generation, the VM's disks as in [`ReplicaWriter::begin_cycle_with`]).
+    /// Atomic. The same content at the same position again is fine; other content there, or a gap, is
+    /// `Conflict`.
     pub async fn append(&self, object: JournalObject) -> Result<Position> {
         self.run(move |replica, generation| cycle::append(replica, generation, &object))
             .await
@@ -146,35 +227,43 @@ impl ReplicaWriter {
 
     /// Makes a position recoverable. The same point again is fine.
     pub async fn add_point(&self, point: RecoveryPoint) -> Result<()> {
-        self.run(move |replica, generation| point::add(replica, generation, &point))
+        let hours = self.immutability_hours.load(Ordering::Relaxed);
+        self.run(move |replica, generation| points::add(replica, generation, hours, &point))
             .await
     }
 
     /// All points, oldest first.
     pub async fn points(&self) -> Result<Vec<RecoveryPoint>> {
-        self.run(|replica, _| {
-            let points = replica.points()?;
-            Ok(points.into_iter().map(|(_, point)| point).collect())
-        })
-        .await
+        self.run(|replica, _| replica.points()).await
     }
 
     /// Retires points by the policy and moves base forward to the oldest that is kept or pinned.
-    /// After any failure just call it again.
+    /// After any failure just call it again. What is damaged is reported, not an error.
     pub async fn maintain(
         &self,
         now_unix_ms: i64,
         policy: RetentionPolicy,
     ) -> Result<MaintenanceReport> {
         self.run(move |replica, generation| {
-            apply::maintain(replica, generation, now_unix_ms, policy)
+            apply::maintain(replica, generation, now_unix_ms, &policy)
         })
         .await
     }
 
     /// The disks as of the head position, for comparing with the source.
     pub async fn head_view(&self) -> Result<ReplicaView> {
-        let view = self.run(|replica, _| View::open(replica, None)).await?;
+        self.view(Show::Head).await
+    }
+
+    /// As [`ReplicaWriter::head_view`], with every disk that the store knows: one that was excluded is
+    /// shown as it was in its last cycle.
+    pub async fn last_view(&self) -> Result<ReplicaView> {
+        self.view(Show::Last).await
+    }
+
+    async fn view(&self, show: Show) -> Result<ReplicaView> {
+        let replica = self.replica.clone();
+        let view = blocking(move || View::open(&replica, show)).await?;
         Ok(ReplicaView::new(view, None))
     }
 
@@ -187,10 +276,24 @@ impl ReplicaWriter {
     }
 }
 
+/// What a cycle is to be.
+#[derive(Clone, Debug)]
+pub struct CyclePlan {
+    /// The head's next.
+    pub position: Position,
+    /// The instant of the freeze.
+    pub time_unix_ms: i64,
+    /// All disks of the VM in this cycle, changed or not; `None`: those of the newest cycle.
+    pub disks: Option<Vec<DiskSpec>>,
+    /// How hard frames are compressed.
+    pub compression: CompressionLevel,
+}
+
 /// A cycle on its way into the store. Dropped without commit, it never was.
 pub struct CycleWriter {
     writer: ReplicaWriter,
     position: Position,
+    disks: Vec<JournalDisk>,
     builder: Option<cycle::Builder>,
 }
 
@@ -203,6 +306,13 @@ impl std::fmt::Debug for CycleWriter {
 }
 
 impl CycleWriter {
+    /// From the next frame on, compresses this hard.
+    pub fn set_compression(&mut self, level: CompressionLevel) {
+        if let Some(builder) = &mut self.builder {
+            builder.set_compression(level);
+        }
+    }
+
     /// The disk has these bytes as of this cycle.
     pub async fn write(&mut self, disk: Uuid, offset: u64, data: Bytes) -> Result<()> {
         let mut builder = self.take()?;
@@ -230,10 +340,12 @@ impl CycleWriter {
     /// cycle again: the same content at the same position is accepted.
     pub async fn commit(mut self) -> Result<Committed> {
         let builder = self.take()?;
-        let position = self.position;
+        let (position, disks) = (self.position, std::mem::take(&mut self.disks));
         let finished = self
             .writer
-            .run(move |replica, generation| cycle::commit(replica, generation, position, builder))
+            .run(move |replica, generation| {
+                cycle::commit(replica, generation, position, disks, builder)
+            })
             .await?;
         Ok(Committed {
             position,
@@ -265,14 +377,16 @@ pub struct Committed {
     pub sent_bytes: u64,
 }
 
-/// Removes a replica and everything of it. `Fenced` when the store has a higher generation,
-/// `Pinned` while a pin holds it. A replica that is not there is fine.
+/// Removes a replica and everything of it but a tombstone of some bytes, so that no engine of this or an
+/// older generation can make it anew. `Fenced` when the store has a higher generation, `Pinned` while
+/// a pin holds it, `Immutable` while a point is younger than was promised for it. A replica that is
+/// not there is fine.
 pub async fn delete_replica(
     target: &StoreTarget,
     key: &ReplicaKey,
     generation: Generation,
 ) -> Result<()> {
-    delete_with(Durable::default(), target, key, generation).await
+    delete_with(None, target, key, generation, None).await
 }
 
 /// As [`delete_replica`], with faults in every durable step: for crash tests.
@@ -282,18 +396,26 @@ pub async fn delete_replica_with_faults(
     key: &ReplicaKey,
     generation: Generation,
 ) -> Result<()> {
-    delete_with(Durable::with_faults(faults), target, key, generation).await
+    delete_with(Some(faults), target, key, generation, None).await
 }
 
-async fn delete_with(
-    durable: Durable,
+/// As [`delete_replica`], as if it were another time: for tests and simulations.
+pub async fn delete_replica_at(
     target: &StoreTarget,
     key: &ReplicaKey,
     generation: Generation,
+    now_unix_ms: i64,
 ) -> Result<()> {
-    let replica = Replica {
-        durable,
-        layout: Layout::new(target, key),
-    };
-    blocking(move || takeover::delete(&replica, generation)).await
+    delete_with(None, target, key, generation, Some(now_unix_ms)).await
+}
+
+async fn delete_with(
+    faults: Option<Arc<dyn Faults>>,
+    target: &StoreTarget,
+    key: &ReplicaKey,
+    generation: Generation,
+    now_unix_ms: Option<i64>,
+) -> Result<()> {
+    let replica = options::replica(target, key, KeyRing::new(), faults)?;
+    blocking(move || removal::delete(&replica, generation, now_unix_ms)).await
 }

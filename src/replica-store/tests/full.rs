@@ -34,7 +34,7 @@ async fn a_full_store_at_any_step_is_told_and_loses_nothing() {
                 )
                 .await?;
                 send(&writer, SEED, 3).await?;
-                let policy = RetentionPolicy { hours: 1 };
+                let policy = RetentionPolicy::hours(1);
                 writer.maintain(point(3).time_unix_ms, policy).await
             };
             match attempt.await {

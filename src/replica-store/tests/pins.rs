@@ -11,7 +11,7 @@ use replica_store::{
 use support::*;
 
 const SEED: u64 = 21;
-const NOW_ONLY: RetentionPolicy = RetentionPolicy { hours: 0 };
+const NOW_ONLY: RetentionPolicy = RetentionPolicy::hours(0);
 
 #[tokio::test]
 async fn the_applier_stops_at_a_pin_and_goes_on_when_it_is_gone() {
@@ -131,7 +131,7 @@ async fn a_held_view_stays_right_while_the_applier_runs_and_others_expire() {
         send(&writer, SEED, position).await.unwrap();
         let now = point(position).time_unix_ms;
         writer
-            .maintain(now, RetentionPolicy { hours: 1 })
+            .maintain(now, RetentionPolicy::hours(1))
             .await
             .unwrap();
         if position == 30 {
@@ -165,7 +165,7 @@ async fn a_view_that_is_not_held_expires_and_never_shows_other_bytes() {
         let maintenance = tokio::spawn(async move {
             let now = point(8).time_unix_ms;
             writer
-                .maintain(now, RetentionPolicy { hours: 0 })
+                .maintain(now, RetentionPolicy::hours(0))
                 .await
                 .unwrap();
         });

@@ -63,7 +63,7 @@ impl Replicator {
         let (retired, first) = match wish {
             Wish::Active(policy) => (None, *policy),
             Wish::Retired { delete_replica } => {
-                let unused = replica_store::RetentionPolicy { hours: 0 };
+                let unused = replica_store::RetentionPolicy::hours(0);
                 (Some(delete_replica), Policy::new(Duration::MAX, unused))
             }
         };

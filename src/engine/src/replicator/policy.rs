@@ -75,9 +75,7 @@ impl Policy {
         let interval = policy
             .replication_interval_seconds
             .max(SHORTEST_INTERVAL_SECONDS);
-        let retention = RetentionPolicy {
-            hours: policy.retention_hours,
-        };
+        let retention = RetentionPolicy::hours(policy.retention_hours);
         let app_minutes = match policy.app_consistent_frequency_minutes {
             0 => u64::from(policy.app_consistent_frequency_hours) * 60,
             minutes => minutes.into(),

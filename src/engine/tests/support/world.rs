@@ -88,7 +88,7 @@ impl World {
 pub fn active() -> Wish {
     Wish::Active(Box::new(Policy::new(
         Duration::from_secs(10),
-        RetentionPolicy { hours: 100 },
+        RetentionPolicy::hours(100),
     )))
 }
 

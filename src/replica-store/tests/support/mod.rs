@@ -245,6 +245,15 @@ impl Store {
         writer
     }
 
+    /// Nothing is left of the replica but the fence that keeps stale engines out.
+    pub fn is_removed(&self) -> bool {
+        let item = self.item();
+        let mut files = self.files();
+        files.retain(|path| path.starts_with(&item));
+        files == [item.join("generation"), item.join("lock")]
+            && std::fs::read_dir(&item).unwrap().count() == 2
+    }
+
     /// All files, relative to the store.
     pub fn files(&self) -> Vec<PathBuf> {
         fn walk(folder: &Path, out: &mut Vec<PathBuf>) {

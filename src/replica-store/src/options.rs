@@ -1,0 +1,56 @@
+//! How a replica is opened, and the medium of a target.
+
+use std::sync::Arc;
+
+use replication_log::KeyRing;
+
+use crate::durable::Durable;
+use crate::error::Result;
+use crate::fault::Faults;
+use crate::folder::FolderMedium;
+use crate::medium::Medium;
+use crate::model::{ReplicaKey, StoreTarget};
+use crate::replica::Replica;
+
+/// What a writer is opened with besides its generation.
+#[derive(Clone, Debug, Default)]
+pub struct WriterOptions {
+    /// Keys that journal objects need; new ones are encrypted with the active key, if there is one.
+    pub keys: KeyRing,
+    /// For how long nobody may delete points that are made from here on; see
+    /// [`crate::ReplicaWriter::set_immutability_hours`].
+    pub immutability_hours: u32,
+    /// Take the replica as it is, whatever disks the VM has now: the next cycle says which ones. Without
+    /// it other disks than those of the newest cycle are a `Conflict`.
+    pub any_disks: bool,
+    /// Faults in every durable step, for crash tests.
+    pub faults: Option<Arc<dyn Faults>>,
+}
+
+/// The place of a replica.
+pub(crate) fn medium(
+    target: &StoreTarget,
+    key: &ReplicaKey,
+    faults: Option<Arc<dyn Faults>>,
+) -> Result<Arc<dyn Medium>> {
+    match target {
+        StoreTarget::Folder(folder) => {
+            let durable = faults.map_or_else(Durable::default, Durable::with_faults);
+            Ok(Arc::new(FolderMedium::new(folder, key, durable)))
+        }
+    }
+}
+
+pub(crate) fn replica(
+    target: &StoreTarget,
+    key: &ReplicaKey,
+    keys: KeyRing,
+    faults: Option<Arc<dyn Faults>>,
+) -> Result<Arc<Replica>> {
+    let medium = medium(target, key, faults)?;
+    Ok(Arc::new(Replica::new(
+        medium,
+        key.item_id(),
+        Arc::new(keys),
+    )))
+}
