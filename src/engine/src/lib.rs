@@ -13,6 +13,7 @@
 //! away and replication goes on; the store may be away and captures go on; the guest never waits for any of it.
 
 pub mod backoff;
+pub mod bench;
 pub mod board;
 pub mod config;
 pub mod control;
@@ -25,14 +26,21 @@ pub mod finding;
 pub mod identity;
 pub mod inspect;
 pub mod instance;
+pub mod location;
 pub mod logging;
+pub mod profile;
+pub mod progress;
 pub mod reconcile;
 pub mod recovered;
+pub mod replicate;
 pub mod replicator;
 pub mod report;
+pub mod schedule;
 pub mod session;
 pub mod supervisor;
 pub mod task;
+pub mod throttle;
 pub mod time_window;
+pub mod verify;
 pub mod vm_command;
 pub mod vm_config;

@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use engine::config::Config;
-use engine::{control, convert, daemon, inspect, logging, supervisor, vm_command};
+use engine::{
+    bench, control, convert, daemon, inspect, logging, profile, replicate, supervisor, verify,
+    vm_command,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -63,14 +66,16 @@ enum Command {
         #[command(subcommand)]
         command: VmCommand,
     },
-    /// Show and verify a file of Site Recovery: disk image (VHDX, VHD), replication log (.hrl), journal object, or the folder of a replica.
-    Inspect {
-        /// File, or folder <storage account>/<vault>/<item>.
-        path: PathBuf,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Show a disk image (VHDX, VHD, raw), replication log, journal object, block hashes, stored object or a whole replica.
+    Inspect(inspect::Options),
+    /// Read everything of an image or a replica again and say what is damaged. Exit code 4 when something is.
+    Verify(verify::Options),
+    /// Measure this machine's ceilings: disk, hash, compression, encryption, TLS, store.
+    Bench(bench::Options),
+    /// Record how much the disks of VMs change, and what bandwidth and room that needs.
+    Profile(profile::Options),
+    /// Replicate image files of VMs that are off into a store, without an orchestrator.
+    Replicate(replicate::Options),
     /// Convert a disk image (VHDX, VHD, raw, differencing chains) into another format.
     Convert(convert::Convert),
     /// Read a whole disk image in order: how fast, and the hash of its bytes.
@@ -173,7 +178,17 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Stop { config } => say(&daemon::stop(&Config::load(&config)?).await?)?,
         Command::Status { config, json } => return status(&Config::load(&config)?, json).await,
         Command::Vm { command } => vm(command).await?,
-        Command::Inspect { path, json } => show(&inspect::inspect(&path).await?, json)?,
+        Command::Inspect(options) => show(&inspect::run(&options).await?, options.json)?,
+        Command::Verify(options) => {
+            let (value, sound) = verify::run(&options).await?;
+            show(&value, options.json)?;
+            if !sound {
+                return Ok(ExitCode::from(verify::DAMAGED));
+            }
+        }
+        Command::Bench(options) => show(&bench::run(&options).await?, options.json)?,
+        Command::Profile(options) => show(&profile::run(&options).await?, options.json)?,
+        Command::Replicate(options) => replicate(&options).await?,
         Command::Convert(options) => show(&convert::convert(&options)?, options.json)?,
         Command::Read(options) => show(&convert::read(&options)?, options.json)?,
         Command::Points {
@@ -206,6 +221,22 @@ async fn run(config: &Config, detached: bool) -> anyhow::Result<()> {
         trigger.cancel();
     });
     engine::engine::run(config, stop).await
+}
+
+async fn replicate(options: &replicate::Options) -> anyhow::Result<()> {
+    engine_protocol::tls::install_crypto();
+    let value = replicate::run(options, |point| {
+        if options.prints_points() {
+            say(&point.to_string())?;
+        }
+        Ok(())
+    })
+    .await?;
+    // With --watch and --json the points were the output.
+    if options.prints_points() {
+        return Ok(());
+    }
+    show(&value, options.json)
 }
 
 async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
