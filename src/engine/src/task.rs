@@ -41,6 +41,11 @@ where
     F: FnOnce() -> std::io::Result<T> + Send + 'static,
     T: Send + 'static,
 {
+    if replica_store::fault::runs_inline() {
+        // A simulation: the same things in the same order each time.
+        tokio::task::yield_now().await;
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(join) => Err(std::io::Error::other(join)),

@@ -1,9 +1,11 @@
 //! Faults for crash tests: what a test may do to every durable step of the store.
 //!
-//! The store asks before each step that changes a file. The answer models a process that is killed
+//! Two layers ask: the folder before each step that changes a file (`WriterOptions::faults`), and, over
+//! any medium, the store before each call of it (`WriterOptions::medium_faults`). The answer models a process that is killed
 //! there ([`Fault::Fail`] for this and every later step), a torn write, a full disk, or the nasty
 //! case that the step happened and its caller was told otherwise.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
@@ -29,6 +31,16 @@ pub enum StepKind {
     SyncFolder,
     /// A file or folder is removed.
     Remove,
+    /// Of a medium: something is read, looked at or waited for.
+    Read,
+    /// Of a medium: a small object is written that must not exist.
+    Put,
+    /// Of a medium: a version of a small object is replaced.
+    Replace,
+    /// Of a medium: a streamed object gets its name.
+    Publish,
+    /// Of a medium: base gets a higher fence.
+    Fence,
 }
 
 /// What happens to a step.
@@ -48,4 +60,19 @@ pub enum Fault {
 pub trait Faults: Debug + Send + Sync {
     /// Called before the step.
     fn before(&self, kind: StepKind, path: &Path) -> Fault;
+}
+
+thread_local! {
+    static INLINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From here on file work that is asked for on this thread runs on it, in place of a thread that may
+/// wait: for simulations, which must do the same things in the same order each time.
+pub fn run_inline(inline: bool) {
+    INLINE.with(|flag| flag.set(inline));
+}
+
+/// Whether [`run_inline`] is in force on this thread.
+pub fn runs_inline() -> bool {
+    INLINE.with(Cell::get)
 }
