@@ -26,10 +26,13 @@
 mod apply;
 mod base;
 mod blocking;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod cycle;
 mod durable;
 mod error;
 pub mod fault;
+mod faulty;
 mod folder;
 mod frames;
 mod initial;

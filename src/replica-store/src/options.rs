@@ -7,6 +7,7 @@ use replication_log::KeyRing;
 use crate::durable::Durable;
 use crate::error::Result;
 use crate::fault::Faults;
+use crate::faulty::FaultyMedium;
 use crate::folder::FolderMedium;
 use crate::medium::Medium;
 use crate::model::{ReplicaKey, StoreTarget};
@@ -23,8 +24,10 @@ pub struct WriterOptions {
     /// Take the replica as it is, whatever disks the VM has now: the next cycle says which ones. Without
     /// it other disks than those of the newest cycle are a `Conflict`.
     pub any_disks: bool,
-    /// Faults in every durable step, for crash tests.
+    /// Faults in every durable step of a folder, for crash tests.
     pub faults: Option<Arc<dyn Faults>>,
+    /// Faults in every call of the medium, whatever it is, for tests.
+    pub medium_faults: Option<Arc<dyn Faults>>,
 }
 
 /// The place of a replica.
@@ -44,13 +47,15 @@ pub(crate) fn medium(
 pub(crate) fn replica(
     target: &StoreTarget,
     key: &ReplicaKey,
-    keys: KeyRing,
-    faults: Option<Arc<dyn Faults>>,
+    options: WriterOptions,
 ) -> Result<Arc<Replica>> {
-    let medium = medium(target, key, faults)?;
+    let mut medium = medium(target, key, options.faults)?;
+    if let Some(faults) = options.medium_faults {
+        medium = Arc::new(FaultyMedium::new(medium, faults));
+    }
     Ok(Arc::new(Replica::new(
         medium,
         key.item_id(),
-        Arc::new(keys),
+        Arc::new(options.keys),
     )))
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::model::{
     DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, ReplicaState, StoreTarget,
 };
-use crate::options;
+use crate::options::{self, WriterOptions};
 use crate::points;
 use crate::replica::Replica;
 use crate::view::{Show, View};
@@ -35,7 +35,14 @@ impl ReplicaReader {
         keys: KeyRing,
     ) -> Result<ReplicaReader> {
         let reader = ReplicaReader {
-            replica: options::replica(target, key, keys, None)?,
+            replica: options::replica(
+                target,
+                key,
+                WriterOptions {
+                    keys,
+                    ..WriterOptions::default()
+                },
+            )?,
         };
         reader.run(|replica| replica.manifest().map(drop)).await?;
         Ok(reader)

@@ -79,19 +79,20 @@ impl ReplicaWriter {
         generation: Generation,
         disks: &[DiskSpec],
     ) -> Result<ReplicaWriter> {
-        let replica = options::replica(target, key, options.keys, options.faults)?;
+        let hours = options.immutability_hours;
         let rule = if options.any_disks {
             Disks::Any
         } else {
             Disks::Exact
         };
+        let replica = options::replica(target, key, options)?;
         let disks = disks.to_vec();
         let opened = replica.clone();
         blocking(move || takeover::open(&opened, generation, &disks, rule)).await?;
         Ok(ReplicaWriter {
             replica,
             generation,
-            immutability_hours: Arc::new(AtomicU32::new(options.immutability_hours)),
+            immutability_hours: Arc::new(AtomicU32::new(hours)),
         })
     }
 
@@ -416,6 +417,10 @@ async fn delete_with(
     generation: Generation,
     now_unix_ms: Option<i64>,
 ) -> Result<()> {
-    let replica = options::replica(target, key, KeyRing::new(), faults)?;
+    let options = WriterOptions {
+        faults,
+        ..WriterOptions::default()
+    };
+    let replica = options::replica(target, key, options)?;
     blocking(move || removal::delete(&replica, generation, now_unix_ms)).await
 }
