@@ -12,4 +12,16 @@ resource "siterecovery_hyperv_host" "this" {
 
   vm_folder = "/srv/vms"
   roles     = ["source", "recovery"]
+
+  # All VMs of the host together, at any time, and less in working hours.
+  throttle {
+    bandwidth_in_megabits_per_second = 500
+  }
+
+  throttle {
+    bandwidth_in_megabits_per_second = 100
+    days                             = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday"]
+    start_time                       = "08:00"
+    end_time                         = "18:00"
+  }
 }

@@ -76,6 +76,20 @@ impl Connection {
         })
     }
 
+    /// The subscription that requests are about.
+    pub fn subscription(&self) -> &str {
+        &self.subscription
+    }
+
+    /// All storage accounts of the subscription.
+    pub async fn storage_accounts(&self) -> Result<Vec<Value>> {
+        let path = format!(
+            "/subscriptions/{}/providers/Microsoft.Storage/storageAccounts",
+            self.subscription
+        );
+        Ok(self.client.list(&path).await?)
+    }
+
     /// All vaults of the subscription.
     pub async fn vaults(&self) -> Result<Vec<Value>> {
         let path = format!(

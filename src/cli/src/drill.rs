@@ -93,7 +93,8 @@ pub async fn clean_up(vault: &Vault, options: &CleanUp, json: bool) -> Result<()
     .await
 }
 
-async fn act(
+/// Starts an action, shows its job as it goes, and prints it at the end.
+pub async fn act(
     vault: &Vault,
     target: &Value,
     action: &str,

@@ -37,6 +37,19 @@ impl Vault {
         })
     }
 
+    /// ARM id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A registered host by name or id.
+    pub async fn host(&self, wanted: &str) -> Result<Value> {
+        let hosts = self.list("replicationRecoveryServicesProviders").await?;
+        named(&hosts, wanted)
+            .cloned()
+            .with_context(|| format!("no host `{wanted}`; there are: {}", names(&hosts)))
+    }
+
     /// A list right below the vault.
     pub async fn list(&self, segment: &str) -> Result<Vec<Value>> {
         Ok(self.client.list(&format!("{}/{segment}", self.id)).await?)

@@ -1,4 +1,5 @@
-//! The operator's command line: look at vaults, hosts, items, points and jobs; start a drill and clean it up.
+//! The operator's command line: look at vaults, hosts, policies, accounts, items, points and jobs; compare, throttle, change
+//! disks, rotate keys; start a drill and clean it up. What has no word of its own is reached by `rest`.
 //!
 //! Everything that an action of the provider does can be done here too, so that no Terraform version is needed for it.
 
@@ -7,7 +8,10 @@
 mod connection;
 mod drill;
 mod lookup;
+mod manage;
+mod rest;
 mod show;
+mod show_item;
 
 use std::process::ExitCode;
 
@@ -39,12 +43,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Vaults of the subscription
+    /// Vaults of the subscription, and their encryption key
     #[command(subcommand)]
-    Vault(List),
-    /// Hosts registered in the vault, with their connection
+    Vault(VaultCommand),
+    /// Storage accounts of the subscription; credentials are never shown
     #[command(subcommand)]
-    Host(List),
+    Storage(List),
+    /// Replication policies of the vault
+    #[command(subcommand)]
+    Policy(List),
+    /// Hosts registered in the vault, with their connection and rate limits
+    #[command(subcommand)]
+    Host(HostCommand),
     /// VMs that the hosts report, protected or not
     #[command(subcommand)]
     Vm(List),
@@ -60,6 +70,10 @@ enum Command {
     /// Jobs of the vault
     #[command(subcommand)]
     Job(Job),
+    /// Compare a protected VM with its replica now and send the differences
+    Resync(manage::Resync),
+    /// Send a request to the orchestration API and print the answer
+    Rest(rest::Rest),
     /// Drill: boot replicas beside the originals, and clean up afterwards
     #[command(subcommand)]
     TestFailover(Drill),
@@ -72,14 +86,53 @@ enum List {
 }
 
 #[derive(Subcommand)]
+enum VaultCommand {
+    /// One line each
+    List,
+    /// Give the vault a new encryption key; older keys stay for as long as recovery points need them
+    RotateKey,
+}
+
+#[derive(Subcommand)]
+enum HostCommand {
+    /// One line each
+    List,
+    /// Set or lift the rate limit of all VMs of a host together; it takes effect at once
+    Throttle {
+        /// Host name or id
+        host: String,
+        #[command(flatten)]
+        limit: manage::Limit,
+    },
+}
+
+#[derive(Subcommand)]
 enum Item {
     /// One line each: state, progress, RPO, bytes
     List,
-    /// Everything about one
+    /// Everything about one: tracking, backlog, cadence, points, problems
     Show {
         /// VM name, item name or id
         item: String,
     },
+    /// Set or lift the rate limit of a VM; it takes effect at once
+    Throttle {
+        /// VM name, item name or id
+        item: String,
+        #[command(flatten)]
+        limit: manage::Limit,
+    },
+    /// Let VMs of one host share their recovery points; without a group the VM is alone
+    Group {
+        /// VM name, item name or id
+        item: String,
+        /// Name of the group
+        group: Option<String>,
+    },
+    /// Replicate another disk of the VM; the others are not copied again
+    AddDisk(manage::Disk),
+    /// Leave a disk out from now on; older recovery points keep it
+    RemoveDisk(manage::Disk),
 }
 
 #[derive(Subcommand)]
@@ -141,21 +194,49 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<()> {
     let connection = Connection::new(&arguments.connection)?;
     let json = arguments.json;
-    if let Command::Vault(List::List) = arguments.command {
-        return show::vaults(&connection.vaults().await?, json);
+    match &arguments.command {
+        Command::Vault(VaultCommand::List) => {
+            return show::vaults(&connection.vaults().await?, json);
+        }
+        Command::Storage(List::List) => {
+            return show::storage_accounts(&connection.storage_accounts().await?, json);
+        }
+        Command::Rest(request) => return rest::send(&connection, request).await,
+        _ => {}
     }
     let vault = Vault::find(&connection, arguments.vault.as_deref()).await?;
     match arguments.command {
-        Command::Vault(List::List) => Ok(()),
-        Command::Host(List::List) => show::hosts(
+        // Answered above, without a vault.
+        Command::Vault(VaultCommand::List) | Command::Storage(_) | Command::Rest(_) => Ok(()),
+        Command::Vault(VaultCommand::RotateKey) => manage::rotate_key(&vault, json).await,
+        Command::Policy(List::List) => {
+            show::policies(&vault.list("replicationPolicies").await?, json)
+        }
+        Command::Host(HostCommand::List) => show::hosts(
             &vault.list("replicationRecoveryServicesProviders").await?,
             json,
         ),
+        Command::Host(HostCommand::Throttle { host, limit }) => {
+            manage::throttle_host(&vault, &host, &limit, json).await
+        }
         Command::Vm(List::List) => show::vms(&vault.protectable_items().await?, json),
         Command::Item(Item::List) => {
             show::items(&vault.list("replicationProtectedItems").await?, json)
         }
-        Command::Item(Item::Show { item }) => show::whole(&vault.item(&item).await?),
+        Command::Item(Item::Show { item }) => show_item::show(&vault.item(&item).await?, json),
+        Command::Item(Item::Throttle { item, limit }) => {
+            manage::throttle_item(&vault, &item, &limit, json).await
+        }
+        Command::Item(Item::Group { item, group }) => {
+            manage::group(&vault, &item, group.as_deref(), json).await
+        }
+        Command::Item(Item::AddDisk(disk)) => {
+            manage::change_disk(&vault, &disk, "addDisks", json).await
+        }
+        Command::Item(Item::RemoveDisk(disk)) => {
+            manage::change_disk(&vault, &disk, "removeDisks", json).await
+        }
+        Command::Resync(resync) => manage::resync(&vault, &resync, json).await,
         Command::Point(Point::List { item }) => {
             let item = vault.item(&item).await?;
             show::points(&vault.points(&item).await?, json)

@@ -52,6 +52,77 @@ pub fn hosts(bodies: &[Value], json: bool) -> Result<()> {
     )
 }
 
+/// Storage accounts.
+pub fn storage_accounts(bodies: &[Value], json: bool) -> Result<()> {
+    let titles = &[
+        "ACCOUNT",
+        "LOCATION",
+        "KIND",
+        "PLACE",
+        "CONTAINER",
+        "ACCESS",
+    ];
+    table(bodies, json, titles, |body| {
+        let folder = property(body, "folder");
+        vec![
+            text(body, "/name").to_owned(),
+            text(body, "/location").to_owned(),
+            text(body, "/sku/name").to_owned(),
+            if folder.is_empty() {
+                property(body, "blobEndpoint")
+            } else {
+                folder
+            },
+            property(body, "containerName"),
+            property(body, "accessKind"),
+        ]
+    })
+}
+
+/// Replication policies.
+pub fn policies(bodies: &[Value], json: bool) -> Result<()> {
+    let titles = &[
+        "POLICY",
+        "INTERVAL",
+        "ALL POINTS",
+        "TIERS",
+        "APP-CONSISTENT",
+        "IMMUTABLE",
+        "ENCRYPTION",
+        "VERIFIED",
+    ];
+    table(bodies, json, titles, |body| {
+        let number = |name: &str| {
+            body.pointer(&format!("/properties/providerSpecificDetails/{name}"))
+                .and_then(Value::as_u64)
+                .unwrap_or_default()
+        };
+        let every = |number: u64, unit: &str| match number {
+            0 => "off".to_owned(),
+            number => format!("{number} {unit}"),
+        };
+        let tiers = body
+            .pointer("/properties/providerSpecificDetails/retentionTiers")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
+        let minutes = number("applicationConsistentSnapshotFrequencyInMinutes");
+        vec![
+            text(body, "/name").to_owned(),
+            format!("{} s", number("replicationInterval")),
+            format!("{} h", number("recoveryPointHistoryDurationInHours")),
+            tiers.to_string(),
+            if minutes > 0 {
+                every(minutes, "min")
+            } else {
+                every(number("applicationConsistentSnapshotFrequencyInHours"), "h")
+            },
+            every(number("immutabilityInHours"), "h"),
+            text(body, "/properties/providerSpecificDetails/encryption").to_owned(),
+            every(number("verificationIntervalInHours"), "h"),
+        ]
+    })
+}
+
 /// VMs that hosts report.
 pub fn vms(bodies: &[Value], json: bool) -> Result<()> {
     table(
@@ -94,6 +165,7 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
             "HEALTH",
             "PROGRESS",
             "RPO",
+            "BACKLOG",
             "LAST POINT",
             "CHANGED",
             "SENT",
@@ -123,6 +195,7 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
                 } else {
                     format!("{rpo} s")
                 },
+                last_cycle("backlogBytes"),
                 time(&details("lastRecoveryPointReceived")),
                 last_cycle("lastCycleChangedBytes"),
                 last_cycle("lastCycleSentBytes"),
@@ -137,7 +210,15 @@ pub fn points(bodies: &[Value], json: bool) -> Result<()> {
     table(
         bodies,
         json,
-        &["TIME", "KIND", "POSITION", "CHANGED", "SENT", "NAME"],
+        &[
+            "TIME",
+            "KIND",
+            "POSITION",
+            "CHANGED",
+            "SENT",
+            "NAME",
+            "GROUP POINT",
+        ],
         |body| {
             let details =
                 |name: &str| body.pointer(&format!("/properties/providerSpecificDetails/{name}"));
@@ -148,6 +229,7 @@ pub fn points(bodies: &[Value], json: bool) -> Result<()> {
                 bytes(details("changedBytes")),
                 bytes(details("sentBytes")),
                 text(body, "/name").to_owned(),
+                number_or_text(details("groupPointId")),
             ]
         },
     )
@@ -273,11 +355,13 @@ fn table(
     Ok(())
 }
 
-fn property(body: &Value, name: &str) -> String {
+/// A property as text.
+pub fn property(body: &Value, name: &str) -> String {
     number_or_text(body.pointer(&format!("/properties/{name}")))
 }
 
-fn number_or_text(value: Option<&Value>) -> String {
+/// A number or a text as text, nothing for anything else.
+pub fn number_or_text(value: Option<&Value>) -> String {
     match value {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),
@@ -286,7 +370,7 @@ fn number_or_text(value: Option<&Value>) -> String {
 }
 
 /// A time to the second, so that columns line up; `--json` has all of it.
-fn time(text: &str) -> String {
+pub fn time(text: &str) -> String {
     match text.split_once('.') {
         Some((seconds, _)) => format!("{seconds}Z"),
         None => text.to_owned(),
@@ -295,7 +379,7 @@ fn time(text: &str) -> String {
 
 /// Bytes for people: `12.3 MiB`.
 #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
-fn bytes(value: Option<&Value>) -> String {
+pub fn bytes(value: Option<&Value>) -> String {
     let Some(bytes) = value.and_then(Value::as_u64) else {
         return String::new();
     };

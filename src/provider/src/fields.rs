@@ -117,7 +117,10 @@ pub(crate) fn resource_group_id() -> Attribute {
 pub(crate) fn for_data_source(schema: &Schema, keys: &[&str]) -> Schema {
     let mut out = Schema::new();
     for (name, attribute) in &schema.block.attributes {
-        if name == "timeouts" {
+        // Only writers have a use for these.
+        let writers =
+            attribute.write_only || name.ends_with("_wo_version") || name.ends_with("_rotation");
+        if name == "timeouts" || writers {
             continue;
         }
         let attribute = if keys.contains(&name.as_str()) {

@@ -17,6 +17,7 @@ pub mod docs;
 mod errors;
 mod fields;
 mod functions;
+mod limits;
 mod plain;
 mod provider;
 mod registration_key;

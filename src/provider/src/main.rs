@@ -1,22 +1,51 @@
 //! The Terraform provider siterecovery. Terraform starts it; `docs OUT [EXAMPLES]` writes its documentation.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "help goes to a person, not to Terraform"
+)]
+
 use std::path::Path;
 use std::process::ExitCode;
 
 use provider::SiteRecovery;
 
+const HELP: &str = "\
+The Terraform provider siterecovery. Terraform starts it by itself.
+
+    terraform-provider-siterecovery docs [OUT] [EXAMPLES]
+
+writes the documentation into the folder OUT (docs), with the examples of the folder EXAMPLES (examples).
+";
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("docs") {
-        let out = arguments.next().unwrap_or_else(|| "docs".to_owned());
-        let examples = arguments.next().unwrap_or_else(|| "examples".to_owned());
-        return match provider::docs::write(Path::new(&out), Path::new(&examples)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if words
+        .iter()
+        .any(|word| matches!(*word, "--help" | "-h" | "help"))
+    {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
     }
-    tf_provider::run(SiteRecovery, provider::ADDRESS)
+    match words.as_slice() {
+        ["docs", rest @ ..]
+            if rest.len() <= 2 && !rest.iter().any(|word| word.starts_with('-')) =>
+        {
+            let out = rest.first().copied().unwrap_or("docs");
+            let examples = rest.get(1).copied().unwrap_or("examples");
+            match provider::docs::write(Path::new(out), Path::new(examples)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        ["docs", ..] => {
+            eprintln!("error: these are no arguments of `docs`\n\n{HELP}");
+            ExitCode::FAILURE
+        }
+        _ => tf_provider::run(SiteRecovery, provider::ADDRESS),
+    }
 }

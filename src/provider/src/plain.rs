@@ -39,10 +39,12 @@ pub(crate) trait Plain: Send + Sync + 'static {
     const KEYS: &'static [&'static str];
     /// How it is taken away.
     const REMOVAL: Removal;
+    /// Whether [`Plain::after_change`] does something that shows in an answer.
+    const HAS_MORE_AFTER_A_CHANGE: bool = false;
     /// Properties in answers.
     type Properties: DeserializeOwned + Send + Sync;
     /// Its id.
-    type Id: FromStr<Err = IdError> + ToString + Send;
+    type Id: FromStr<Err = IdError> + ToString + Send + Sync;
 
     fn schema() -> Schema;
     /// The id that an object of these arguments has.
@@ -53,6 +55,16 @@ pub(crate) trait Plain: Send + Sync + 'static {
     fn change(change: &Change) -> Option<(Method, Json)>;
     /// Attributes from an answer.
     fn fill(id: &Self::Id, answer: &Answer<Self::Properties>, object: &mut Object);
+    /// Adds write-only arguments to the body of a creation; they are in the configuration only.
+    fn add_secrets(_config: &Object, _body: &mut Json) {}
+    /// What a change needs beyond its request.
+    async fn after_change(
+        _remote: &Remote<'_>,
+        _id: &Self::Id,
+        _change: &Change,
+    ) -> Result<(), Diagnostics> {
+        Ok(())
+    }
     /// Checks of arguments against one another.
     fn validate(_config: &Object, _report: &mut Diagnostics) {}
     /// Checks against what exists already, at plan time.
@@ -137,9 +149,9 @@ impl<P: Plain> Resource<Session> for Managed<P> {
         let id = P::id(&remote.session, &change.planned)?;
         let text = id.to_string();
         remote.must_not_exist(&text, "name").await?;
-        let answer: Answer<P::Properties> = remote
-            .create(state, &text, &P::body(&change.planned))
-            .await?;
+        let mut body = P::body(&change.planned);
+        P::add_secrets(&change.config, &mut body);
+        let answer: Answer<P::Properties> = remote.create(state, &text, &body).await?;
         P::fill(&id, &answer, &mut state.value);
         fields::keep_planned(&change.planned, &mut state.value);
         Ok(())
@@ -177,6 +189,16 @@ impl<P: Plain> Resource<Session> for Managed<P> {
         if let Some((method, body)) = P::change(change) {
             let answer: Answer<P::Properties> =
                 remote.update(method, &id.to_string(), &body).await?;
+            P::fill(&id, &answer, &mut state.value);
+            fields::keep_planned(&change.planned, &mut state.value);
+            state.keep();
+        }
+        P::after_change(&remote, &id, change).await?;
+        if P::HAS_MORE_AFTER_A_CHANGE
+            && let Some(answer) = remote
+                .find::<Answer<P::Properties>>(&id.to_string())
+                .await?
+        {
             P::fill(&id, &answer, &mut state.value);
             fields::keep_planned(&change.planned, &mut state.value);
         }

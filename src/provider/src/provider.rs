@@ -9,7 +9,7 @@ use tf_provider::{
     Resource, Schema,
 };
 
-use crate::data_sources::{ProtectableVms, RecoveryPoints};
+use crate::data_sources::{Jobs, ProtectableVms, RecoveryPoints, ReplicationHealth};
 use crate::errors::{detail, failed};
 use crate::functions::{BuildId, ParseId};
 use crate::plain::{ByName, Managed};
@@ -145,6 +145,8 @@ impl Provider for SiteRecovery {
             Box::new(ByName::<Policy>::new()),
             Box::new(ProtectableVms),
             Box::new(RecoveryPoints),
+            Box::new(ReplicationHealth),
+            Box::new(Jobs),
         ]
     }
 

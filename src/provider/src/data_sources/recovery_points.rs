@@ -46,6 +46,12 @@ impl DataSource<Session> for RecoveryPoints {
                     .describe("Bytes that the guest changed since the point before."),
             ),
             (
+                "group_point_id",
+                Attribute::string().computed().describe(
+                    "Shared by the points that the VMs of one group took at one instant; null for a VM alone.",
+                ),
+            ),
+            (
                 "sent_bytes",
                 Attribute::number()
                     .computed()
@@ -97,6 +103,7 @@ impl DataSource<Session> for RecoveryPoints {
                 .with("type", point.properties.recovery_point_type.as_str())
                 .with("changed_bytes", details.changed_bytes)
                 .with("sent_bytes", details.sent_bytes)
+                .with("group_point_id", details.group_point_id.as_deref())
         });
         state.set("recovery_points", Value::list(values));
         state.set("id", id);

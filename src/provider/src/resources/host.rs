@@ -30,10 +30,10 @@ use crate::Session;
 use crate::errors::{Fields, deploy_failed};
 use crate::plain::{identity, import_stub, stored_id};
 use crate::remote::Remote;
-use crate::{fields, timeouts};
+use crate::{fields, limits, timeouts};
 
 const WHAT: &str = "Hyper-V host";
-const FIELDS: Fields = &[("name", "name")];
+const FIELDS: Fields = &[("name", "name"), ("throttles", "throttle")];
 const READY: Duration = Duration::from_secs(60);
 /// Unix sockets in these folders have short addresses.
 const LONGEST_DATA_FOLDER: usize = 95;
@@ -134,6 +134,7 @@ impl Resource<Session> for HypervHost {
                 Attribute::bool().computed().use_state_for_unknown().describe("Whether the engine runs. A stopped engine is started by the next apply."),
             )
             .attribute("timeouts", timeouts::attribute(timeouts::QUICK))
+            .block("throttle", limits::throttle_blocks("all VMs of the host together"))
     }
 
     fn identity(&self) -> Option<IdentitySchema> {
@@ -222,6 +223,9 @@ impl Resource<Session> for HypervHost {
         state.keep();
 
         wait_connected(&remote, &id, until, &deployment).await?;
+        if !change.planned.objects("throttle").is_empty() {
+            throttle(&remote, &id, &change.planned).await?;
+        }
         observe(deployer.as_ref(), &deployment, &mut state.value).await
     }
 
@@ -259,6 +263,20 @@ impl Resource<Session> for HypervHost {
         let until = Instant::now() + limit;
         let id: ServicesProviderId = stored_id(&state.value)?;
         let deployment = deployment(&remote.session, &change.planned)?;
+        if change.changed("throttle") {
+            throttle(&remote, &id, &change.planned).await?;
+            state
+                .value
+                .set("throttle", change.planned.get("throttle").clone());
+            state.keep();
+        }
+        if !change
+            .prior
+            .as_ref()
+            .is_none_or(|prior| needs_deployment(prior, &change.planned))
+        {
+            return Ok(());
+        }
         let deployer = HostConnection::Local.deployer();
         let cannot = |error| deploy_failed("Updating the engine on the host failed", &error);
         deployer.upgrade(&deployment).await.map_err(cannot)?;
@@ -316,6 +334,28 @@ impl Resource<Session> for HypervHost {
     }
 }
 
+/// Whether a change is about the engine on the host, not about its record alone.
+fn needs_deployment(prior: &Object, planned: &Object) -> bool {
+    let bare = |object: &Object| {
+        let mut object = object.clone();
+        for name in ["throttle", "timeouts"] {
+            object.remove(name);
+        }
+        object
+    };
+    bare(prior) != bare(planned)
+}
+
+async fn throttle(
+    remote: &Remote<'_>,
+    id: &ServicesProviderId,
+    planned: &Object,
+) -> Result<(), Diagnostics> {
+    let body = json!({ "properties": { "throttles": limits::throttles_of(planned) } });
+    let _host: serde_json::Value = remote.update(Method::Patch, id.as_str(), &body).await?;
+    Ok(())
+}
+
 fn absolute(value: &Value) -> Result<(), String> {
     match value.as_str() {
         Some(text)
@@ -348,6 +388,7 @@ fn recovered_in(data_folder: &str) -> String {
 
 /// Checks of the arguments against one another.
 fn check(config: &Object, report: &mut Diagnostics) {
+    limits::check_throttles(config, report);
     let roles = config.get("roles");
     let known_roles = config.strings("roles");
     for role in &known_roles {
@@ -497,6 +538,7 @@ fn fill(id: &ServicesProviderId, host: &Answer<ServicesProviderProperties>, obje
         FabricId::of(id).map(|site| site.to_string()),
     );
     object.set("engine_id", id.name());
+    limits::set_throttles(&properties.throttles, object);
     if object.is_null("roles") {
         // After an import; otherwise the state knows better than a report that may be a restart behind.
         let source = properties

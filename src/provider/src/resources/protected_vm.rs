@@ -3,7 +3,8 @@
 //! ```text
 //!  create: find the VM in the site ─► enable protection ─► wait for the first copy, with progress in the log
 //!  read:   what is configured; `initial_replication_completed` once the first copy has been whole
-//!  update: target settings by PATCH; goes on waiting for a first copy that an earlier run did not see the end of
+//!  update: target settings, limits, group by PATCH; disks in and out, comparisons as jobs; goes on waiting for a first
+//!          copy that an earlier run did not see the end of
 //!  delete: disable protection; the replica goes too unless it shall stay
 //! ```
 //!
@@ -21,24 +22,26 @@ use arm_client::Method;
 use arm_model::protected_item::ProtectedItemProperties;
 use arm_model::{
     FabricId, PolicyId, ProtectedItemId, Resource as Answer, StorageAccountId, VirtualNetworkId,
+    validate,
 };
 use async_trait::async_trait;
-use serde_json::json;
+use serde_json::{Value as Json, json};
+use tf_provider::schema::Block;
 use tf_provider::{
-    Attribute, Change, Context, Diagnostics, IdentitySchema, ImportKey, Object, Plan, Presence,
-    Resource, ResourceState, Schema, Type, Value,
+    Attribute, Change, Context, Diagnostics, IdentitySchema, ImportKey, NestedBlock, Object, Plan,
+    Presence, Resource, ResourceState, Schema, Type, Value,
 };
 
 use self::checks::{check, cross_check, guid, vm_name, which_vm};
 use self::first_copy::{fill, keep_spelling, settle};
-use self::request::{choose, disks, enable, patch, taken_over};
+use self::request::{choose, disk_changes, disks, enable, patch, taken_over};
 use super::association::site_id;
 use super::protection::{container_of, protectable_items};
 use crate::Session;
 use crate::errors::Fields;
 use crate::plain::{identity, import_stub, stored_id};
 use crate::remote::Remote;
-use crate::{fields, timeouts};
+use crate::{fields, limits, timeouts};
 
 const WHAT: &str = "protected VM";
 const FIELDS: Fields = &[
@@ -57,6 +60,10 @@ const FIELDS: Fields = &[
     ("targetAzureSubnetId", "target_subnet_name"),
     ("targetAzureVmName", "target_vm_name"),
     ("recoveryAzureVMName", "target_vm_name"),
+    ("diskIds", "disks_to_include"),
+    ("multiVmGroupName", GROUP),
+    ("throttles", "throttle"),
+    ("seeds", "seed"),
 ];
 const COMPLETED: &str = "initial_replication_completed";
 /// What can be changed without a new copy.
@@ -66,6 +73,10 @@ const CHANGEABLE: [&str; 4] = [
     "target_subnet_name",
     "target_resource_group_id",
 ];
+const GROUP: &str = "multi_vm_group_name";
+const RESYNCHRONIZE: &str = "resynchronize";
+/// What can be changed too, but is no single text.
+const EXTENSIONS: [&str; 3] = [GROUP, "throttle", "seed"];
 /// How long a VM that was named may take to show up: a host tells of its VMs seconds after it has registered.
 const FIRST_INVENTORY: Duration = Duration::from_secs(60);
 
@@ -173,8 +184,22 @@ impl Resource<Session> for ProtectedVm {
                     .optional()
                     .computed()
                     .use_state_for_unknown()
-                    .requires_replace()
-                    .describe("Ids of the disks to replicate; the one with the operating system must be among them. Default: all. Changing it protects anew."),
+                    .describe(
+                        "Ids of the disks to replicate; the one with the operating system must be among them. Default: all that the VM has when it \
+                         is protected. Adding and removing disks later copies nothing of the others, and older recovery points stay as they were.",
+                    ),
+            )
+            .attribute(
+                GROUP,
+                fields::checked(text(), validate::resource_name).describe(
+                    "VMs of one group take their recovery points at one instant; they are on one host. Default: alone.",
+                ),
+            )
+            .attribute(
+                RESYNCHRONIZE,
+                text().describe(
+                    "Any text. When it changes, the disks are compared with the replica and differences are sent; the apply waits for the end.",
+                ),
             )
             .attribute(
                 "delete_replica_on_destroy",
@@ -192,6 +217,8 @@ impl Resource<Session> for ProtectedVm {
                     .describe("Whether the first copy has been whole. While it is `false`, an apply goes on waiting."),
             )
             .attribute("timeouts", timeouts::attribute(timeouts::COPYING))
+            .block("throttle", limits::throttle_blocks("this VM"))
+            .block("seed", NestedBlock::list(seed_block()))
     }
 
     fn identity(&self) -> Option<IdentitySchema> {
@@ -289,17 +316,32 @@ impl Resource<Session> for ProtectedVm {
         let until = Instant::now() + limit;
         let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
         let id: ProtectedItemId = stored_id(&state.value)?;
-        if CHANGEABLE.iter().any(|name| change.changed(name)) {
+        let changed = |name: &&str| change.changed(name);
+        if CHANGEABLE.iter().any(|name| changed(name))
+            || EXTENSIONS.iter().any(|name| changed(name))
+        {
             let planned = &change.planned;
-            let answer: Answer<ProtectedItemProperties> = remote
-                .update(Method::Patch, id.as_str(), &patch(planned))
-                .await?;
+            let body = patch(planned, |name| change.changed(name));
+            let answer: Answer<ProtectedItemProperties> =
+                remote.update(Method::Patch, id.as_str(), &body).await?;
             let mut read = planned.clone();
             fill(&id, &answer.properties, &mut read);
             state.value = read.clone();
             state.keep();
             taken_over(planned, &read)?;
         }
+        for (action, body) in disk_changes(change) {
+            let _item: Json = remote
+                .update(Method::Post, &format!("{id}/{action}"), &body)
+                .await?;
+        }
+        if change.changed(RESYNCHRONIZE) && !change.planned.is_null(RESYNCHRONIZE) {
+            let path = format!("{id}/repairReplication");
+            let _item: Json = remote.update(Method::Post, &path, &json!({})).await?;
+        }
+        state
+            .value
+            .set(RESYNCHRONIZE, change.planned.get(RESYNCHRONIZE).clone());
         settle(cx, &remote, &id, until, state).await
     }
 
@@ -327,6 +369,25 @@ impl Resource<Session> for ProtectedVm {
         state.value.set("delete_replica_on_destroy", true);
         Ok(state)
     }
+}
+
+fn seed_block() -> Block {
+    Block::new()
+        .describe(
+            "A copy of a disk that was brought to the store's side: the first copy compares with it and sends differences only.",
+        )
+        .attribute(
+            "disk_id",
+            Attribute::string()
+                .required()
+                .describe("Id of the disk."),
+        )
+        .attribute(
+            "path",
+            Attribute::string().required().describe(
+                "The copy (VHD or VHDX): a file on a machine that has the store's folder, or for an account in Azure a blob of its container.",
+            ),
+        )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use arm_client::Method;
 use arm_model::vault::VaultProperties;
 use arm_model::{Resource as Answer, VaultId, validate};
+use async_trait::async_trait;
 use serde_json::{Value as Json, json};
 use tf_provider::{Attribute, Change, Diagnostics, Object, Schema, Value};
 
@@ -10,9 +11,15 @@ use crate::Session;
 use crate::errors::Fields;
 use crate::fields;
 use crate::plain::{Plain, Removal};
+use crate::remote::Remote;
 
 pub(crate) struct Vault;
 
+const ROTATION: &str = "encryption_key_rotation";
+const KEY_ID: &str = "encryption_key_id";
+const KEY_CREATED: &str = "encryption_key_created";
+
+#[async_trait]
 impl Plain for Vault {
     const TYPE: &'static str = "siterecovery_vault";
     const WHAT: &'static str = "vault";
@@ -24,6 +31,7 @@ impl Plain for Vault {
     ];
     const KEYS: &'static [&'static str] = &["name", "resource_group_name"];
     const REMOVAL: Removal = Removal::Delete;
+    const HAS_MORE_AFTER_A_CHANGE: bool = true;
     type Properties = VaultProperties;
     type Id = VaultId;
 
@@ -44,6 +52,23 @@ impl Plain for Vault {
                     .describe("Kind of the vault: `Standard` (the default) or `RS0`."),
             )
             .attribute("tags", fields::tags())
+            .attribute(
+                ROTATION,
+                Attribute::string().optional().describe(
+                    "Any text, such as a month. When it changes, the vault gets a new encryption key for new recovery points; older keys stay for as \
+                     long as points need them.",
+                ),
+            )
+            .attribute(
+                KEY_ID,
+                Attribute::string().computed().describe(
+                    "Id of the encryption key, never the key itself. Null until a policy of the vault with `encryption_enabled` needs one.",
+                ),
+            )
+            .attribute(
+                KEY_CREATED,
+                Attribute::string().computed().describe("When that key was made."),
+            )
     }
 
     fn id(session: &Session, object: &Object) -> Result<VaultId, Diagnostics> {
@@ -78,7 +103,23 @@ impl Plain for Vault {
             "sku",
             answer.extra.get("sku").and_then(|sku| sku["name"].as_str()),
         );
+        let key = answer.properties.replication_encryption_key.as_ref();
+        object.set(KEY_ID, key.map(|key| key.key_id.as_str()));
+        object.set(KEY_CREATED, key.map(|key| key.created_time.as_str()));
         super::vault::set_tags(answer, object);
+    }
+
+    async fn after_change(
+        remote: &Remote<'_>,
+        id: &VaultId,
+        change: &Change,
+    ) -> Result<(), Diagnostics> {
+        if change.changed(ROTATION) && !change.planned.is_null(ROTATION) {
+            let _told: Json = remote
+                .ask(&format!("{id}/rotateEncryptionKey"), &json!({}))
+                .await?;
+        }
+        Ok(())
     }
 }
 

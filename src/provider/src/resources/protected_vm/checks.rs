@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use tf_provider::{Diagnostics, Object, Value};
 
 use crate::Session;
+use crate::limits;
 use crate::resources::association::same_vault;
 use crate::resources::policy::premium_check;
 
@@ -87,6 +88,7 @@ pub(super) fn check(config: &Object, report: &mut Diagnostics) {
             "os_disk_id must be one of disks_to_include, or the VM could not boot.",
         );
     }
+    limits::check_throttles(config, report);
     same_vault(config, "hyperv_site_id", "replication_policy_id", report);
 }
 

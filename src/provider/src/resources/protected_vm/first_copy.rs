@@ -11,6 +11,7 @@ use super::COMPLETED;
 use crate::Session;
 use crate::errors::sentence;
 use crate::remote::Remote;
+use crate::{fields, limits};
 
 const POLL: Duration = Duration::from_secs(2);
 /// How long a critical state is watched before the copy counts as stuck: hosts mend short troubles themselves.
@@ -244,6 +245,17 @@ pub(super) fn fill(id: &ProtectedItemId, item: &ProtectedItemProperties, object:
             .unwrap_or_else(|| disk.vhd_id.clone())
     });
     object.set("disks_to_include", Value::set(ids));
+    object.set(
+        super::GROUP,
+        fields::text_or_null(details.multi_vm_group_name.as_deref()),
+    );
+    limits::set_throttles(&details.throttles, object);
+    let seeds = details.seeds.iter().map(|seed| {
+        Object::new()
+            .with("disk_id", seed.disk_id.as_str())
+            .with("path", seed.path.as_str())
+    });
+    object.set("seed", Value::list(seeds));
     object.set(COMPLETED, is_completed(item));
 }
 

@@ -3,14 +3,15 @@
 use arm_model::protectable_item::ProtectableItemProperties;
 use arm_model::{HYPER_V_REPLICA_AZURE, Resource as Answer};
 use serde_json::{Value as Json, json};
-use tf_provider::{Diagnostics, Object};
+use tf_provider::{Change, Diagnostics, Object};
 
-use super::CHANGEABLE;
+use super::{CHANGEABLE, GROUP};
 use crate::errors::sentence;
+use crate::limits;
 use crate::resources::protection::{is_called, names_of};
 
 /// The request that changes what can be changed without a new copy.
-pub(super) fn patch(planned: &Object) -> Json {
+pub(super) fn patch(planned: &Object, changed: impl Fn(&str) -> bool) -> Json {
     let mut properties = json!({
         "recoveryAzureVMName": planned.str("target_vm_name"),
         "selectedRecoveryAzureNetworkId": planned.str("target_network_id"),
@@ -19,11 +20,60 @@ pub(super) fn patch(planned: &Object) -> Json {
             "recoveryAzureV2ResourceGroupId": planned.str("target_resource_group_id"),
         },
     });
+    // What Azure Site Recovery has no word for is sent only when it has changed.
+    let specific = &mut properties["providerSpecificDetails"];
+    if changed(GROUP) {
+        specific["multiVmGroupName"] = json!(planned.str(GROUP).unwrap_or_default());
+    }
+    if changed("throttle") {
+        specific["throttles"] = limits::throttles_of(planned);
+    }
+    if changed("seed") {
+        specific["seeds"] = seeds_of(planned);
+    }
     if let Some(subnet) = planned.str("target_subnet_name") {
         properties["vmNics"] =
             json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
     }
     json!({ "properties": properties })
+}
+
+/// The actions that bring the replicated disks from what they were to what they shall be.
+pub(super) fn disk_changes(change: &Change) -> Vec<(&'static str, Json)> {
+    let name = "disks_to_include";
+    if !change.changed(name) || !change.planned.get(name).is_wholly_known() {
+        return Vec::new();
+    }
+    let before = change
+        .prior
+        .as_ref()
+        .map(|prior| prior.strings(name))
+        .unwrap_or_default();
+    let after = change.planned.strings(name);
+    let missing = |these: &[String], those: &[String]| -> Vec<String> {
+        these
+            .iter()
+            .filter(|id| !those.iter().any(|other| other.eq_ignore_ascii_case(id)))
+            .cloned()
+            .collect()
+    };
+    let action = |action, disks: Vec<String>| {
+        let body = json!({ "properties": { "providerSpecificDetails": {
+            "instanceType": HYPER_V_REPLICA_AZURE, "diskIds": disks } } });
+        (!disks.is_empty()).then_some((action, body))
+    };
+    [
+        action("addDisks", missing(&after, &before)),
+        action("removeDisks", missing(&before, &after)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn seeds_of(planned: &Object) -> Json {
+    let seed = |seed: &&Object| json!({ "diskId": seed.str("disk_id"), "path": seed.str("path") });
+    Json::Array(planned.objects("seed").iter().map(seed).collect())
 }
 
 /// A service that quietly leaves out a part of a change must not look as if it had made it.
@@ -176,6 +226,15 @@ pub(super) fn enable(vm: &Vm, planned: &Object, disks: &[String]) -> Json {
         if let Some(text) = planned.str(attribute) {
             specific[property] = Json::from(text);
         }
+    }
+    if let Some(group) = planned.str(GROUP) {
+        specific["multiVmGroupName"] = Json::from(group);
+    }
+    if !planned.objects("throttle").is_empty() {
+        specific["throttles"] = limits::throttles_of(planned);
+    }
+    if !planned.objects("seed").is_empty() {
+        specific["seeds"] = seeds_of(planned);
     }
     json!({ "properties": {
         "policyId": planned.str("replication_policy_id"),
