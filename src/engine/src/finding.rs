@@ -154,3 +154,58 @@ pub fn recovery_failed(name: &str, cause: &str, given_up: bool) -> Finding {
         true,
     )
 }
+
+/// A comparison is due and waits for its hours.
+pub fn comparison_waits(until_unix_ms: i64) -> Finding {
+    let until = time::OffsetDateTime::from_unix_timestamp(until_unix_ms / 1000)
+        .ok()
+        .and_then(|time| {
+            time.format(&time::format_description::well_known::Rfc3339)
+                .ok()
+        })
+        .unwrap_or_else(|| format!("{until_unix_ms} ms after 1970"));
+    finding(
+        "COMPARISON_WAITS",
+        format!(
+            "disks must be compared with the replica; that waits until {until}, and no recovery points are made before"
+        ),
+        "Changes of a disk are not all known, and the policy allows comparisons in certain hours only.",
+        "None: it begins by itself. To begin at once, widen the comparison windows of the policy.",
+        false,
+    )
+}
+
+/// Another disk is attached where a replicated one was.
+pub fn disk_replaced(name: &str, file: &str, disk: &str, by: &str) -> Finding {
+    finding(
+        "DISK_REPLACED",
+        format!("disk {disk} of virtual machine {name:?} was replaced by disk {by} ({file})"),
+        "The image was restored or made anew under the same name, so it is another disk.",
+        "Put the former disk back, or exclude it from replication and include the new one.",
+        true,
+    )
+}
+
+/// A disk has become smaller, which a replica can't follow.
+pub fn disk_shrunk(name: &str, disk: &str, from: u64, to: u64) -> Finding {
+    finding(
+        "DISK_SHRUNK",
+        format!(
+            "disk {disk} of virtual machine {name:?} was made smaller, from {from} to {to} bytes"
+        ),
+        "The disk was resized, or an older copy of it was put back.",
+        "Exclude the disk from replication and include it again, or put the larger disk back.",
+        true,
+    )
+}
+
+/// The replica was complete once and is not there.
+pub fn replica_missing(folder: &Path) -> Finding {
+    finding(
+        "REPLICA_MISSING",
+        format!("the replica is not in {} any more", folder.display()),
+        "The volume is not mounted, the storage account was emptied, or the replica was removed outside of Site Recovery.",
+        "Bring the storage back. If the replica is lost, disable and enable replication to build a new one.",
+        true,
+    )
+}

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! wait until due ─► freeze all disks ─► logs durable ─► record durable ─► release ─► forget older tracking
-//!                        │ tracking can't tell: wait for the spool to drain, then compare with the store's head
+//!                        │ a comparison is due: wait for the spool to drain, then freeze again
 //! ```
 //!
 //! Promise: a frozen point is always given back, whatever happens in between; the guest never waits for the
@@ -13,18 +13,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine_protocol::v1::replication_status::State;
-use hypervisor::{Changes, ErrorKind, FrozenDisk, FrozenPoint, TrackingId, VirtualMachine};
-use replication_log::hrl::HrlInfo;
+use hypervisor::{DiskId, FrozenPoint, TrackingId};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::cadence::{Cadence, Done, FreezeKind};
 use super::copy;
-use super::log_file::LogFile;
+use super::cycle::{Cycle, Taken};
+use super::disks::{end_watch, find_vm, learn_disks, watch_left};
 use super::pauses;
 use super::ranges;
-use super::shared::{Captured, Item, Shared};
-use super::state::{CycleRecord, DiskLog, ItemDisk, log_path};
+use super::shared::{Item, Shared};
 use super::status::Origin;
 use super::trouble::{Trouble, chain};
 use crate::backoff;
@@ -32,22 +30,14 @@ use crate::vm_config::VmConfig;
 
 /// Captures pause when so many cycles wait for the store: tracking then gathers changes, which costs no room.
 const MOST_WAITING: usize = 120;
+/// While disks are compared: their logs grow faster than a guest writes.
+const MOST_COMPARING: usize = 2;
 /// A capture needs this much free room for old data and logs, and stops when half of it is left.
 const ROOM_BYTES: u64 = 128 << 20;
 /// How often a VM that is off is looked at.
 const OFF_POLL: Duration = Duration::from_secs(2);
 /// How often free room is looked at while a point is frozen.
 const ROOM_POLL: Duration = Duration::from_secs(1);
-
-/// How a look at a frozen point ended.
-enum Taken {
-    /// A cycle was captured.
-    Cycle(Box<CycleRecord>),
-    /// The base is complete.
-    Base,
-    /// Tracking was lost, and cycles still wait: compare when they are in the store.
-    DrainFirst,
-}
 
 /// What to do with a frozen point.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +50,8 @@ enum Purpose {
 pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trouble> {
     let mut pace = Pace {
         clean: false,
+        seen_running: false,
+        seen_off: false,
         cadence: Cadence::new(item.policy.clone()),
     };
     let mut failures = 0;
@@ -81,6 +73,17 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
                     shared.close_store().await;
                 }
                 pace.clean &= trouble.is_vm_off();
+                if trouble.is_vm_off() {
+                    pace.seen_off = true;
+                    // Tried again with the next look.
+                    if let Err(error) = watch_left(item, shared, pace.seen_running).await {
+                        tracing::warn!(
+                            item = item.spec.item_id,
+                            error = chain(&error),
+                            "images of a VM that is off can't be watched"
+                        );
+                    }
+                }
                 let wait = if trouble.is_vm_off() {
                     OFF_POLL
                 } else {
@@ -98,6 +101,10 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
 struct Pace {
     /// Nothing of an earlier run is left at the hypervisor.
     clean: bool,
+    /// The VM ran since this engine looks.
+    seen_running: bool,
+    /// The VM was off since this engine looks.
+    seen_off: bool,
     cadence: Cadence,
 }
 
@@ -114,15 +121,18 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Troub
         let writer = shared.writer(item).await?;
         let base_is_empty = match writer.state().await? {
             replica_store::ReplicaState::Complete { head_position, .. } => {
+                let members = writer.disks().await?;
                 shared
                     .update(item, |state| {
                         state.complete = true;
-                        state.shipped = head_position.0;
-                        state.tracking = None;
+                        state.knowledge.members =
+                            members.iter().map(|disk| DiskId(disk.id)).collect();
                     })
                     .await?;
-                return Ok(());
+                return shared.reset_to(item, head_position.0).await;
             }
+            // What was there once is lost, and a new replica would hide it.
+            _ if item.policy.borrow().replica_exists => return Err(Trouble::ReplicaMissing),
             replica_store::ReplicaState::Empty => true,
             replica_store::ReplicaState::Partial => false,
         };
@@ -139,8 +149,14 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Troub
     let kind = tokio::select! {
         biased;
         () = shared.halt.cancelled() => return Err(Trouble::Stopped),
-        kind = async { let kind = pace.cadence.due().await; wait_for_fewer(shared, MOST_WAITING).await; kind } => kind,
+        kind = async {
+            let kind = pace.cadence.due().await;
+            let most = if shared.captured().await.knowledge.is_whole() { MOST_WAITING } else { MOST_COMPARING };
+            wait_for_fewer(shared, most).await;
+            kind
+        } => kind,
     };
+    raise_asked(item, shared).await?;
     if let Some(Taken::DrainFirst) = frozen(item, shared, pace, Purpose::Cycle(kind)).await? {
         tracing::info!(
             item = item.spec.item_id,
@@ -154,6 +170,25 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Troub
         pace.cadence.at_once();
     }
     Ok(())
+}
+
+/// A person has asked for a comparison.
+async fn raise_asked(item: &Item, shared: &Shared) -> Result<(), Trouble> {
+    let asked = item.policy.borrow().resynchronize;
+    if asked <= shared.state().await.resynchronize_raised {
+        return Ok(());
+    }
+    tracing::info!(
+        item = item.spec.item_id,
+        asked,
+        "a comparison was asked for"
+    );
+    shared
+        .update(item, |state| {
+            state.raise(&item.spec.disks, "a comparison was asked for");
+            state.resynchronize_raised = asked;
+        })
+        .await
 }
 
 async fn wait_for_fewer(shared: &Shared, limit: usize) {
@@ -202,12 +237,24 @@ async fn frozen(
         )
         .await?;
     pace.clean = false;
+    pace.seen_running = true;
+    let watched = end_watch(item, shared, pace.seen_off).await;
     pace.cadence.froze(begin);
     let work = async {
+        watched?;
         item.pass(pauses::FROZEN).await;
         match purpose {
             Purpose::Cycle(FreezeKind::Crash) => {
-                cycle(item, shared, &point, &disks, &vm, captured).await
+                let cycle = Cycle {
+                    item,
+                    shared,
+                    point: &point,
+                    disks: &disks,
+                    vm: &vm,
+                    captured,
+                    kind: replica_store::PointKind::Crash,
+                };
+                cycle.capture().await
             }
             Purpose::InitialReplication { base_is_empty } => {
                 copy::initial(
@@ -255,8 +302,14 @@ async fn frozen(
             );
         }
     }
-    item.status.phase(State::Protected);
-    item.status.progress(0, 0);
+    let whole = match &taken {
+        Taken::Cycle(record) => record.recoverable,
+        Taken::Base | Taken::DrainFirst => true,
+    };
+    if whole {
+        item.status.phase(State::Protected);
+        item.status.progress(0, 0);
+    }
     // Older tracking costs memory only, so a failure here can wait for the next cycle.
     if let Err(error) = host.forget(item.spec.vm, next).await {
         tracing::warn!(
@@ -267,189 +320,6 @@ async fn frozen(
     }
     item.pass(pauses::FORGOTTEN).await;
     Ok(Some(taken))
-}
-
-/// Writes what changed into logs and makes the cycle durable.
-async fn cycle(
-    item: &Item,
-    shared: &Shared,
-    point: &FrozenPoint,
-    disks: &[ItemDisk],
-    vm: &VirtualMachine,
-    captured: Captured,
-) -> Result<Taken, Trouble> {
-    let lost = point
-        .disks
-        .iter()
-        .any(|disk| disk.changes == Changes::Unknown);
-    let mut position = captured.position + 1;
-    // A store that moved by itself makes tracking worthless: it tells changes since another content.
-    let mut moved = false;
-    let mut head = None;
-    if lost {
-        if shared.front().is_some() {
-            return Ok(Taken::DrainFirst);
-        }
-        item.status.phase(State::Comparing);
-        let view = shared.writer(item).await?.head_view().await?;
-        // Where the store really is counts, not where it was when it was last seen.
-        position = view.position().0 + 1;
-        moved = view.position().0 != captured.position;
-        shared
-            .update(item, |state| {
-                (state.shipped, state.tracking) = (view.position().0, None)
-            })
-            .await?;
-        tracing::info!(
-            item = item.spec.item_id,
-            position,
-            "comparing the source with the replica"
-        );
-        head = Some(view);
-    }
-    let config = VmConfig::of(vm, &item.spec.disks);
-    let mut record = CycleRecord::new(
-        item.spec.generation.0,
-        position,
-        point.taken_unix_ms,
-        point.tracking,
-        config,
-    );
-    let total = point
-        .disks
-        .iter()
-        .map(|disk| {
-            if moved || disk.changes == Changes::Unknown {
-                disk.size_bytes
-            } else {
-                0
-            }
-        })
-        .sum();
-    let mut progress = copy::Progress::new(&item.status, total);
-    for frozen in &point.disks {
-        let Some(disk) = disks.iter().find(|disk| disk.id == frozen.disk) else {
-            return Err(Trouble::DiskNotFound(frozen.disk.to_string()));
-        };
-        let mut log = LazyLog {
-            disk,
-            frozen,
-            record: &mut record,
-            file: None,
-            id: Uuid::new_v4(),
-        };
-        match (&frozen.changes, &head) {
-            (Changes::Since(extents), _) if !moved => {
-                copy::changed(frozen, extents, &mut log).await?
-            }
-            (_, Some(view)) => copy::compared(frozen, view, &mut log, &mut progress).await?,
-            // `head` is there whenever a disk is unknown or the store moved.
-            (_, None) => return Ok(Taken::DrainFirst),
-        }
-        log.close().await?;
-    }
-    item.pass(pauses::LOGS_CLOSED).await;
-    if !shared.keep(item, captured, record.clone()).await? {
-        return Ok(Taken::DrainFirst);
-    }
-    item.pass(pauses::RECORDED).await;
-    Ok(Taken::Cycle(Box::new(record)))
-}
-
-/// A log that is made when there is something to write.
-struct LazyLog<'a> {
-    disk: &'a ItemDisk,
-    frozen: &'a FrozenDisk,
-    record: &'a mut CycleRecord,
-    file: Option<LogFile>,
-    id: Uuid,
-}
-
-#[async_trait::async_trait]
-impl copy::Sink for LazyLog<'_> {
-    async fn write(&mut self, writes: Vec<(u64, bytes::Bytes)>) -> Result<(), Trouble> {
-        if writes.is_empty() {
-            return Ok(());
-        }
-        self.record.changed_bytes += writes
-            .iter()
-            .map(|(_, data)| data.len() as u64)
-            .sum::<u64>();
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let info = HrlInfo {
-                    id: self.id,
-                    // Each log is whole by itself; the record, not the log, names its place in the order.
-                    previous_id: Uuid::nil(),
-                    data_write_guid: self.disk.id.0,
-                    created_unix_ms: self.record.taken_unix_ms,
-                };
-                let path = log_path(&self.disk.path, self.record.position);
-                self.file.insert(LogFile::create(path, info, self.frozen.size_bytes).await?)
-            }
-        };
-        file.append(writes).await
-    }
-}
-
-impl LazyLog<'_> {
-    async fn close(self) -> Result<(), Trouble> {
-        if let Some(file) = self.file {
-            let path = file.close().await?;
-            self.record.logs.push(DiskLog {
-                disk: self.disk.id,
-                id: self.id,
-                path,
-            });
-        }
-        Ok(())
-    }
-}
-
-async fn find_vm(item: &Item) -> Result<VirtualMachine, Trouble> {
-    let machines = item.context.hypervisor.virtual_machines().await?;
-    machines
-        .into_iter()
-        .find(|vm| vm.id == item.spec.vm)
-        .ok_or_else(|| Trouble::VmNotFound(item.spec.vm.to_string()))
-}
-
-/// Where the disks are now; kept, because logs lie beside them.
-async fn learn_disks(
-    item: &Item,
-    shared: &Shared,
-    vm: &VirtualMachine,
-) -> Result<Vec<ItemDisk>, Trouble> {
-    let disks = find_disks(item, vm).await?;
-    shared
-        .update(item, |state| state.disks.clone_from(&disks))
-        .await?;
-    Ok(disks)
-}
-
-async fn find_disks(item: &Item, vm: &VirtualMachine) -> Result<Vec<ItemDisk>, Trouble> {
-    let mut disks = Vec::new();
-    for id in &item.spec.disks {
-        let disk = vm
-            .disks
-            .iter()
-            .find(|disk| disk.id == *id)
-            .ok_or_else(|| Trouble::DiskNotFound(id.to_string()))?;
-        let path = match item.context.hypervisor.disk_path(item.spec.vm, *id).await {
-            Err(error) if error.kind() == ErrorKind::DiskNotFound => {
-                return Err(Trouble::DiskNotFound(id.to_string()));
-            }
-            other => other?,
-        };
-        disks.push(ItemDisk {
-            id: *id,
-            name: disk.name.clone(),
-            size_bytes: disk.size_bytes,
-            path,
-        });
-    }
-    Ok(disks)
 }
 
 /// An id above everything the host and we know of.

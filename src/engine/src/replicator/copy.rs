@@ -1,101 +1,43 @@
-//! Moves bytes from a frozen point: what changed, what differs from a replica, or everything for the first time.
+//! Initial replication: makes base equal to a frozen point, and the point the first one.
+//!
+//! ```text
+//! piece of the frozen disk ─► read ─┬─ hash ─► map of block hashes
+//!                                   └─ what base has not ─► base          several pieces at once
+//! every now and then: base durable ─► map durable, with how far it counts
+//! ```
+//!
+//! What base has already, of an earlier try or of a seed, is not sent again: below the mark that the map keeps the
+//! map tells, above it base itself is read.
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use engine_protocol::v1::replication_status::State;
 use futures::StreamExt as _;
 use futures::TryStreamExt as _;
 use futures::stream;
 use hypervisor::{Extent, FrozenDisk, FrozenPoint};
-use replica_store::{PointKind, Position, RecoveryPoint, ReplicaView, ReplicaWriter};
+use replica_store::{PointKind, Position, RecoveryPoint, ReplicaWriter};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::buffers;
 use super::capture::allocated_bytes;
+use super::hashes::{BLOCK, BlockHash};
+use super::judge::{Judge, whole_blocks};
 use super::pauses;
-use super::ranges::{self, CHUNK};
+use super::ranges::{self, PIECE};
+use super::refine::{self, Run};
 use super::shared::{Item, Shared};
-use super::status::StatusLine;
 use super::throttle::Class;
 use super::trouble::Trouble;
+use crate::task::blocking;
 use crate::vm_config::VmConfig;
 
-/// Reads in flight at once. More would slow the guest down, fewer would wait for the disk.
-const READS: usize = 4;
+/// Pieces on their way at once.
+const PIECES: usize = 4;
+/// What is written between two marks: more costs more after a kill, less costs more flushes.
+const MARK_BYTES: u64 = 1 << 30;
 
-/// Takes writes of one disk in order.
-#[async_trait]
-pub(super) trait Sink: Send {
-    async fn write(&mut self, writes: Vec<(u64, Bytes)>) -> Result<(), Trouble>;
-}
-
-/// Counts bytes for the status line.
-pub(super) struct Progress<'a> {
-    status: &'a StatusLine,
-    done: u64,
-    total: u64,
-}
-
-impl<'a> Progress<'a> {
-    pub fn new(status: &'a StatusLine, total: u64) -> Self {
-        status.progress(0, total);
-        Self {
-            status,
-            done: 0,
-            total,
-        }
-    }
-
-    fn add(&mut self, bytes: u64) {
-        self.done += bytes;
-        self.status.progress(self.done, self.total.max(self.done));
-    }
-}
-
-/// Copies the ranges that changed.
-pub(super) async fn changed(
-    disk: &FrozenDisk,
-    extents: &[Extent],
-    sink: &mut dyn Sink,
-) -> Result<(), Trouble> {
-    let reads = ranges::chunks(extents)
-        .into_iter()
-        .map(|piece| read_source(disk, piece));
-    let mut reads = stream::iter(reads).buffered(READS);
-    while let Some((offset, data)) = reads.try_next().await? {
-        sink.write(vec![(offset, data)]).await?;
-    }
-    Ok(())
-}
-
-/// Copies the blocks that differ from the replica.
-pub(super) async fn compared(
-    disk: &FrozenDisk,
-    view: &ReplicaView,
-    sink: &mut dyn Sink,
-    progress: &mut Progress<'_>,
-) -> Result<(), Trouble> {
-    let allocated = ranges::joined(&disk.allocated);
-    let reads = whole(disk).into_iter().map(|piece| {
-        let allocated = &allocated;
-        async move {
-            let (wanted, present) =
-                tokio::try_join!(read_or_zero(disk, allocated, piece), async {
-                    Ok(view
-                        .read(disk.disk.0, piece.offset, piece.length as usize)
-                        .await?)
-                })?;
-            Ok::<_, Trouble>((piece, ranges::differing(piece.offset, &wanted, &present)))
-        }
-    });
-    let mut reads = stream::iter(reads).buffered(READS);
-    while let Some((piece, writes)) = reads.try_next().await? {
-        sink.write(writes).await?;
-        progress.add(piece.length);
-    }
-    Ok(())
-}
-
-/// Initial replication: makes the base equal to the frozen point and the point the first one.
+/// Makes the base equal to the frozen point and the point the first one.
 pub(super) async fn initial(
     item: &Item,
     shared: &Shared,
@@ -116,15 +58,23 @@ pub(super) async fn initial(
         "initial replication"
     );
     item.status.phase(State::InitialReplication);
-    let mut progress = Progress::new(&item.status, total);
-    let mut sent = 0;
-    for disk in &point.disks {
-        sent += if base_is_empty {
-            fill_base(item, disk, &writer, &mut progress).await?
-        } else {
-            mend_base(item, disk, &writer, &mut progress).await?
-        };
+    item.status.progress(0, total);
+    if base_is_empty {
+        begin_maps(shared).await?;
     }
+    let mut filling = Filling {
+        item,
+        shared,
+        writer: &writer,
+        base_is_empty,
+        done: 0,
+        total,
+        sent: 0,
+    };
+    for disk in &point.disks {
+        filling.disk(disk, 0, None).await?;
+    }
+    let sent = filling.sent;
     writer.base_flush().await?;
     item.pass(pauses::BASE_FLUSHED).await;
     let first = RecoveryPoint {
@@ -142,6 +92,7 @@ pub(super) async fn initial(
     };
     writer.complete_base(first).await?;
     item.pass(pauses::BASE_COMPLETED).await;
+    let asked = item.policy.borrow().resynchronize;
     shared
         .update(item, |state| {
             state.complete = true;
@@ -151,8 +102,18 @@ pub(super) async fn initial(
             state.last_changed_bytes = total;
             state.last_sent_bytes = sent;
             state.last_cycle_unix_ms = point.taken_unix_ms;
+            // Everything was just compared or copied.
+            state.knowledge.suspects.clear();
+            state.knowledge.joining.clear();
+            state.knowledge.members = point.disks.iter().map(|disk| disk.disk).collect();
+            state.raised.clear();
+            (state.resynchronize_raised, state.resynchronized) = (asked, asked);
+            for disk in &mut state.disks {
+                (disk.changed_at, disk.changed_before) = (0, 0);
+            }
         })
         .await?;
+    finish_maps(shared).await?;
     tracing::info!(
         item = item.spec.item_id,
         sent_bytes = sent,
@@ -162,94 +123,274 @@ pub(super) async fn initial(
     Ok(())
 }
 
-/// First try: allocated ranges, and of those only what is not zero.
-async fn fill_base(
-    item: &Item,
-    disk: &FrozenDisk,
-    writer: &ReplicaWriter,
-    progress: &mut Progress<'_>,
-) -> Result<u64, Trouble> {
-    let mut sent = 0;
-    let reads = ranges::chunks(&disk.allocated)
-        .into_iter()
-        .map(|piece| read_source(disk, piece));
-    let mut reads = stream::iter(reads).buffered(READS);
-    while let Some((offset, data)) = reads.try_next().await? {
-        let length = data.len() as u64;
-        for (zero, at, run) in ranges::zero_runs(offset, &data) {
-            if !zero {
-                sent += run.len() as u64;
-                item.may_send(run.len() as u64, Class::Initial).await;
-                writer.base_write(disk.disk.0, at, run).await?;
+async fn begin_maps(shared: &Shared) -> Result<(), Trouble> {
+    let (state, maps) = (shared.state().await, shared.maps.clone());
+    blocking(move || {
+        for disk in &state.disks {
+            maps.begin_filling(&state, disk);
+        }
+        Ok(())
+    })
+    .await
+    .map_err(Trouble::io("begin maps of block hashes"))
+}
+
+async fn finish_maps(shared: &Shared) -> Result<(), Trouble> {
+    let (state, maps) = (shared.state().await, shared.maps.clone());
+    blocking(move || {
+        for disk in &state.disks {
+            maps.filled(disk.id);
+        }
+        Ok(())
+    })
+    .await
+    .map_err(Trouble::io("finish maps of block hashes"))
+}
+
+/// Base on its way to the frozen point.
+pub(super) struct Filling<'a> {
+    pub item: &'a Item,
+    pub shared: &'a Shared,
+    pub writer: &'a ReplicaWriter,
+    /// Nothing was ever written to it.
+    pub base_is_empty: bool,
+    pub done: u64,
+    pub total: u64,
+    pub sent: u64,
+}
+
+/// A piece that is in base.
+struct Placed {
+    piece: Extent,
+    hashes: Vec<BlockHash>,
+    sent: u64,
+}
+
+impl Filling<'_> {
+    /// Fills base of a disk from a byte on, for as long as there is time; returns how far it came.
+    pub async fn disk(
+        &mut self,
+        frozen: &FrozenDisk,
+        from: u64,
+        until: Option<Instant>,
+    ) -> Result<u64, Trouble> {
+        let map = self.shared.maps.get(frozen.disk);
+        let allocated = whole_blocks(&frozen.allocated, frozen.size_bytes);
+        let todo = if self.base_is_empty {
+            ranges::clip(&allocated, from, frozen.size_bytes)
+        } else {
+            vec![Extent {
+                offset: from,
+                length: frozen.size_bytes - from,
+            }]
+        };
+        let place = Place {
+            item: self.item,
+            writer: self.writer,
+            frozen,
+            allocated: &allocated,
+            judge: Judge {
+                disk: frozen.disk,
+                map: map.clone(),
+                waiting: Vec::new(),
+            },
+            base_is_empty: self.base_is_empty,
+            known_to: map
+                .as_ref()
+                .and_then(|map| map.header().filled_to)
+                .unwrap_or(0),
+        };
+        let pieces = ranges::pieces(&todo).map(|piece| place.piece(piece));
+        let mut pieces = stream::iter(pieces).buffered(PIECES);
+        let mut marked = 0;
+        while let Some(placed) = pieces.try_next().await? {
+            self.sent += placed.sent;
+            self.done += placed.piece.length;
+            marked += placed.sent;
+            let end = placed.piece.offset + placed.piece.length;
+            if let Some(map) = map.clone() {
+                let note = move || map.set(placed.piece.offset / BLOCK, &placed.hashes);
+                blocking(note)
+                    .await
+                    .map_err(Trouble::io("note block hashes"))?;
+            }
+            self.item
+                .status
+                .progress(self.done, self.total.max(self.done));
+            self.item.pass(pauses::BASE_WRITING).await;
+            if until.is_some_and(|until| Instant::now() >= until) {
+                self.mark(frozen, end).await?;
+                return Ok(end);
+            }
+            if marked >= MARK_BYTES && end > place.known_to {
+                self.mark(frozen, end).await?;
+                marked = 0;
             }
         }
-        progress.add(length);
-        item.pass(pauses::BASE_WRITING).await;
+        drop(pieces);
+        self.mark(frozen, frozen.size_bytes).await?;
+        Ok(frozen.size_bytes)
     }
-    Ok(sent)
-}
 
-/// A later try: what an earlier one has written stays, only differences are sent.
-async fn mend_base(
-    item: &Item,
-    disk: &FrozenDisk,
-    writer: &ReplicaWriter,
-    progress: &mut Progress<'_>,
-) -> Result<u64, Trouble> {
-    let mut sent = 0;
-    let allocated = ranges::joined(&disk.allocated);
-    let reads = whole(disk).into_iter().map(|piece| {
-        let allocated = &allocated;
-        async move {
-            let (wanted, present) =
-                tokio::try_join!(read_or_zero(disk, allocated, piece), async {
-                    Ok(writer
-                        .base_read(disk.disk.0, piece.offset, piece.length as usize)
-                        .await?)
-                })?;
-            Ok::<_, Trouble>((piece, ranges::differing(piece.offset, &wanted, &present)))
+    /// Writes what changed on a part of the disk that base holds already.
+    pub async fn again(&mut self, frozen: &FrozenDisk, dirty: &[Extent]) -> Result<(), Trouble> {
+        let everywhere = [Extent {
+            offset: 0,
+            length: frozen.size_bytes,
+        }];
+        let place = Place {
+            item: self.item,
+            writer: self.writer,
+            frozen,
+            allocated: &everywhere,
+            judge: Judge {
+                disk: frozen.disk,
+                map: self.shared.maps.get(frozen.disk),
+                waiting: Vec::new(),
+            },
+            base_is_empty: false,
+            known_to: u64::MAX,
+        };
+        let pieces = ranges::pieces(dirty).map(|piece| place.piece(piece));
+        let mut pieces = stream::iter(pieces).buffered(PIECES);
+        while let Some(placed) = pieces.try_next().await? {
+            self.sent += placed.sent;
+            if let Some(map) = place.judge.map.clone() {
+                let note = move || map.set(placed.piece.offset / BLOCK, &placed.hashes);
+                blocking(note)
+                    .await
+                    .map_err(Trouble::io("note block hashes"))?;
+            }
         }
-    });
-    let mut reads = stream::iter(reads).buffered(READS);
-    while let Some((piece, writes)) = reads.try_next().await? {
-        for (at, data) in writes {
-            sent += data.len() as u64;
-            item.may_send(data.len() as u64, Class::Initial).await;
-            writer.base_write(disk.disk.0, at, data).await?;
-        }
-        progress.add(piece.length);
-        item.pass(pauses::BASE_WRITING).await;
+        Ok(())
     }
-    Ok(sent)
+
+    /// What is in base up to here stays known after a kill: base first, then the map that vouches for it.
+    async fn mark(&self, frozen: &FrozenDisk, to: u64) -> Result<(), Trouble> {
+        let Some(map) = self.shared.maps.get(frozen.disk) else {
+            return Ok(());
+        };
+        self.writer.base_flush().await?;
+        blocking(move || map.commit(|header| header.filled_to = Some(to)))
+            .await
+            .map_err(Trouble::io("note how far base is filled"))
+    }
 }
 
-fn whole(disk: &FrozenDisk) -> Vec<Extent> {
-    ranges::chunks(&[Extent {
-        offset: 0,
-        length: disk.size_bytes,
-    }])
+/// How pieces of one disk get into base.
+struct Place<'a> {
+    item: &'a Item,
+    writer: &'a ReplicaWriter,
+    frozen: &'a FrozenDisk,
+    allocated: &'a [Extent],
+    judge: Judge,
+    base_is_empty: bool,
+    /// Below, the map knows what base holds.
+    known_to: u64,
 }
 
-async fn read_source(disk: &FrozenDisk, piece: Extent) -> Result<(u64, Bytes), Trouble> {
-    Ok((
-        piece.offset,
-        disk.reader
-            .read(piece.offset, piece.length as usize)
-            .await?,
-    ))
+impl Place<'_> {
+    async fn piece(&self, piece: Extent) -> Result<Placed, Trouble> {
+        let zero = !is_allocated(self.allocated, piece);
+        let _memory = if zero {
+            None
+        } else {
+            buffers::INITIAL.take(piece.length).await
+        };
+        let data = read_or_zero(self.frozen, self.allocated, piece).await?;
+        let (key, seen) = (self.judge.map.as_ref().map(|map| *map.key()), data.clone());
+        let hashes = blocking(move || {
+            let hash = |key| {
+                let blocks = refine::blocks(&seen);
+                blocks.map(|block| BlockHash::of(&key, block)).collect()
+            };
+            Ok(key.map_or_else(Vec::new, hash))
+        });
+        let end = piece.offset + piece.length;
+        let place = async {
+            let writes = if self.base_is_empty {
+                fresh(piece.offset, &data)
+            } else if end <= self.known_to {
+                self.judge.known(piece.offset, &data).await?
+            } else {
+                self.differing(piece, &data).await?
+            };
+            let mut sent = 0;
+            for run in writes {
+                sent += self.write(run).await?;
+            }
+            Ok::<_, Trouble>(sent)
+        };
+        let hashes = async { hashes.await.map_err(Trouble::io("hash blocks")) };
+        let (hashes, sent) = tokio::try_join!(hashes, place)?;
+        Ok(Placed {
+            piece,
+            hashes,
+            sent,
+        })
+    }
+
+    async fn differing(&self, piece: Extent, data: &Bytes) -> Result<Vec<Run>, Trouble> {
+        let length = piece.length as usize;
+        let there = self
+            .writer
+            .base_read(self.frozen.disk.0, piece.offset, length);
+        let differing = ranges::differing(piece.offset, data, &there.await?);
+        Ok(differing
+            .into_iter()
+            .map(|(offset, data)| Run::Data(offset, data))
+            .collect())
+    }
+
+    async fn write(&self, run: Run) -> Result<u64, Trouble> {
+        let (offset, data, sent) = match run {
+            Run::Data(offset, data) => {
+                let sent = data.len() as u64;
+                (offset, data, sent)
+            }
+            Run::Zeroes(offset, length) => (offset, zeroes(length as usize), 0),
+        };
+        if sent > 0 {
+            self.item.may_send(sent, Class::Initial).await;
+        }
+        self.writer
+            .base_write(self.frozen.disk.0, offset, data)
+            .await?;
+        self.item.status.sent(sent);
+        Ok(sent)
+    }
 }
 
-async fn read_or_zero(
+/// What an empty base needs: everything that is not zero, in runs that stores like.
+fn fresh(offset: u64, data: &Bytes) -> Vec<Run> {
+    ranges::zero_runs(offset, data)
+        .into_iter()
+        .filter(|(zero, ..)| !zero)
+        .map(|(_, offset, data)| Run::Data(offset, data))
+        .collect()
+}
+
+/// Whether a range may hold anything but zeroes.
+pub(super) fn is_allocated(allocated: &[Extent], range: Extent) -> bool {
+    ranges::touches(allocated, range)
+}
+
+/// Reads a piece of a frozen disk; what was never written is not read.
+pub(super) async fn read_or_zero(
     disk: &FrozenDisk,
     allocated: &[Extent],
     piece: Extent,
 ) -> Result<Bytes, Trouble> {
-    if ranges::touches(allocated, piece) {
-        return Ok(disk
-            .reader
-            .read(piece.offset, piece.length as usize)
-            .await?);
+    if is_allocated(allocated, piece) {
+        let read = disk.reader.read(piece.offset, piece.length as usize);
+        return Ok(read.await?);
     }
-    static ZEROES: [u8; CHUNK as usize] = [0; CHUNK as usize];
-    Ok(Bytes::from_static(&ZEROES[..piece.length as usize]))
+    Ok(zeroes(piece.length as usize))
+}
+
+/// Zeroes that cost no memory of their own; at most [`PIECE`].
+fn zeroes(length: usize) -> Bytes {
+    static ZEROES: std::sync::LazyLock<Bytes> =
+        std::sync::LazyLock::new(|| Bytes::from(vec![0; PIECE as usize]));
+    ZEROES.slice(..length)
 }

@@ -4,9 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use replication_log::hrl::{HrlError, HrlInfo, HrlWriter};
 
+use super::refine::Run;
 use super::trouble::Trouble;
 use crate::durable;
 use crate::task::blocking;
@@ -45,15 +45,18 @@ impl LogFile {
         })
     }
 
-    /// Appends writes in this order.
-    pub async fn append(&mut self, writes: Vec<(u64, Bytes)>) -> Result<(), Trouble> {
+    /// Appends runs in this order.
+    pub async fn append(&mut self, runs: Vec<Run>) -> Result<(), Trouble> {
         let Some(mut writer) = self.writer.take() else {
             return Err(self.broken());
         };
         let time = self.time_unix_ms;
         let writer = at(&self.path, move |_| {
-            for (offset, data) in &writes {
-                writer.append(*offset, data, time)?;
+            for run in &runs {
+                match run {
+                    Run::Data(offset, data) => writer.append(*offset, data, time)?,
+                    Run::Zeroes(offset, length) => writer.zero(*offset, *length, time)?,
+                }
             }
             Ok(writer)
         });
@@ -61,19 +64,24 @@ impl LogFile {
         Ok(())
     }
 
-    /// Makes the log whole and durable, its folder entry too.
-    pub async fn close(mut self) -> Result<PathBuf, Trouble> {
+    /// Bytes in the log so far.
+    pub fn bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, HrlWriter::size_bytes)
+    }
+
+    /// Makes the log whole and durable, its folder entry too. Returns its length as well.
+    pub async fn close(mut self) -> Result<(PathBuf, u64), Trouble> {
         let Some(writer) = self.writer.take() else {
             return Err(self.broken());
         };
         let result = at(&self.path, move |path| {
             writer.close()?;
             durable::sync_parent(path)?;
-            Ok(())
+            Ok(std::fs::metadata(path)?.len())
         });
-        result.await?;
+        let bytes = result.await?;
         self.closed = true;
-        Ok(std::mem::take(&mut self.path))
+        Ok((std::mem::take(&mut self.path), bytes))
     }
 
     fn broken(&self) -> Trouble {

@@ -10,21 +10,32 @@
 //! copy; every recovery point equals the disks at its freeze. The durable steps and their order: [`state`].
 //! What may go wrong ends as a finding on the board and is retried, except fencing, which is final.
 
+mod buffers;
 mod cadence;
 mod capture;
 mod copy;
+mod cycle;
+mod cycle_log;
+mod disks;
 pub mod hashes;
+mod joining;
+mod judge;
 mod log_file;
+mod maps;
 pub mod pauses;
 pub mod policy;
 pub mod ranges;
+mod rate;
+pub mod refine;
 mod retire;
 mod shared;
 mod ship;
 pub mod spec;
 pub mod state;
 pub mod status;
+pub mod suspicion;
 pub mod throttle;
+pub mod touched;
 pub mod trouble;
 
 use std::convert::Infallible;
@@ -39,7 +50,8 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff;
 use crate::task::{blocking, spawn_named};
 pub use shared::Context;
-use shared::{Item, Shared};
+use maps::Maps;
+use shared::{Item, Shared, Waiting};
 use spec::{Policy, Spec, Wish};
 use state::{ItemDisk, ItemFiles, ItemState};
 use status::{Origin, StatusLine};
@@ -156,13 +168,14 @@ async fn replicate(item: &Item) {
 }
 
 async fn round(item: &Item) -> Result<Infallible, Trouble> {
-    let (state, spool) = load(item).await?;
+    let (state, spool, maps) = load(item).await?;
     item.status.figures(&state);
-    item.status.backlog(spool.len() as u64);
     if state.complete {
         item.status.phase(State::Protected);
     }
-    let shared = Shared::new(state, spool, item.stop.child_token());
+    item.status.tracking(&state.disks, &state.knowledge, false);
+    let shared = Shared::new(state, spool, maps, item.stop.child_token());
+    shared.count_backlog(item);
     // Both are awaited to their end: a half that is dropped could leave a point frozen.
     let (captured, shipped) = tokio::join!(
         async {
@@ -182,24 +195,30 @@ async fn round(item: &Item) -> Result<Infallible, Trouble> {
     }
 }
 
-/// What is durable of this generation. Anything of another generation, VM or set of disks is removed.
-async fn load(item: &Item) -> Result<(ItemState, Vec<state::CycleRecord>), Trouble> {
+/// What is durable of this generation. Anything of another generation or VM is removed.
+async fn load(item: &Item) -> Result<(ItemState, Vec<Waiting>, Maps), Trouble> {
     let (files, spec) = (item.files.clone(), item.spec.clone());
     blocking(move || {
         if let Some(state) = files.load()? {
-            let disks: Vec<_> = state.disks.iter().map(|disk| disk.id).collect();
-            let fits = state.generation == spec.generation.0
-                && state.vm == spec.vm
-                && (disks.is_empty() || disks == spec.disks);
-            if fits {
+            if state.generation == spec.generation.0 && state.vm == spec.vm {
+                let mut state = state;
+                if state.complete && state.knowledge.members.is_empty() {
+                    // Kept by a version in which the disks never changed.
+                    let members = state.disks.iter().map(|disk| disk.id).collect();
+                    state.knowledge.members = members;
+                }
+                // Before the logs that they may need are removed.
+                let maps = Maps::new(files.hashes().to_owned());
+                maps.open_all(&state, files.left_behind(&state)?.as_ref());
                 let spool = files.load_spool(&state)?;
-                return Ok((state, spool));
+                let spool = spool.into_iter().map(Waiting::found).collect();
+                return Ok((state, spool, maps));
             }
             files.remove_all(&[])?;
         }
         let state = ItemState::new(spec.generation.0, spec.vm, Vec::<ItemDisk>::new());
-        let spool = files.load_spool(&state)?;
-        Ok((state, spool))
+        files.load_spool(&state)?;
+        Ok((state, Vec::new(), Maps::new(files.hashes().to_owned())))
     })
     .await
     .map_err(Trouble::io("read what is kept of the item"))

@@ -20,6 +20,12 @@ pub const APPENDED: &str = "appended";
 pub const POINT_ADDED: &str = "point-added";
 /// The state knows, logs and record are still there.
 pub const STATE_WRITTEN: &str = "state-written";
+/// Block hashes know the shipped cycle, logs and record are still there.
+pub const HASHES_WRITTEN: &str = "hashes-written";
+/// A comparison has looked at a piece.
+pub const COMPARING: &str = "comparing";
+/// A slice of an added disk is in its base.
+pub const JOINING: &str = "joining";
 /// Initial replication has written a piece.
 pub const BASE_WRITING: &str = "base-writing";
 /// The base is whole and durable, not yet complete.
@@ -30,7 +36,7 @@ pub const BASE_COMPLETED: &str = "base-completed";
 pub const RETIRING: &str = "retiring";
 
 /// All of them.
-pub const PLACES: [&str; 13] = [
+pub const PLACES: [&str; 16] = [
     FROZEN,
     LOGS_CLOSED,
     RECORDED,
@@ -40,6 +46,9 @@ pub const PLACES: [&str; 13] = [
     APPENDED,
     POINT_ADDED,
     STATE_WRITTEN,
+    HASHES_WRITTEN,
+    COMPARING,
+    JOINING,
     BASE_WRITING,
     BASE_FLUSHED,
     BASE_COMPLETED,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use engine_protocol::v1;
 use hypervisor::DiskId;
-use replica_store::RetentionPolicy;
+use replica_store::{RetentionPolicy, RetentionTier};
+use replication_log::KeyRing;
 
 use super::throttle::Limit;
 use crate::time_window::{self, TimeWindow};
@@ -40,6 +41,8 @@ pub struct Policy {
     pub seeds: Vec<Seed>,
     /// Grows when a person asks for a comparison.
     pub resynchronize: u64,
+    /// What journal objects are encrypted with, and what older ones need.
+    pub keys: KeyRing,
 }
 
 /// A copy of a disk that was brought to the store's side.
@@ -66,6 +69,7 @@ impl Policy {
             replica_exists: false,
             seeds: Vec::new(),
             resynchronize: 0,
+            keys: KeyRing::new(),
         }
     }
 
@@ -75,7 +79,21 @@ impl Policy {
         let interval = policy
             .replication_interval_seconds
             .max(SHORTEST_INTERVAL_SECONDS);
-        let retention = RetentionPolicy::hours(policy.retention_hours);
+        let tiers: Vec<RetentionTier> = policy
+            .retention_tiers
+            .iter()
+            .map(|tier| RetentionTier {
+                every_seconds: tier.every_seconds,
+                for_seconds: tier.for_seconds,
+            })
+            .collect();
+        let retention = RetentionPolicy {
+            immutability_hours: policy.immutability_hours,
+            ..RetentionPolicy::hours(policy.retention_hours)
+        };
+        let retention = retention
+            .with_tiers(&tiers)
+            .ok_or("retention tiers without a period, or more of them than an engine can keep")?;
         let app_minutes = match policy.app_consistent_frequency_minutes {
             0 => u64::from(policy.app_consistent_frequency_hours) * 60,
             minutes => minutes.into(),
@@ -100,9 +118,29 @@ impl Policy {
             replica_exists: message.replica_exists,
             seeds: seeds.collect::<Result<_, String>>()?,
             resynchronize: message.resynchronize,
+            keys: match &message.encryption {
+                Some(encryption) => keys(encryption)?,
+                None => KeyRing::new(),
+            },
             ..Self::new(Duration::from_secs(interval.into()), retention)
         })
     }
+}
+
+/// Reads keys; the error is for a finding and tells nothing of their bytes.
+pub fn keys(message: &v1::Encryption) -> Result<KeyRing, String> {
+    let mut keys = KeyRing::new();
+    for key in &message.keys {
+        let id = super::spec::guid("encryption key", &key.id)?;
+        keys.insert(id, &key.key)
+            .map_err(|error| error.to_string())?;
+    }
+    let active = match message.active_key_id.as_str() {
+        "" => None,
+        id => Some(super::spec::guid("active encryption key", id)?),
+    };
+    keys.activate(active).map_err(|error| error.to_string())?;
+    Ok(keys)
 }
 
 /// Reads rate limits; the error is for a finding.

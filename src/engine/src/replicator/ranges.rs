@@ -3,27 +3,41 @@
 use bytes::Bytes;
 use hypervisor::Extent;
 
-/// What is compared and sent as one: the granularity of change tracking.
+/// What is compared and sent as one while base is filled: large enough for stores that dislike small writes.
 pub const BLOCK: u64 = 64 << 10;
 /// The most that is read at once.
-pub const CHUNK: u64 = 1 << 20;
+pub const PIECE: u64 = 4 << 20;
 
-/// Splits sorted ranges into pieces of at most [`CHUNK`], cut at multiples of it; neighbours are joined first.
-pub fn chunks(extents: &[Extent]) -> Vec<Extent> {
-    let mut pieces = Vec::new();
-    for extent in joined(extents) {
+/// Splits sorted, disjoint ranges into pieces of at most [`PIECE`], cut at multiples of it.
+pub fn pieces(extents: &[Extent]) -> impl Iterator<Item = Extent> + '_ {
+    extents.iter().flat_map(|extent| {
+        let end = extent.offset.saturating_add(extent.length);
         let mut at = extent.offset;
-        let end = extent.offset + extent.length;
-        while at < end {
-            let stop = end.min((at / CHUNK + 1) * CHUNK);
-            pieces.push(Extent {
+        std::iter::from_fn(move || {
+            let stop = end.min((at / PIECE + 1).saturating_mul(PIECE));
+            let piece = Extent {
                 offset: at,
-                length: stop - at,
-            });
+                length: stop.checked_sub(at).filter(|length| *length > 0)?,
+            };
             at = stop;
-        }
-    }
-    pieces
+            Some(piece)
+        })
+    })
+}
+
+/// The parts of sorted, disjoint ranges that lie in `from..to`.
+pub fn clip(extents: &[Extent], from: u64, to: u64) -> Vec<Extent> {
+    extents
+        .iter()
+        .filter_map(|extent| {
+            let start = extent.offset.max(from);
+            let end = extent.offset.saturating_add(extent.length).min(to);
+            (start < end).then(|| Extent {
+                offset: start,
+                length: end - start,
+            })
+        })
+        .collect()
 }
 
 /// Sorted ranges with neighbours and overlaps joined, empty ones left out.
@@ -119,15 +133,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_cover_exactly_the_ranges_and_none_crosses_a_boundary(list in extents()) {
-            let pieces = chunks(&list);
+        fn pieces_cover_exactly_the_ranges_and_none_crosses_a_boundary(list in extents()) {
+            let list: Vec<Extent> = list.iter().map(|extent| Extent {
+                offset: extent.offset * 20,
+                length: extent.length * 20,
+            }).collect();
+            let pieces: Vec<Extent> = pieces(&list).collect();
             prop_assert_eq!(total(&pieces), total(&list));
             prop_assert_eq!(joined(&pieces), joined(&list));
             for piece in &pieces {
                 prop_assert!(piece.length > 0);
-                prop_assert_eq!(piece.offset / CHUNK, (piece.offset + piece.length - 1) / CHUNK);
+                prop_assert_eq!(piece.offset / PIECE, (piece.offset + piece.length - 1) / PIECE);
                 prop_assert!(touches(&joined(&list), *piece));
             }
+        }
+
+        #[test]
+        fn two_clips_at_one_place_are_the_whole(list in extents(), at in 0u64..6_000_000) {
+            let list = joined(&list);
+            let (below, behind) = (clip(&list, 0, at), clip(&list, at, u64::MAX));
+            prop_assert!(below.iter().all(|extent| extent.offset + extent.length <= at));
+            prop_assert!(behind.iter().all(|extent| extent.offset >= at));
+            let all: Vec<Extent> = below.into_iter().chain(behind).collect();
+            prop_assert_eq!(joined(&all), list);
         }
 
         #[test]

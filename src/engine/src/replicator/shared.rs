@@ -4,18 +4,22 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hypervisor::{Hypervisor, TrackingId};
+use hypervisor::{DiskId, Hypervisor, TrackingId};
 use replica_store::fault::Faults;
-use replica_store::{DiskSpec, ReplicaReader, ReplicaWriter};
+use replica_store::{DiskSpec, ReplicaReader, ReplicaWriter, WriterOptions};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::maps::Maps;
 use super::pauses::Pauses;
 use super::policy::Policy;
 use super::spec::Spec;
 use super::state::{CycleRecord, ItemFiles, ItemState};
 use super::status::StatusLine;
+use super::suspicion::Knowledge;
 use super::throttle::{Class, Throttle};
+use super::touched::{Touched, Touches};
 use super::trouble::Trouble;
 use crate::board::Board;
 use crate::task::blocking;
@@ -56,22 +60,34 @@ pub(super) struct Item {
 /// Durable state, spool and store of one item.
 pub(super) struct Shared {
     state: tokio::sync::Mutex<ItemState>,
-    spool: Mutex<VecDeque<CycleRecord>>,
+    spool: Mutex<VecDeque<Waiting>>,
     /// Counts how often captured cycles were given up. Held while the spool or what it builds on changes.
     given_up: tokio::sync::Mutex<u64>,
     waiting: watch::Sender<usize>,
     writer: tokio::sync::Mutex<Option<ReplicaWriter>>,
+    /// What the store is known to hold, block by block.
+    pub maps: Arc<Maps>,
     /// Ends both halves: the item stops, or one half has found that it must.
     pub halt: CancellationToken,
 }
 
+/// A captured cycle that waits for the store.
+pub(super) struct Waiting {
+    pub record: CycleRecord,
+    pub touches: Arc<Touches>,
+}
+
 /// What the next cycle builds on.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Captured {
     /// Tracking that began at the newest captured instant.
     pub tracking: Option<TrackingId>,
     /// Its position.
     pub position: u64,
+    /// What is known of the disks' changes there.
+    pub knowledge: Knowledge,
+    /// What the waiting cycles change.
+    pub touches: Vec<Arc<Touches>>,
     given_up: u64,
 }
 
@@ -90,9 +106,10 @@ impl Item {
 }
 
 impl Shared {
-    pub fn new(state: ItemState, spool: Vec<CycleRecord>, halt: CancellationToken) -> Self {
+    pub fn new(state: ItemState, spool: Vec<Waiting>, maps: Maps, halt: CancellationToken) -> Self {
         Self {
             halt,
+            maps: Arc::new(maps),
             given_up: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::new(state),
             waiting: watch::Sender::new(spool.len()),
@@ -128,20 +145,32 @@ impl Shared {
     /// The instant up to which everything is captured.
     pub async fn captured(&self) -> Captured {
         let given_up = self.given_up.lock().await;
-        let newest = self
-            .lock_spool()
-            .back()
-            .map(|record| (Some(record.tracking), record.position));
-        let (tracking, position) = match newest {
+        // Before the maps are looked at: what is not in here is in them.
+        let (newest, touches) = {
+            let spool = self.lock_spool();
+            let newest = spool.back().map(|waiting| {
+                let record = &waiting.record;
+                (
+                    Some(record.tracking),
+                    record.position,
+                    record.knowledge.clone(),
+                )
+            });
+            let touches = spool.iter().map(|waiting| waiting.touches.clone());
+            (newest, touches.collect())
+        };
+        let (tracking, position, knowledge) = match newest {
             Some(newest) => newest,
             None => {
                 let state = self.state.lock().await;
-                (state.tracking, state.shipped)
+                (state.tracking, state.shipped, state.knowledge.clone())
             }
         };
         Captured {
             tracking,
             position,
+            knowledge,
+            touches,
             given_up: *given_up,
         }
     }
@@ -153,6 +182,7 @@ impl Shared {
         item: &Item,
         base: Captured,
         record: CycleRecord,
+        touches: Arc<Touches>,
     ) -> Result<bool, Trouble> {
         let given_up = self.given_up.lock().await;
         let (files, kept, fits) = (
@@ -170,31 +200,107 @@ impl Shared {
         .await
         .map_err(Trouble::io("keep the record of a captured cycle"))?;
         if fits {
-            let count = {
-                let mut spool = self.lock_spool();
-                spool.push_back(record);
-                spool.len()
-            };
-            item.status.backlog(count as u64);
-            self.waiting.send_replace(count);
+            self.lock_spool().push_back(Waiting { record, touches });
+            self.count_backlog(item);
         }
         Ok(fits)
     }
 
     /// The oldest cycle that waits.
     pub fn front(&self) -> Option<CycleRecord> {
-        self.lock_spool().front().cloned()
+        self.lock_spool()
+            .front()
+            .map(|waiting| waiting.record.clone())
     }
 
     /// The oldest cycle is done with and its files are gone.
     pub fn pop(&self, item: &Item) {
-        let count = {
-            let mut spool = self.lock_spool();
-            spool.pop_front();
-            spool.len()
+        self.lock_spool().pop_front();
+        self.count_backlog(item);
+    }
+
+    /// Tells status and waiters how much waits.
+    pub fn count_backlog(&self, item: &Item) {
+        let (count, bytes) = {
+            let spool = self.lock_spool();
+            let logs = spool.iter().flat_map(|waiting| &waiting.record.logs);
+            (spool.len(), logs.map(|log| log.bytes).sum())
         };
-        item.status.backlog(count as u64);
+        item.status.backlog(count as u64, bytes);
         self.waiting.send_replace(count);
+    }
+
+    /// Bytes of waiting logs of a disk.
+    pub fn waiting_bytes(&self, disk: DiskId) -> u64 {
+        let spool = self.lock_spool();
+        let logs = spool.iter().flat_map(|waiting| &waiting.record.logs);
+        logs.filter(|log| log.disk == disk)
+            .map(|log| log.bytes)
+            .sum()
+    }
+
+    /// Drops the waiting logs of a disk, which must be compared from now on. The oldest cycle keeps its log: it
+    /// may be on its way already. A crash in between leaves whole cycles, and the reason in the state.
+    pub async fn drop_logs(&self, item: &Item, disk: DiskId, reason: &str) -> Result<(), Trouble> {
+        self.raise(item, &[disk], reason).await?;
+        let _changing = self.given_up.lock().await;
+        let (mut records, mut paths) = (Vec::new(), Vec::new());
+        for waiting in self.lock_spool().iter_mut().skip(1) {
+            let record = &mut waiting.record;
+            record.recoverable = false;
+            record.knowledge.suspect(disk, reason);
+            record.logs.retain(|log| {
+                let dropped = log.disk == disk;
+                if dropped {
+                    paths.push(log.path.clone());
+                }
+                !dropped
+            });
+            records.push(record.clone());
+        }
+        let files = item.files.clone();
+        blocking(move || {
+            records
+                .iter()
+                .try_for_each(|record| files.store_record(record))?;
+            paths
+                .iter()
+                .try_for_each(|path| crate::durable::remove(path))
+        })
+        .await
+        .map_err(Trouble::io("drop waiting logs of a disk"))?;
+        tracing::warn!(
+            item = item.spec.item_id,
+            %disk,
+            reason,
+            "waiting logs of a disk are dropped; it will be compared"
+        );
+        self.count_backlog(item);
+        Ok(())
+    }
+
+    /// Keeps a reason for comparing disks until a cycle takes it up.
+    pub async fn raise(&self, item: &Item, disks: &[DiskId], reason: &str) -> Result<(), Trouble> {
+        self.update(item, |state| state.raise(disks, reason)).await
+    }
+
+    /// The store is at another position than it was left at: nothing of it is known any more.
+    pub async fn reset_to(&self, item: &Item, position: u64) -> Result<(), Trouble> {
+        self.update(item, |state| {
+            state.shipped = position;
+            state.tracking = None;
+            for disk in &mut state.disks {
+                (disk.changed_at, disk.changed_before) = (position, position);
+            }
+        })
+        .await?;
+        let (state, maps) = (self.state().await, self.maps.clone());
+        blocking(move || {
+            maps.reset(&state);
+            Ok(())
+        })
+        .await
+        .map_err(Trouble::io("begin new maps of block hashes"))
     }
 
     /// How many cycles wait; wakes at each change.
@@ -210,7 +316,11 @@ impl Shared {
     ) -> Result<(), Trouble> {
         let mut given_up = self.given_up.lock().await;
         *given_up += 1;
-        let records: Vec<CycleRecord> = self.lock_spool().drain(..).collect();
+        let records: Vec<CycleRecord> = self
+            .lock_spool()
+            .drain(..)
+            .map(|waiting| waiting.record)
+            .collect();
         let files = item.files.clone();
         // Newest first: a crash in between leaves a spool without a gap.
         blocking(move || {
@@ -221,9 +331,8 @@ impl Shared {
         })
         .await
         .map_err(Trouble::io("drop captured cycles"))?;
-        item.status.backlog(0);
         let changed = self.update(item, change).await;
-        self.waiting.send_replace(0);
+        self.count_backlog(item);
         changed
     }
 
@@ -234,9 +343,10 @@ impl Shared {
             return Ok(writer.clone());
         }
         let state = self.state().await;
-        if state.complete {
+        if state.complete || item.policy.borrow().replica_exists {
             // An empty mount point must not be filled with a second replica.
-            match ReplicaReader::open(&item.spec.store, &item.spec.key).await {
+            let keys = item.policy.borrow().keys.clone();
+            match ReplicaReader::open_with_keys(&item.spec.store, &item.spec.key, keys).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == replica_store::ErrorKind::NotFound => {
                     return Err(Trouble::ReplicaMissing);
@@ -254,15 +364,44 @@ impl Shared {
             })
             .collect();
         let (store, key, generation) = (&item.spec.store, &item.spec.key, item.spec.generation);
-        let opened = match &item.context.store_faults {
-            None => ReplicaWriter::open(store, key, generation, &disks).await?,
-            Some(faults) => {
-                ReplicaWriter::open_with_faults(faults.clone(), store, key, generation, &disks)
-                    .await?
-            }
+        let options = WriterOptions {
+            immutability_hours: item.policy.borrow().retention.immutability_hours,
+            // Which disks the VM has now is said by each cycle.
+            any_disks: true,
+            keys: item.policy.borrow().keys.clone(),
+            faults: item.context.store_faults.clone(),
+            ..WriterOptions::default()
         };
+        let opened = ReplicaWriter::open_with(options, store, key, generation, &disks).await?;
+        let replica = opened.replica_id().await?;
+        if replica != state.replica {
+            self.meet(item, state.replica, replica).await?;
+        }
         *writer = Some(opened.clone());
         Ok(opened)
+    }
+
+    /// The replica in the store is not the one that the state tells of, or the first that it meets.
+    async fn meet(&self, item: &Item, before: Uuid, replica: Uuid) -> Result<(), Trouble> {
+        if !before.is_nil() {
+            // Cycles that wait build on the other one's content.
+            self.give_up(item, |state| {
+                (state.replica, state.tracking) = (replica, None);
+            })
+            .await?;
+        }
+        self.update(item, |state| state.replica = replica).await?;
+        let (state, maps) = (self.state().await, self.maps.clone());
+        blocking(move || {
+            maps.reset(&state);
+            Ok(())
+        })
+        .await
+        .map_err(Trouble::io("begin new maps of block hashes"))?;
+        if before.is_nil() {
+            return Ok(());
+        }
+        Err(Trouble::OtherReplica { before, replica })
     }
 
     /// Opens the store anew at next use: after an error nothing of it is taken for granted.
@@ -270,8 +409,33 @@ impl Shared {
         *self.writer.lock().await = None;
     }
 
-    fn lock_spool(&self) -> std::sync::MutexGuard<'_, VecDeque<CycleRecord>> {
+    fn lock_spool(&self) -> std::sync::MutexGuard<'_, VecDeque<Waiting>> {
         // Each change is one call on the queue, so a panic elsewhere leaves it whole.
         self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// A cycle that was found waiting: its logs say what it changes.
+    pub fn found(record: CycleRecord) -> Self {
+        let mut touches = Touches::new();
+        for log in &record.logs {
+            let touched = match super::state::open_log(log) {
+                Ok(reader) => {
+                    let mut touched = Touched::default();
+                    for entry in reader.entries() {
+                        touched.add(entry.offset, entry.length.into());
+                    }
+                    touched
+                }
+                // Shipping finds out; until then nothing of the disk is known.
+                Err(_) => Touched::everything(),
+            };
+            touches.insert(log.disk, touched);
+        }
+        Self {
+            record,
+            touches: Arc::new(touches),
+        }
     }
 }

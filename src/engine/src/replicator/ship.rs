@@ -12,11 +12,14 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use replica_store::{ErrorKind, Position, RecoveryPoint, ReplicaState};
-use replication_log::hrl::{HrlEntry, HrlErrorKind, HrlReader};
+use bytes::Bytes;
+use futures::TryFutureExt as _;
+use replica_store::{CyclePlan, DiskSpec, ErrorKind, Position, RecoveryPoint, ReplicaState};
+use replication_log::hrl::{HrlEntry, HrlError, HrlErrorKind, HrlReader};
+use replication_log::journal::CompressionLevel;
 
+use super::buffers;
 use super::pauses;
-use super::ranges;
 use super::shared::{Item, Shared};
 use super::state::{CycleRecord, DiskLog};
 use super::status::Origin;
@@ -27,6 +30,9 @@ use crate::task::blocking;
 
 /// Retention and the applier run at least this often, also when nothing is shipped.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Data of logs that is read at once.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// Runs until the item stops or is fenced.
 pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trouble> {
@@ -90,19 +96,35 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
 /// Ships one cycle.
 async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), Trouble> {
     let writer = shared.writer(item).await?;
+    {
+        let policy = item.policy.borrow();
+        writer.set_keys(policy.keys.clone());
+        writer.set_immutability_hours(policy.retention.immutability_hours);
+    }
     let mut cycle = writer
-        .begin_cycle(Position(record.position), record.taken_unix_ms)
+        .begin_cycle_with(CyclePlan {
+            position: Position(record.position),
+            time_unix_ms: record.taken_unix_ms,
+            disks: disks(record),
+            compression: CompressionLevel::default(),
+        })
         .await?;
     for log in &record.logs {
         let (reader, entries) = open(log).await?;
-        for entry in entries {
-            let data = read(log, &reader, entry).await?;
-            for (zero, offset, run) in ranges::zero_runs(entry.offset, &data) {
-                if zero {
-                    cycle.zero(log.disk.0, offset, run.len() as u64).await?;
-                } else {
-                    item.may_send(run.len() as u64, Class::Delta).await;
-                    cycle.write(log.disk.0, offset, run).await?;
+        for batch in batches(&entries) {
+            let bytes = batch.iter().map(data_bytes).sum();
+            let _memory = buffers::SHIP.take(bytes).await;
+            for (entry, data) in batch.iter().zip(read(log, &reader, batch).await?) {
+                match data {
+                    None => {
+                        let length = entry.length.into();
+                        cycle.zero(log.disk.0, entry.offset, length).await?;
+                    }
+                    Some(data) => {
+                        item.may_send(data.len() as u64, Class::Delta).await;
+                        item.status.sent(data.len() as u64);
+                        cycle.write(log.disk.0, entry.offset, data).await?;
+                    }
                 }
             }
         }
@@ -110,7 +132,50 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
     }
     let committed = cycle.commit().await?;
     item.pass(pauses::APPENDED).await;
-    let point = RecoveryPoint {
+    if record.recoverable {
+        writer
+            .add_point(point(record, committed.sent_bytes)?)
+            .await?;
+        item.pass(pauses::POINT_ADDED).await;
+    }
+    shared
+        .update(item, |state| state.ship(record, committed.sent_bytes))
+        .await?;
+    item.pass(pauses::STATE_WRITTEN).await;
+    let (state, maps) = (shared.state().await, shared.maps.clone());
+    let (files, shipped) = (item.files.clone(), record.clone());
+    blocking(move || {
+        maps.shipped(&state, &shipped);
+        Ok(shipped)
+    })
+    .and_then(|shipped| async move {
+        item.pass(pauses::HASHES_WRITTEN).await;
+        blocking(move || files.remove_record(&shipped)).await
+    })
+    .await
+    .map_err(Trouble::io("remove a shipped cycle"))?;
+    shared.pop(item);
+    tracing::info!(
+        item = item.spec.item_id,
+        position = record.position,
+        sent_bytes = committed.sent_bytes,
+        recoverable = record.recoverable,
+        "cycle shipped"
+    );
+    Ok(())
+}
+
+fn disks(record: &CycleRecord) -> Option<Vec<DiskSpec>> {
+    let disks = record.disks.iter().map(|disk| DiskSpec {
+        id: disk.id.0,
+        size_bytes: disk.size_bytes,
+        name: disk.name.clone(),
+    });
+    (!record.disks.is_empty()).then(|| disks.collect())
+}
+
+fn point(record: &CycleRecord, sent_bytes: u64) -> Result<RecoveryPoint, Trouble> {
+    Ok(RecoveryPoint {
         id: record.point_id,
         time_unix_ms: record.taken_unix_ms,
         kind: record.kind,
@@ -120,34 +185,9 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
             source: error.into(),
         })?,
         changed_bytes: record.changed_bytes,
-        sent_bytes: committed.sent_bytes,
+        sent_bytes,
         group_point_id: record.group_point,
-    };
-    writer.add_point(point).await?;
-    item.pass(pauses::POINT_ADDED).await;
-    shared
-        .update(item, |state| {
-            state.shipped = record.position;
-            state.tracking = Some(record.tracking);
-            state.total_sent_bytes += committed.sent_bytes;
-            state.last_changed_bytes = record.changed_bytes;
-            state.last_sent_bytes = committed.sent_bytes;
-            state.last_cycle_unix_ms = record.taken_unix_ms;
-        })
-        .await?;
-    item.pass(pauses::STATE_WRITTEN).await;
-    let (files, shipped) = (item.files.clone(), record.clone());
-    blocking(move || files.remove_record(&shipped))
-        .await
-        .map_err(Trouble::io("remove a shipped cycle"))?;
-    shared.pop(item);
-    tracing::info!(
-        item = item.spec.item_id,
-        position = record.position,
-        sent_bytes = committed.sent_bytes,
-        "cycle shipped"
-    );
-    Ok(())
+    })
 }
 
 /// Retention and applier, off the capture path; then the list of points.
@@ -193,6 +233,9 @@ async fn start_over_from_head(item: &Item, shared: &Shared) -> Result<(), Troubl
             state.shipped = head.unwrap_or(0);
         })
         .await?;
+    if let Some(head) = head {
+        shared.reset_to(item, head).await?;
+    }
     tracing::warn!(
         item = item.spec.item_id,
         "the replica is not where it was left; comparing"
@@ -229,19 +272,50 @@ async fn open(log: &DiskLog) -> Result<(Arc<HrlReader<File>>, Vec<HrlEntry>), Tr
     Ok((Arc::new(reader), entries))
 }
 
+/// Entries that are read at once: few enough for memory, enough to make a thread worth its while.
+fn batches(entries: &[HrlEntry]) -> impl Iterator<Item = &[HrlEntry]> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let more = rest.iter().take_while(|entry| {
+            let first = bytes == 0;
+            bytes += data_bytes(entry).max(1);
+            first || bytes <= BATCH_BYTES
+        });
+        let (batch, later) = rest.split_at(more.count());
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+fn data_bytes(entry: &HrlEntry) -> u64 {
+    if entry.is_zero() {
+        0
+    } else {
+        entry.length.into()
+    }
+}
+
+/// Data of some entries; `None` = zeroes.
 async fn read(
     log: &DiskLog,
     reader: &Arc<HrlReader<File>>,
-    entry: HrlEntry,
-) -> Result<bytes::Bytes, Trouble> {
-    let reader = reader.clone();
-    blocking(move || Ok(reader.read(&entry)))
+    batch: &[HrlEntry],
+) -> Result<Vec<Option<Bytes>>, Trouble> {
+    let (reader, batch) = (reader.clone(), batch.to_vec());
+    let all = move || {
+        let read = |entry: &HrlEntry| {
+            let data = (!entry.is_zero()).then(|| reader.read(entry));
+            Ok(data.transpose()?.map(Bytes::from))
+        };
+        Ok(batch.iter().map(read).collect::<Result<Vec<_>, HrlError>>())
+    };
+    blocking(all)
         .await
         .map_err(Trouble::io(format!(
             "read replication log {}",
             log.path.display()
         )))?
-        .map(bytes::Bytes::from)
         .map_err(|source| Trouble::Log {
             path: log.path.clone(),
             source,

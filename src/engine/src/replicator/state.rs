@@ -3,13 +3,16 @@
 //! ```text
 //! <data>/state/<item>.json              ItemState: how far the store is
 //! <data>/state/<item>.cycles/<n>.json   CycleRecord: cycle n is captured (this file is the commit point)
+//! <data>/state/<item>.hashes/<disk>.map  block hashes of the disk as of the newest shipped position
 //! <folder of the disk>/<disk file>.<n>.hrl   what cycle n changed on that disk
 //! ```
 //!
 //! Capture: logs durable → record durable → older tracking dropped. Shipping: journal object → point → state
-//! → logs and record gone. A crash between any two steps repeats the step, which changes nothing.
+//! → block hashes → logs and record gone. A crash between any two steps repeats the step, which changes nothing;
+//! block hashes behind the state are redone from the logs that are still there, or begun anew.
 //! A log without a record never was; a record whose log is damaged ends the spool there, and tracking or a
-//! comparison heals the rest.
+//! comparison heals the rest. What is known of each disk's changes is part of each record, so that it is given
+//! up together with it ([`super::suspicion`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -22,6 +25,7 @@ use replication_log::hrl::HrlReader;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::suspicion::{self, Knowledge, Raise};
 use crate::durable::{self, Access};
 use crate::vm_config::VmConfig;
 
@@ -40,6 +44,27 @@ pub struct ItemDisk {
     pub size_bytes: u64,
     /// Image file when last seen; logs lie beside it.
     pub path: PathBuf,
+    /// Newest shipped position that changed the disk.
+    #[serde(default)]
+    pub changed_at: u64,
+    /// The one before it.
+    #[serde(default)]
+    pub changed_before: u64,
+    /// The image as it was left when its VM was last seen off; `None` = the VM ran since.
+    #[serde(default)]
+    pub left: Option<ImageMark>,
+}
+
+/// Tells whether an image that nobody should write was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageMark {
+    /// Length of the file.
+    pub length_bytes: u64,
+    /// When it was last written, nanoseconds since the Unix epoch.
+    pub modified_unix_ns: i64,
+    /// BLAKE3 of its headers; in a VHDX they change with each opening for writing and each change of data.
+    pub head: String,
 }
 
 /// How far the store is.
@@ -67,6 +92,27 @@ pub struct ItemState {
     pub last_sent_bytes: u64,
     /// Freeze of the newest shipped cycle.
     pub last_cycle_unix_ms: i64,
+    /// The replica's own id; nil = not known yet.
+    #[serde(default)]
+    pub replica: Uuid,
+    /// What is known of the disks' changes at the newest shipped position.
+    #[serde(default)]
+    pub knowledge: Knowledge,
+    /// Reasons for comparisons that no shipped cycle has taken up yet.
+    #[serde(default)]
+    pub raised: Vec<Raise>,
+    /// Highest comparison asked for that was raised.
+    #[serde(default)]
+    pub resynchronize_raised: u64,
+    /// Highest comparison asked for that was carried out.
+    #[serde(default)]
+    pub resynchronized: u64,
+    /// Disks whose base holds its seed.
+    #[serde(default)]
+    pub seeded: BTreeSet<DiskId>,
+    /// When all kept points were last proven readable.
+    #[serde(default)]
+    pub last_verified_unix_ms: i64,
 }
 
 /// A captured cycle that waits for the store.
@@ -92,10 +138,31 @@ pub struct CycleRecord {
     /// Shared by the points that the VMs of a group took at one instant.
     #[serde(default)]
     pub group_point: Option<Uuid>,
+    /// The disks that the cycle has, changed or not; empty = those of the cycle before.
+    #[serde(default)]
+    pub disks: Vec<CycleDisk>,
+    /// What is known of the disks' changes after this cycle.
+    #[serde(default)]
+    pub knowledge: Knowledge,
+    /// Whether a recovery point is made of it: all disks are as they were on the source.
+    #[serde(default = "yes")]
+    pub recoverable: bool,
     /// The VM at that instant.
     pub vm_config: VmConfig,
     /// Logs, only of disks that changed.
     pub logs: Vec<DiskLog>,
+}
+
+/// A disk of a cycle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CycleDisk {
+    /// Virtual disk id.
+    pub id: DiskId,
+    /// Virtual size at the freeze.
+    pub size_bytes: u64,
+    /// File name, for people.
+    pub name: String,
 }
 
 /// A log of a cycle.
@@ -108,6 +175,9 @@ pub struct DiskLog {
     pub id: Uuid,
     /// The file.
     pub path: PathBuf,
+    /// Length of the file.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 /// The files of one item.
@@ -115,6 +185,7 @@ pub struct DiskLog {
 pub struct ItemFiles {
     state: PathBuf,
     cycles: PathBuf,
+    hashes: PathBuf,
 }
 
 // === impl ItemState ===
@@ -134,7 +205,66 @@ impl ItemState {
             last_changed_bytes: 0,
             last_sent_bytes: 0,
             last_cycle_unix_ms: 0,
+            replica: Uuid::nil(),
+            knowledge: Knowledge::default(),
+            raised: Vec::new(),
+            resynchronize_raised: 0,
+            resynchronized: 0,
+            seeded: BTreeSet::new(),
+            last_verified_unix_ms: 0,
         }
+    }
+}
+
+impl ItemState {
+    /// Takes over where the disks are now; what is known of them stays.
+    pub fn learn(&mut self, disks: &[ItemDisk]) {
+        let known = std::mem::take(&mut self.disks);
+        self.disks = disks
+            .iter()
+            .map(|disk| {
+                let known = known.iter().find(|known| known.id == disk.id);
+                known.map_or_else(
+                    || disk.clone(),
+                    |known| ItemDisk {
+                        changed_at: known.changed_at,
+                        changed_before: known.changed_before,
+                        left: known.left.clone(),
+                        ..disk.clone()
+                    },
+                )
+            })
+            .collect();
+    }
+
+    /// Keeps a reason for comparing disks until a cycle takes it up.
+    pub fn raise(&mut self, disks: &[DiskId], reason: &str) {
+        let seen = self.knowledge.raised_seen;
+        for disk in disks {
+            suspicion::raise(&mut self.raised, seen, *disk, reason);
+        }
+    }
+
+    /// A cycle is in the store with its point.
+    pub fn ship(&mut self, record: &CycleRecord, sent_bytes: u64) {
+        self.shipped = record.position;
+        self.tracking = Some(record.tracking);
+        for disk in &mut self.disks {
+            if record.logs.iter().any(|log| log.disk == disk.id) {
+                disk.changed_before = disk.changed_at;
+                disk.changed_at = record.position;
+            }
+        }
+        self.knowledge = record.knowledge.clone();
+        let seen = record.knowledge.raised_seen;
+        self.raised.retain(|raise| raise.number > seen);
+        if self.raised.is_empty() && self.knowledge.is_whole() {
+            self.resynchronized = self.resynchronize_raised;
+        }
+        self.total_sent_bytes += sent_bytes;
+        self.last_changed_bytes = record.changed_bytes;
+        self.last_sent_bytes = sent_bytes;
+        self.last_cycle_unix_ms = record.taken_unix_ms;
     }
 }
 
@@ -159,6 +289,9 @@ impl CycleRecord {
             changed_bytes: 0,
             kind: PointKind::Crash,
             group_point: None,
+            disks: Vec::new(),
+            knowledge: Knowledge::default(),
+            recoverable: true,
             vm_config,
             logs: Vec::new(),
         }
@@ -171,10 +304,7 @@ impl CycleRecord {
     }
 
     fn logs_are_whole(&self) -> bool {
-        self.logs.iter().all(|log| {
-            let opened = File::open(&log.path).map(HrlReader::open);
-            matches!(opened, Ok(Ok(reader)) if reader.info().id == log.id)
-        })
+        self.logs.iter().all(|log| open_log(log).is_ok())
     }
 }
 
@@ -186,6 +316,23 @@ impl ItemFiles {
         Self {
             state: state_folder.join(format!("{item_id}.json")),
             cycles: state_folder.join(format!("{item_id}.cycles")),
+            hashes: state_folder.join(format!("{item_id}.hashes")),
+        }
+    }
+
+    /// Where the maps of block hashes are.
+    pub fn hashes(&self) -> &Path {
+        &self.hashes
+    }
+
+    /// The newest shipped cycle, when it was cut before its logs were removed.
+    pub fn left_behind(&self, state: &ItemState) -> io::Result<Option<CycleRecord>> {
+        match durable::read_json::<CycleRecord>(&self.record_path(state.shipped)) {
+            Ok(record) => Ok(record.filter(|record| {
+                record.generation == state.generation && record.position == state.shipped
+            })),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -298,9 +445,11 @@ impl ItemFiles {
                 .iter()
                 .try_for_each(|path| durable::remove(path))?;
         }
-        match fs::remove_dir_all(&self.cycles) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for folder in [&self.cycles, &self.hashes] {
+            match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         durable::remove(&self.state)
     }
@@ -310,8 +459,21 @@ impl ItemFiles {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn crash() -> PointKind {
     PointKind::Crash
+}
+
+/// Opens a log and checks that it is the one that is meant, and whole.
+pub fn open_log(log: &DiskLog) -> io::Result<HrlReader<File>> {
+    let reader = HrlReader::open(File::open(&log.path)?).map_err(io::Error::other)?;
+    if reader.info().id != log.id {
+        return Err(io::Error::other("another log lies under its name"));
+    }
+    Ok(reader)
 }
 
 /// Where the log of cycle `position` of a disk lies.

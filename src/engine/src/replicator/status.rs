@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine_protocol::v1;
+use hypervisor::DiskId;
 use replica_store::{PointKind, RecoveryPoint};
+use tokio::time::Instant;
+use v1::disk_status::Tracking;
 use v1::replication_status::State;
 
+use super::rate::Rate;
+
 use super::spec::Spec;
-use super::state::ItemState;
+use super::state::{ItemDisk, ItemState};
+use super::suspicion::Knowledge;
 use super::trouble::{Trouble, chain};
 use crate::board::Board;
 use crate::finding;
@@ -27,6 +33,10 @@ pub enum Origin {
     Ship,
     /// The waiting cycles.
     Backlog,
+    /// Hours in which disks may be compared.
+    Window,
+    /// Proof of what the store holds.
+    Verify,
     /// Retirement.
     Retire,
 }
@@ -42,6 +52,7 @@ pub struct StatusLine {
 struct Inner {
     phase: State,
     problems: BTreeMap<Origin, (v1::Finding, bool)>,
+    rate: Rate,
 }
 
 impl StatusLine {
@@ -54,6 +65,7 @@ impl StatusLine {
             inner: Mutex::new(Inner {
                 phase: State::Starting,
                 problems: BTreeMap::new(),
+                rate: Rate::default(),
             }),
         };
         line.change(|_, status| {
@@ -102,10 +114,11 @@ impl StatusLine {
         });
     }
 
-    /// Cycles that wait for the store.
-    pub fn backlog(&self, cycles: u64) {
+    /// Cycles that wait for the store, and their bytes.
+    pub fn backlog(&self, cycles: u64, bytes: u64) {
         self.change(|inner, status| {
             status.backlog_cycles = cycles;
+            status.backlog_bytes = bytes;
             if cycles >= NOTABLE_BACKLOG {
                 inner
                     .problems
@@ -116,6 +129,71 @@ impl StatusLine {
         });
     }
 
+    /// How far the changes of each disk are known.
+    pub fn tracking(&self, disks: &[ItemDisk], known: &Knowledge, comparing: bool) {
+        let disks = disks.iter().map(|disk| {
+            let suspicion = known.suspects.get(&disk.id);
+            let tracking = match suspicion {
+                None => Tracking::Tracked,
+                Some(_) if comparing => Tracking::Comparing,
+                Some(_) => Tracking::Suspect,
+            };
+            v1::DiskStatus {
+                disk_id: disk.id.to_string(),
+                tracking: tracking.into(),
+                reason: suspicion.map_or_else(String::new, |found| found.reason.clone()),
+                compared_bytes: suspicion.map_or(0, |found| found.compared_bytes),
+                size_bytes: disk.size_bytes,
+            }
+        });
+        let disks: Vec<_> = disks.collect();
+        let whole = known.is_whole();
+        self.change(|inner, status| {
+            status.disks = disks;
+            if whole {
+                inner.problems.remove(&Origin::Window);
+            }
+        });
+    }
+
+    /// A comparison has come so far on a disk.
+    pub fn compared(&self, disk: DiskId, bytes: u64) {
+        let id = disk.to_string();
+        self.change(|_, status| {
+            if let Some(disk) = status.disks.iter_mut().find(|disk| disk.disk_id == id) {
+                disk.compared_bytes = bytes;
+            }
+        });
+    }
+
+    /// A comparison waits for its window, until then; `None` = it does not wait.
+    pub fn comparison_waits(&self, until_unix_ms: Option<i64>) {
+        self.change(|inner, _| match until_unix_ms {
+            Some(until) => {
+                let found = (finding::comparison_waits(until), false);
+                inner.problems.insert(Origin::Window, found);
+            }
+            None => {
+                inner.problems.remove(&Origin::Window);
+            }
+        });
+    }
+
+    /// So many bytes went to the store.
+    pub fn sent(&self, bytes: u64) {
+        let now = Instant::now();
+        self.change(|inner, status| {
+            inner.rate.add(now, bytes);
+            status.bytes_per_second = inner.rate.per_second(now);
+            status.eta_seconds = eta_seconds(status);
+        });
+    }
+
+    /// Time passes, and nothing else happens.
+    pub fn tick(&self) {
+        self.sent(0);
+    }
+
     /// The figures that the state keeps.
     pub fn figures(&self, state: &ItemState) {
         self.change(|_, status| {
@@ -123,6 +201,8 @@ impl StatusLine {
             status.last_cycle_changed_bytes = state.last_changed_bytes;
             status.last_cycle_sent_bytes = state.last_sent_bytes;
             status.last_cycle_unix_ms = state.last_cycle_unix_ms;
+            status.resynchronized = state.resynchronized;
+            status.last_verified_unix_ms = state.last_verified_unix_ms;
         });
     }
 
@@ -147,6 +227,21 @@ impl StatusLine {
                 .map(|(finding, _)| finding.clone())
                 .collect();
         });
+    }
+}
+
+/// Until what is known to be left is done, at the present rate; 0 = unknown, or nothing is left.
+fn eta_seconds(status: &v1::ReplicationStatus) -> u64 {
+    let left = match status.state() {
+        State::InitialReplication | State::Comparing => {
+            let total = status.progress_total_bytes;
+            total.saturating_sub(status.progress_done_bytes)
+        }
+        _ => status.backlog_bytes,
+    };
+    match status.bytes_per_second {
+        0 => 0,
+        rate => left.div_ceil(rate),
     }
 }
 

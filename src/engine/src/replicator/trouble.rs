@@ -23,6 +23,26 @@ pub enum Trouble {
     /// The VM has lost a disk.
     #[error("virtual machine has no disk {0}")]
     DiskNotFound(String),
+    /// Another disk is in the place of a replicated one.
+    #[error("disk {disk} was replaced by disk {by} ({name})")]
+    DiskReplaced {
+        /// File name.
+        name: String,
+        /// The replicated disk.
+        disk: String,
+        /// What is there now.
+        by: String,
+    },
+    /// A disk has become smaller.
+    #[error("disk {disk} was made smaller, from {from} to {to} bytes")]
+    DiskShrunk {
+        /// File name.
+        disk: String,
+        /// Bytes before.
+        from: u64,
+        /// Bytes now.
+        to: u64,
+    },
     /// The host's volume is nearly full.
     #[error("only {free_bytes} bytes are free in {}", folder.display())]
     HostSpace {
@@ -34,6 +54,14 @@ pub enum Trouble {
     /// The replica that was there is gone.
     #[error("the replica is not in the store any more")]
     ReplicaMissing,
+    /// Another replica lies in the store than the one that was filled.
+    #[error("replica {replica} lies in the store in place of {before}; comparing with it")]
+    OtherReplica {
+        /// The one that was filled.
+        before: uuid::Uuid,
+        /// The one that is there.
+        replica: uuid::Uuid,
+    },
     /// The store refused or failed.
     #[error("replica store")]
     Store(#[from] StoreError),
@@ -85,13 +113,20 @@ impl Trouble {
         use replica_store::ErrorKind as Store;
         match self {
             Self::Stopped => false,
-            Self::VmNotFound(_) | Self::DiskNotFound(_) | Self::ReplicaMissing => true,
+            Self::VmNotFound(_)
+            | Self::DiskNotFound(_)
+            | Self::DiskReplaced { .. }
+            | Self::DiskShrunk { .. }
+            | Self::ReplicaMissing => true,
             Self::HostSpace { .. } => false,
             Self::Store(error) => {
                 !matches!(error.kind(), Store::Io | Store::Expired | Store::Pinned)
             }
             Self::Hypervisor(error) => error.retry() == hypervisor::Retry::No,
-            Self::Log { .. } | Self::LogMissing(_) | Self::Io { .. } => false,
+            Self::OtherReplica { .. }
+            | Self::Log { .. }
+            | Self::LogMissing(_)
+            | Self::Io { .. } => false,
         }
     }
 
@@ -102,11 +137,14 @@ impl Trouble {
         match self {
             Self::VmNotFound(_) => finding::vm_not_found(&spec.vm_name, &spec.vm.to_string()),
             Self::DiskNotFound(disk) => finding::disk_not_found(&spec.vm_name, disk),
+            Self::DiskReplaced { name, disk, by } => {
+                finding::disk_replaced(&spec.vm_name, name, disk, by)
+            }
+            Self::DiskShrunk { disk, from, to } => {
+                finding::disk_shrunk(&spec.vm_name, disk, *from, *to)
+            }
             Self::HostSpace { folder, free_bytes } => finding::host_space_low(folder, *free_bytes),
-            Self::ReplicaMissing => finding::store_damaged(
-                &spec.store_folder,
-                "the replica's folder is gone; is the volume mounted?",
-            ),
+            Self::ReplicaMissing => finding::replica_missing(&spec.store_folder),
             Self::Store(error) => match error.kind() {
                 Store::Full => finding::store_full(&spec.store_folder),
                 Store::Fenced => finding::fenced(spec.generation.0),
@@ -120,6 +158,7 @@ impl Trouble {
                 Host::VmNotRunning => finding::vm_not_running(&spec.vm_name),
                 _ => finding::capture_failed(&spec.vm_name, &chain(error)),
             },
+            Self::OtherReplica { .. } => finding::store_damaged(&spec.store_folder, &chain(self)),
             Self::Stopped | Self::Log { .. } | Self::LogMissing(_) | Self::Io { .. } => {
                 finding::capture_failed(&spec.vm_name, &chain(self))
             }
