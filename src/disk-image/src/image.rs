@@ -10,7 +10,10 @@ use crate::parents::Descent;
 use crate::raw::RawImage;
 use crate::vhd::VhdImage;
 use crate::vhdx::VhdxImage;
-use crate::{ErrorKind, Extent, ImageError, ImageFile, ImageInfo, NoParents, ParentGate, Segment};
+use crate::{
+    ErrorKind, Extent, ImageError, ImageFile, ImageInfo, NoParents, ParentGate, ParentLocator,
+    Segment,
+};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,11 +221,75 @@ impl DiskImage {
             Format::VhdDifferencing | Format::VhdxDifferencing => {
                 return Err(ImageError::unsupported(
                     "new differencing disk",
-                    "it needs a parent",
+                    "it needs a parent: create_differencing",
                 ));
             }
         };
         Ok(Self { inner })
+    }
+
+    /// Creates the file at `path`, which must not exist, and in it an empty disk above the image
+    /// at `parent`: what is not written to it is the parent's. `options` give block size,
+    /// identity and (for VHDX) nothing else; size and sectors are the parent's. The caller names
+    /// the parent, so it needs no gate; parents of the parent do. The new image remembers the
+    /// parent's place relative to itself, and on Windows the absolute one.
+    pub fn create_differencing(
+        path: impl AsRef<Path>,
+        parent: impl AsRef<Path>,
+        options: &CreateOptions,
+        gate: &dyn ParentGate,
+    ) -> Result<Self, ImageError> {
+        let (path, parent_path) = (path.as_ref(), parent.as_ref());
+        let parent = Self::open_with_parents(parent_path, Access::ReadOnly, gate)?;
+        let locators = crate::parents::locators_from(path, parent_path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path);
+        let file =
+            file.map_err(|e| ImageError::io(path.display().to_string(), 0, "create the file", e))?;
+        Self::create_differencing_file(Box::new(file), parent, &locators, options)
+    }
+
+    /// As [`Self::create_differencing`], in `file`, whose old content is lost, above an image
+    /// that is open for reading. `locators` is what the new image remembers of its place.
+    pub fn create_differencing_file(
+        file: Box<dyn ImageFile>,
+        parent: Self,
+        locators: &[ParentLocator],
+        options: &CreateOptions,
+    ) -> Result<Self, ImageError> {
+        let inner = match parent.inner {
+            Inner::Vhd(parent) => {
+                Inner::Vhd(VhdImage::create_child(file, parent, locators, options)?)
+            }
+            Inner::Vhdx(parent) => Inner::Vhdx(Box::new(VhdxImage::create_child(
+                file, *parent, locators, options,
+            )?)),
+            Inner::Raw(_) => {
+                return Err(ImageError::unsupported(
+                    "new differencing disk",
+                    "a raw image has no identity that a child could remember",
+                ));
+            }
+        };
+        Ok(Self { inner })
+    }
+
+    /// Everything the image at `path` says about itself. Needs no parents: of a differencing
+    /// image, `allocated_bytes` counts what this file alone holds.
+    pub fn describe(path: impl AsRef<Path>) -> Result<ImageInfo, ImageError> {
+        let path = path.as_ref();
+        let file: Box<dyn ImageFile> = Box::new(open_path(path, Access::ReadOnly)?);
+        if crate::vhdx::detect(file.as_ref())? {
+            return VhdxImage::open_alone(file, Access::ReadOnly)?.info();
+        }
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if matches!(extension.to_str(), Some("raw" | "img")) {
+            return Self::open_raw(file, Access::ReadOnly, 512)?.info();
+        }
+        VhdImage::open_alone(file, Access::ReadOnly)?.info()
     }
 
     /// Format and kind.
@@ -279,6 +346,52 @@ impl DiskImage {
     /// Returns when everything written before survives a power cut.
     pub fn flush(&mut self) -> Result<(), ImageError> {
         each!(&mut self.inner, image => image.flush())
+    }
+
+    /// Changes the size of the disk to `size` bytes; a power cut leaves the old or the new size.
+    /// New bytes are zero. Making it smaller needs the bytes behind the new end to be zero:
+    /// `OutOfRange` otherwise. Differencing disks only grow, and only above a parent that is no
+    /// larger than they are. Everything written before is durable afterwards.
+    pub fn resize(&mut self, size: u64) -> Result<(), ImageError> {
+        each!(&mut self.inner, image => image.resize(size))
+    }
+
+    /// Gives a VHDX another identity, which its guest sees (Page 83); `Unsupported` for others.
+    pub fn set_id(&mut self, id: Uuid) -> Result<(), ImageError> {
+        self.vhdx_only("identity")?.set_id(id)
+    }
+
+    /// Changes what a VHDX says of its physical sectors: 512 or 4096 bytes.
+    pub fn set_physical_sector_size(&mut self, size: u32) -> Result<(), ImageError> {
+        self.vhdx_only("physical sector size")?
+            .set_physical_sector_size(size)
+    }
+
+    /// Changes whether owners of a VHDX keep blocks allocated once they are: it says "fixed".
+    pub fn set_leave_blocks_allocated(&mut self, leave: bool) -> Result<(), ImageError> {
+        self.vhdx_only("file parameters")?
+            .set_leave_blocks_allocated(leave)
+    }
+
+    /// Makes a differencing VHDX remember other places of its parent, and `linkage` as the
+    /// parent's state. Other keys of its parent locator stay.
+    pub fn set_parent(
+        &mut self,
+        linkage: Uuid,
+        locators: &[ParentLocator],
+    ) -> Result<(), ImageError> {
+        self.vhdx_only("parent locator")?
+            .set_parent(linkage, locators)
+    }
+
+    fn vhdx_only(&mut self, what: &str) -> Result<&mut VhdxImage, ImageError> {
+        match &mut self.inner {
+            Inner::Vhdx(image) => Ok(image),
+            _ => Err(ImageError::unsupported(
+                what,
+                "only a VHDX keeps it as metadata",
+            )),
+        }
     }
 
     /// Flushes and marks the file clean (a VHDX has nothing to replay afterwards).

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::Format;
+use crate::{Format, ParentLocator};
 
 /// All that an image says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,17 @@ pub struct VhdInfo {
     pub footer_from_copy: bool,
     /// Dynamic: entries of the block allocation table.
     pub table_entries: Option<u32>,
+    /// What a differencing disk says of its parent.
+    pub parent: Option<VhdParentInfo>,
+}
+
+/// What a differencing VHD stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhdParentInfo {
+    /// Unique id of the parent.
+    pub id: Uuid,
+    /// Where it lies, in the order in which the places are tried.
+    pub locators: Vec<ParentLocator>,
 }
 
 /// What a VHDX says.
@@ -82,12 +93,25 @@ pub struct VhdxInfo {
     pub leave_blocks_allocated: bool,
     /// A differencing disk.
     pub has_parent: bool,
+    /// What a differencing disk stands on.
+    pub parent: Option<VhdxParentInfo>,
     /// Entries of the block allocation table.
     pub table_entries: u64,
     /// State of the log when the file was opened.
     pub log: LogInfo,
     /// Damage that was worked around, as a broken copy of the region table.
     pub warnings: Vec<String>,
+}
+
+/// What a differencing VHDX stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhdxParentInfo {
+    /// Data write guid of the parent.
+    pub linkage: Uuid,
+    /// A second one that is right as well.
+    pub linkage2: Option<Uuid>,
+    /// The other keys of the locator, places among them, with their values.
+    pub values: Vec<(String, String)>,
 }
 
 /// One header slot of a VHDX.

@@ -42,7 +42,8 @@ pub use file::ImageFile;
 pub use folder_gate::FolderGate;
 pub use image::{Access, BlockRead, CreateOptions, DiskImage, Format};
 pub use info::{
-    Details, HeaderInfo, ImageInfo, LogInfo, MetadataItemInfo, RegionInfo, VhdInfo, VhdxInfo,
+    Details, HeaderInfo, ImageInfo, LogInfo, MetadataItemInfo, RegionInfo, VhdInfo, VhdParentInfo,
+    VhdxInfo, VhdxParentInfo,
 };
 pub use layer::{Segment, Source};
 pub use live::{LiveAllocation, live_allocation, live_allocation_of};

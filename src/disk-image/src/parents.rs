@@ -222,6 +222,44 @@ impl<'g> Descent<'g> {
     }
 }
 
+/// What a new child at `child` remembers of the place of its parent.
+pub(crate) fn locators_from(child: &Path, parent: &Path) -> Result<Vec<ParentLocator>, ImageError> {
+    let real = |path: &Path| {
+        std::fs::canonicalize(path)
+            .map_err(|e| ImageError::io(path.display().to_string(), 0, "find the file", e))
+    };
+    let parent = real(parent)?;
+    let folder = match child.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => real(folder)?,
+        _ => real(Path::new("."))?,
+    };
+    let (mut from, mut to) = (
+        folder.components().peekable(),
+        parent.components().peekable(),
+    );
+    while from.peek().is_some() && from.peek() == to.peek() {
+        (from.next(), to.next());
+    }
+    let up = from.map(|_| "..".to_owned());
+    let down = to.map(|part| part.as_os_str().to_string_lossy().into_owned());
+    let mut path: Vec<String> = up.chain(down).collect();
+    if path.first().is_none_or(|first| first != "..") {
+        path.insert(0, ".".to_owned());
+    }
+    let mut locators = vec![ParentLocator {
+        kind: LocatorKind::Relative,
+        path: path.join("\\"),
+    }];
+    if cfg!(windows) {
+        let absolute = parent.display().to_string();
+        locators.push(ParentLocator {
+            kind: LocatorKind::Absolute,
+            path: absolute.trim_start_matches("\\\\?\\").to_owned(),
+        });
+    }
+    Ok(locators)
+}
+
 /// A hostile text as an error may show it.
 fn shown(text: &str) -> String {
     let mut short: String = text.chars().take(SHOWN).collect();

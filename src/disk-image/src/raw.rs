@@ -144,6 +144,37 @@ impl RawImage {
             .map_err(|e| ImageError::io("raw image", 0, "flush", e))
     }
 
+    pub(crate) fn resize(&mut self, size: u64) -> Result<(), ImageError> {
+        let refuse = |kind, cause: String| Err(ImageError::new(kind, "raw image", cause));
+        if self.access == Access::ReadOnly {
+            return refuse(ErrorKind::ReadOnly, "opened for reading only".to_owned());
+        }
+        if size == 0 || !size.is_multiple_of(u64::from(self.logical_sector_size)) {
+            return refuse(
+                ErrorKind::OutOfRange,
+                format!("size {size} is no whole number of sectors"),
+            );
+        }
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = size;
+        while at < self.virtual_size {
+            let part = &mut buffer[..(self.virtual_size - at).min(1 << 20) as usize];
+            self.read_at(part, at)?;
+            if !crate::zero::is_zero(part) {
+                return refuse(
+                    ErrorKind::OutOfRange,
+                    format!("it can't end at {size}: there is data behind, at {at}"),
+                );
+            }
+            at += part.len() as u64;
+        }
+        self.file
+            .set_len(size)
+            .map_err(|e| ImageError::io("raw image", size, "set the length", e))?;
+        self.virtual_size = size;
+        self.flush()
+    }
+
     pub(crate) fn close(mut self) -> Result<(), ImageError> {
         self.flush()
     }

@@ -360,8 +360,8 @@ fn broken_images_are_named_with_place_and_cause() {
             .contains("block size 3 is no power of two")
     );
     let (kind, text) = refuse(&[(items + 4, &[2])], false);
-    assert_eq!(kind, ErrorKind::Unsupported);
-    assert!(text.contains("differencing disk"), "{text}");
+    assert_eq!(kind, ErrorKind::Corrupt);
+    assert!(text.contains("parent locator is missing"), "{text}");
     let table = 2 << 20;
     assert!(
         refuse(&[(table + 32, &[0xcd; 16])], false)
@@ -371,14 +371,14 @@ fn broken_images_are_named_with_place_and_cause() {
 }
 
 #[test]
-fn a_differencing_vhd_is_refused_by_name() {
+fn a_differencing_vhd_that_names_no_parent_is_refused() {
     let mut bytes = samples()[2].1.clone();
     let end = bytes.len() - 512;
     bytes[end + 63] = 4;
     bytes[63] = 4;
     put_checksums_right(&mut bytes);
     let error = open_bytes(&bytes, Access::ReadOnly).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(error.kind(), ErrorKind::Parent);
     assert!(error.to_string().contains("differencing"), "{error}");
 }
 

@@ -1,4 +1,4 @@
-//! The part of a dynamic VHD that fixed ones lack: header, block allocation table, sector bitmaps.
+//! The part of a dynamic or differencing VHD that fixed ones lack: header, block allocation table, sector bitmaps.
 //!
 //! ```text
 //!   footer copy │ header 1024 │ BAT (u32 sector numbers) │ [bitmap][block] [bitmap][block] … │ footer
@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::bytes::{array, be32, be64, put};
+use crate::layer::Place;
 use crate::vhd::footer::{SECTOR, checksum};
 use crate::{ErrorKind, ImageError, ImageFile};
 
@@ -25,6 +26,10 @@ pub(super) struct DynamicHeader {
     pub(super) table_offset: u64,
     pub(super) entries: u32,
     pub(super) block_size: u32,
+    /// Whether the footer says so: what isn't in this file is the parent's.
+    pub(super) is_differencing: bool,
+    /// As it is in the file: what is not known here stays when the header is written again.
+    pub(super) raw: [u8; 1024],
 }
 
 impl DynamicHeader {
@@ -61,11 +66,22 @@ impl DynamicHeader {
             table_offset: be64(bytes, 16),
             entries: be32(bytes, 28),
             block_size,
+            is_differencing: false,
+            raw: *bytes,
         })
     }
 
+    /// Where the sectors are that this file doesn't have.
+    pub(super) fn elsewhere(&self) -> Place {
+        if self.is_differencing {
+            Place::Parent
+        } else {
+            Place::Zero
+        }
+    }
+
     pub(super) fn to_bytes(&self) -> [u8; 1024] {
-        let mut bytes = [0; 1024];
+        let mut bytes = self.raw;
         put(&mut bytes, 0, COOKIE);
         put(&mut bytes, 8, &u64::MAX.to_be_bytes());
         put(&mut bytes, 16, &self.table_offset.to_be_bytes());
@@ -98,6 +114,8 @@ pub(super) struct Table {
     pub(super) dirty: BTreeSet<u64>,
     /// First byte behind everything that is referenced.
     pub(super) data_end: u64,
+    /// First byte behind the table and the parent locators.
+    pub(super) table_end: u64,
 }
 
 impl Table {
@@ -143,11 +161,13 @@ impl Table {
                 .map_err(|e| ImageError::io(OBJECT, at + done, "read", e))?;
             entries.extend((0..part / 4).map(|i| be32(bytes, i * 4)));
         }
-        let data_end = check(&entries, header, file_length, table_end, header_end)?;
+        let last = virtual_size - (needed - 1) * u64::from(header.block_size);
+        let data_end = check(&entries, header, file_length, table_end, header_end, last)?;
         Ok(Self {
             entries,
             dirty: BTreeSet::new(),
             data_end,
+            table_end,
         })
     }
 
@@ -188,6 +208,7 @@ fn check(
     file_length: u64,
     table_end: u64,
     header_end: u64,
+    last_block: u64,
 ) -> Result<u64, ImageError> {
     let refuse = |index: usize, at: u64, cause: String| {
         Err(ImageError::new(ErrorKind::Corrupt, format!("VHD block {index}"), cause).at(at))
@@ -207,7 +228,13 @@ fn check(
     let mut end = table_end.max(header_end);
     let mut last: Option<(u64, usize)> = None;
     for (at, index) in present {
-        if at + header.stride() > file_length {
+        // Some tools cut the last block of the disk off where the disk ends.
+        let used = if index + 1 == entries.len() {
+            header.bitmap_length() + last_block
+        } else {
+            header.stride()
+        };
+        if at + used > file_length {
             return refuse(
                 index,
                 at,

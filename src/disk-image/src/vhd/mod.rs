@@ -1,35 +1,39 @@
-//! VHD images, fixed and dynamic, as Virtual PC, Hyper-V and Azure know them.
+//! VHD images, fixed, dynamic and differencing, as Virtual PC, Hyper-V and Azure know them.
 //!
 //! A dynamic VHD has no log, so order keeps it whole: a new block is written behind all others,
 //! made durable, and only then named in the block allocation table; both happen in `flush`. A
 //! power cut in between loses the block and nothing else. The footer at the end may be torn by
 //! such a cut; then its copy at the start is used.
 
+mod create;
 mod dynamic;
 pub mod fixed;
 mod footer;
+mod locator;
 mod read;
+mod resize;
+mod write;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use crate::parents::Descent;
+use crate::parents::{Descent, refusal};
 use crate::{
-    Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
-    LiveAllocation, NoParents, Segment, VhdInfo,
+    Access, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo, LiveAllocation,
+    Segment, VhdInfo, VhdParentInfo,
 };
 use dynamic::{ABSENT, DynamicHeader, HEADER_LENGTH, Table};
 use footer::{COOKIE, DiskType, Footer, SECTOR};
-use read::{bit, locate};
+use locator::VhdParent;
 
 pub use footer::MAX_SIZE;
 
-/// Usual block size.
-const DEFAULT_BLOCK_SIZE: u32 = 2 << 20;
+/// Where a footer is looked for that is not at the end of the file.
+const SLACK: u64 = 64 << 10;
 
 /// An open VHD image.
 pub struct VhdImage {
@@ -39,6 +43,11 @@ pub struct VhdImage {
     footer_from_copy: bool,
     virtual_size: u64,
     kind: Kind,
+    /// What a differencing disk says of its parent, and the parent, opened for reading.
+    link: Option<VhdParent>,
+    parent: Option<Box<VhdImage>>,
+    /// Bitmaps of a differencing disk that wait for the data they speak of to be durable.
+    bitmaps: BTreeMap<usize, Vec<u8>>,
     /// A half-done change of the file's structure: only opening again helps.
     poisoned: bool,
 }
@@ -54,8 +63,12 @@ pub(crate) fn detect(file: &dyn ImageFile) -> Result<bool, ImageError> {
     if length < SECTOR {
         return Ok(false);
     }
-    for at in [length - SECTOR, 0] {
-        if read_array::<512>(file, "VHD footer", at)?.starts_with(COOKIE) {
+    // Old Virtual PC wrote footers of 511 bytes.
+    for at in [length - SECTOR, length - (SECTOR - 1), 0] {
+        let mut cookie = [0; 8];
+        file.read_at(&mut cookie, at)
+            .map_err(|e| ImageError::io("VHD footer", at, "read", e))?;
+        if cookie == *COOKIE {
             return Ok(true);
         }
     }
@@ -66,35 +79,41 @@ impl VhdImage {
     pub(crate) fn open(
         file: Box<dyn ImageFile>,
         access: Access,
-        _path: Option<&Path>,
-        _descent: &mut Descent<'_>,
+        path: Option<&Path>,
+        descent: &mut Descent<'_>,
     ) -> Result<Self, ImageError> {
+        let mut image = Self::open_alone(file, access)?;
+        image.parent = image.open_parent(path, descent)?.map(Box::new);
+        if access == Access::ReadWrite {
+            image.repair()?;
+        }
+        Ok(image)
+    }
+
+    /// Opens an image without its parent; what the parent has reads as zeroes.
+    pub(crate) fn open_alone(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
         let length = length(file.as_ref())?;
         let (footer, footer_from_copy) = read_footer(file.as_ref(), length)?;
-        let virtual_size = checked_size(&footer)?;
-        let kind = match footer.disk_type {
-            DiskType::Fixed => {
-                if length - SECTOR < virtual_size {
-                    return Err(ImageError::corrupt(
-                        "VHD footer",
-                        length - SECTOR,
-                        format!(
-                            "a disk of {virtual_size} bytes doesn't fit into a file of {length}"
-                        ),
-                    ));
-                }
-                Kind::Fixed
-            }
-            DiskType::Dynamic => {
-                let (header, table) = read_dynamic(file.as_ref(), &footer, virtual_size, length)?;
-                Kind::Dynamic { header, table }
-            }
-            DiskType::Differencing => {
-                return Err(ImageError::unsupported(
+        let virtual_size = checked_size(&footer, length)?;
+        let mut link = None;
+        let kind = if footer.disk_type == DiskType::Fixed {
+            if length < virtual_size {
+                return Err(ImageError::corrupt(
                     "VHD footer",
-                    "differencing disks are not supported",
+                    length,
+                    format!("a disk of {virtual_size} bytes doesn't fit into a file of {length}"),
                 ));
             }
+            Kind::Fixed
+        } else {
+            let (header, mut table) = read_dynamic(file.as_ref(), &footer, virtual_size, length)?;
+            if header.is_differencing {
+                let found = VhdParent::read(file.as_ref(), &header.raw)?;
+                table.table_end = table.table_end.max(found.end);
+                table.data_end = table.data_end.max(found.end);
+                link = Some(found);
+            }
+            Kind::Dynamic { header, table }
         };
         Ok(Self {
             file,
@@ -103,91 +122,63 @@ impl VhdImage {
             footer_from_copy,
             virtual_size,
             kind,
+            link,
+            parent: None,
+            bitmaps: BTreeMap::new(),
             poisoned: false,
         })
     }
 
-    pub(crate) fn create(
-        file: Box<dyn ImageFile>,
-        options: &CreateOptions,
-    ) -> Result<Self, ImageError> {
-        let size = options.virtual_size;
-        let refuse = |cause: String| Err(ImageError::new(ErrorKind::OutOfRange, "new VHD", cause));
-        if size == 0 || !size.is_multiple_of(SECTOR) {
-            return refuse(format!(
-                "size {size} is no whole number of 512-byte sectors"
-            ));
-        }
-        if size > MAX_SIZE {
-            return refuse(format!("size {size} is above the limit of 2040 GiB"));
-        }
-        if options.logical_sector_size != 512 {
-            return refuse(format!(
-                "logical sectors have 512 bytes, not {}",
-                options.logical_sector_size
-            ));
-        }
-        let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
-        if !block_size.is_power_of_two() || !(512 << 10..=2 << 20).contains(&block_size) {
-            return refuse(format!(
-                "block size {block_size} is no power of two from 512 KiB to 2 MiB"
-            ));
-        }
-        let id = options.id.unwrap_or_else(Uuid::new_v4);
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
-        let disk_type = if options.format == Format::VhdFixed {
-            DiskType::Fixed
-        } else {
-            DiskType::Dynamic
+    /// The parent that the locators name, if this is a differencing disk.
+    fn open_parent(
+        &self,
+        path: Option<&Path>,
+        descent: &mut Descent<'_>,
+    ) -> Result<Option<Self>, ImageError> {
+        let Some(link) = &self.link else {
+            return Ok(None);
         };
-        let footer = Footer::new(disk_type, size, id, now).to_bytes();
+        let identity = format!("{{{}}}", link.id);
+        descent
+            .parent(path, &identity, &link.locators, |found, descent| {
+                let mut parent = Self::open_alone(found.file, Access::ReadOnly)?;
+                if parent.footer.id != link.id {
+                    return Err(refusal(format!(
+                        "its unique id is {{{}}}: it is another disk",
+                        parent.footer.id
+                    )));
+                }
+                parent.parent = parent
+                    .open_parent(found.path.as_deref(), descent)?
+                    .map(Box::new);
+                Ok(parent)
+            })
+            .map(Some)
+    }
 
-        let write = |bytes: &[u8], at| {
-            file.write_at(bytes, at)
-                .map_err(|e| ImageError::io("new VHD", at, "write", e))
-        };
-        let set_len = |n| {
-            file.set_len(n)
-                .map_err(|e| ImageError::io("new VHD", n, "set the length", e))
-        };
-        set_len(0)?;
-        if disk_type == DiskType::Fixed {
-            set_len(size + SECTOR)?;
-            write(&footer, size)?;
-        } else {
-            let entries = size.div_ceil(u64::from(block_size)) as u32;
-            let header = DynamicHeader {
-                table_offset: SECTOR + HEADER_LENGTH,
-                entries,
-                block_size,
-            };
-            let table_length = (u64::from(entries) * 4).next_multiple_of(SECTOR);
-            let mut done = 0;
-            let absent = vec![0xff; table_length.min(1 << 20) as usize];
-            while done < table_length {
-                let part = absent.len().min((table_length - done) as usize);
-                write(&absent[..part], header.table_offset + done)?;
-                done += part as u64;
-            }
-            write(&footer, header.table_offset + table_length)?;
-            write(&header.to_bytes(), SECTOR)?;
-            write(&footer, 0)?;
+    /// What opening for writing puts right: a fixed disk's footer must lie where its disk ends.
+    fn repair(&mut self) -> Result<(), ImageError> {
+        let end = self.virtual_size;
+        if !matches!(self.kind, Kind::Fixed) || length(self.file.as_ref())? == end + SECTOR {
+            return Ok(());
         }
-        file.flush()
-            .map_err(|e| ImageError::io("new VHD", 0, "flush", e))?;
-        Self::open(
-            file,
-            Access::ReadWrite,
-            None,
-            &mut Descent::new(&NoParents, None),
-        )
+        let fail = |e| ImageError::io("VHD footer", end, "write", e);
+        let mut old = [0; SECTOR as usize];
+        let there = self.file.read_at(&mut old, end).is_ok();
+        if !there || old != self.footer.to_bytes() {
+            self.file
+                .write_at(&self.footer.to_bytes(), end)
+                .map_err(fail)?;
+            self.file.flush().map_err(fail)?;
+        }
+        self.file.set_len(end + SECTOR).map_err(fail)?;
+        self.file.flush().map_err(fail)
     }
 
     pub(crate) fn format(&self) -> Format {
         match self.kind {
             Kind::Fixed => Format::VhdFixed,
+            Kind::Dynamic { .. } if self.link.is_some() => Format::VhdDifferencing,
             Kind::Dynamic { .. } => Format::VhdDynamic,
         }
     }
@@ -223,147 +214,6 @@ impl VhdImage {
         crate::layer::read(self, buffer, offset)
     }
 
-    pub(crate) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), ImageError> {
-        self.writable()?;
-        let Kind::Dynamic { header, .. } = &self.kind else {
-            return self
-                .file
-                .write_at(data, offset)
-                .map_err(|e| ImageError::io("VHD data", offset, "write", e));
-        };
-        let header = header.clone();
-        let mut rest = data;
-        let mut offset = offset;
-        while !rest.is_empty() {
-            let (index, within, part) = locate(&header, offset, rest.len());
-            let (now, later) = rest.split_at(part);
-            let block = self.block_for_write(&header, index, now)?;
-            if let Some(block) = block {
-                let at = block + header.bitmap_length() + within;
-                self.file
-                    .write_at(now, at)
-                    .map_err(|e| ImageError::io("VHD block", at, "write", e))?;
-            }
-            rest = later;
-            offset += part as u64;
-        }
-        Ok(())
-    }
-
-    /// Where block `index` lies, allocated if it has to be; `None` when zeroes are written to a
-    /// block that isn't there and reads as zeroes already.
-    fn block_for_write(
-        &mut self,
-        header: &DynamicHeader,
-        index: usize,
-        data: &[u8],
-    ) -> Result<Option<u64>, ImageError> {
-        let Kind::Dynamic { table, .. } = &mut self.kind else {
-            return Ok(None);
-        };
-        if table.entries[index] != ABSENT {
-            let at = u64::from(table.entries[index]) * SECTOR;
-            self.complete_block(header, at)?;
-            return Ok(Some(at));
-        }
-        if data.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        let at = table.data_end;
-        let end = at + header.stride();
-        let Some(entry) = u32::try_from(at / SECTOR)
-            .ok()
-            .filter(|sector| *sector != ABSENT)
-        else {
-            return Err(ImageError::new(
-                ErrorKind::OutOfRange,
-                "VHD block",
-                "the file has no sector number left",
-            ));
-        };
-        // Cutting first makes the new block zero, whatever a power cut left behind the last one.
-        let bitmap = vec![0xff; header.bitmap_length() as usize];
-        let footer = self.footer.to_bytes();
-        let file = &self.file;
-        let grown = file
-            .set_len(at)
-            .and_then(|()| file.set_len(end + SECTOR))
-            .and_then(|()| file.write_at(&footer, end))
-            .and_then(|()| file.write_at(&bitmap, at));
-        // A failure here loses nothing: the table doesn't name the block, the next try starts over.
-        grown.map_err(|e| ImageError::io("VHD block", at, "allocate", e))?;
-        table.entries[index] = entry;
-        table.dirty.insert(index as u64 * 4 / SECTOR);
-        table.data_end = end;
-        Ok(Some(at))
-    }
-
-    /// Turns a block with sectors marked as never written into a whole one, so that writes need
-    /// not look at its bitmap again: zero those sectors, make that durable, mark them.
-    fn complete_block(&self, header: &DynamicHeader, at: u64) -> Result<(), ImageError> {
-        let bitmap = self.read_bitmap(header, at)?;
-        if is_full(&bitmap, header) {
-            return Ok(());
-        }
-        let fail = |e| ImageError::io("VHD sector bitmap", at, "complete", e);
-        let sectors = u64::from(header.block_size) / SECTOR;
-        for sector in 0..sectors {
-            if !bit(&bitmap, sector) {
-                let data = at + header.bitmap_length() + sector * SECTOR;
-                self.file
-                    .write_at(&[0; SECTOR as usize], data)
-                    .map_err(fail)?;
-            }
-        }
-        self.file.flush().map_err(fail)?;
-        self.file
-            .write_at(&vec![0xff; bitmap.len()], at)
-            .map_err(fail)
-    }
-
-    pub(crate) fn flush(&mut self) -> Result<(), ImageError> {
-        if self.access == Access::ReadOnly {
-            return Ok(());
-        }
-        self.writable()?;
-        let flush = |file: &dyn ImageFile| {
-            file.flush()
-                .map_err(|e| ImageError::io("VHD", 0, "flush", e))
-        };
-        flush(self.file.as_ref())?;
-        if let Kind::Dynamic { header, table } = &mut self.kind
-            && !table.dirty.is_empty()
-        {
-            self.poisoned = true;
-            table.write_dirty(self.file.as_ref(), header)?;
-            flush(self.file.as_ref())?;
-            self.poisoned = false;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn close(mut self) -> Result<(), ImageError> {
-        self.flush()
-    }
-
-    fn writable(&self) -> Result<(), ImageError> {
-        if self.access == Access::ReadOnly {
-            return Err(ImageError::new(
-                ErrorKind::ReadOnly,
-                "VHD",
-                "opened for reading only",
-            ));
-        }
-        if self.poisoned {
-            return Err(ImageError::new(
-                ErrorKind::Poisoned,
-                "VHD",
-                "an earlier write failed half-way; open it again",
-            ));
-        }
-        Ok(())
-    }
-
     pub(crate) fn info(&self) -> Result<ImageInfo, ImageError> {
         let text = |bytes: &[u8; 4]| {
             String::from_utf8_lossy(bytes)
@@ -394,6 +244,10 @@ impl VhdImage {
                     Kind::Fixed => None,
                     Kind::Dynamic { header, .. } => Some(header.entries),
                 },
+                parent: self.link.as_ref().map(|link| VhdParentInfo {
+                    id: link.id,
+                    locators: link.locators.clone(),
+                }),
             }),
         })
     }
@@ -413,7 +267,7 @@ impl fmt::Debug for VhdImage {
 pub(crate) fn live(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
     let length = length(file)?;
     let (footer, _) = read_footer(file, length)?;
-    let virtual_size = checked_size(&footer)?;
+    let virtual_size = checked_size(&footer, length)?;
     let (format, allocated) = match footer.disk_type {
         DiskType::Fixed => (
             Format::VhdFixed,
@@ -424,15 +278,21 @@ pub(crate) fn live(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
         ),
         DiskType::Dynamic => {
             let (header, table) = read_dynamic(file, &footer, virtual_size, length)?;
-            (
-                Format::VhdDynamic,
-                allocated(&header, &table, 0..virtual_size),
-            )
+            let mut extents = Vec::new();
+            let mut offset = 0;
+            while offset < virtual_size {
+                let (index, _, part) = read::locate(&header, offset, virtual_size - offset);
+                if table.entries[index] != ABSENT {
+                    crate::extent::push(&mut extents, offset, part as u64);
+                }
+                offset += part as u64;
+            }
+            (Format::VhdDynamic, extents)
         }
         DiskType::Differencing => {
             return Err(ImageError::unsupported(
                 "VHD footer",
-                "differencing disks are not supported",
+                "it is a differencing disk, which holds only what differs from a parent image",
             ));
         }
     };
@@ -460,19 +320,40 @@ fn read_footer(file: &dyn ImageFile, length: u64) -> Result<(Footer, bool), Imag
         Ok(footer) => return Ok((footer, false)),
         Err(error) => error,
     };
-    match Footer::parse(
-        &read_array(file, "VHD footer copy", 0)?,
-        "VHD footer copy",
-        0,
-    ) {
-        Ok(copy) if copy.disk_type != DiskType::Fixed => Ok((copy, true)),
-        _ => Err(error),
+    // Old Virtual PC wrote 511 bytes; what it left out is reserved and zero.
+    let short: [u8; 511] = read_array(file, "VHD footer", at + 1)?;
+    let mut bytes = [0; 512];
+    bytes[..511].copy_from_slice(&short);
+    if let Ok(footer) = Footer::parse(&bytes, "VHD footer", at + 1) {
+        return Ok((footer, false));
     }
+    let copy = read_array(file, "VHD footer copy", 0)?;
+    match Footer::parse(&copy, "VHD footer copy", 0) {
+        Ok(copy) if copy.disk_type != DiskType::Fixed => return Ok((copy, true)),
+        _ => {}
+    }
+    // Copied to a device or padded by a tool: a fixed disk's footer lies where the disk ends.
+    for place in (length.saturating_sub(SLACK).div_ceil(SECTOR)..at / SECTOR + 1).rev() {
+        let place = place * SECTOR;
+        let bytes = read_array(file, "VHD footer", place)?;
+        if let Ok(footer) = Footer::parse(&bytes, "VHD footer", place)
+            && footer.disk_type == DiskType::Fixed
+            && footer.current_size == place
+        {
+            return Ok((footer, false));
+        }
+    }
+    Err(error)
 }
 
-fn checked_size(footer: &Footer) -> Result<u64, ImageError> {
-    let size = footer.virtual_size();
-    let limit = if footer.disk_type == DiskType::Fixed {
+fn checked_size(footer: &Footer, length: u64) -> Result<u64, ImageError> {
+    let mut size = footer.virtual_size();
+    let is_fixed = footer.disk_type == DiskType::Fixed;
+    // A geometry that doesn't fit the file can't be meant.
+    if is_fixed && size > length && footer.current_size <= length {
+        size = footer.current_size;
+    }
+    let limit = if is_fixed {
         fixed::MAX_FOOTER_SIZE
     } else {
         MAX_SIZE
@@ -504,29 +385,10 @@ fn read_dynamic(
             "it doesn't lie inside the file",
         ));
     };
-    let header = DynamicHeader::parse(&read_array(file, "VHD dynamic header", at)?, at)?;
+    let mut header = DynamicHeader::parse(&read_array(file, "VHD dynamic header", at)?, at)?;
+    header.is_differencing = footer.disk_type == DiskType::Differencing;
     let table = Table::read(file, &header, virtual_size, length, end)?;
     Ok((header, table))
-}
-
-fn allocated(header: &DynamicHeader, table: &Table, range: Range<u64>) -> Vec<Extent> {
-    let block = u64::from(header.block_size);
-    let mut extents = Vec::new();
-    let mut offset = range.start;
-    while offset < range.end {
-        let end = ((offset / block + 1) * block).min(range.end);
-        if table.entries[(offset / block) as usize] != ABSENT {
-            crate::extent::push(&mut extents, offset, end - offset);
-        }
-        offset = end;
-    }
-    extents
-}
-
-fn is_full(bitmap: &[u8], header: &DynamicHeader) -> bool {
-    // Block sizes are powers of two from 64 KiB: a whole number of bitmap bytes.
-    let used = (u64::from(header.block_size) / SECTOR / 8) as usize;
-    bitmap[..used].iter().all(|byte| *byte == 0xff)
 }
 
 fn length(file: &dyn ImageFile) -> Result<u64, ImageError> {

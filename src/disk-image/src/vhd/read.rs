@@ -1,4 +1,4 @@
-//! Reading a VHD: which part of the disk lies where in the file.
+//! Reading a VHD: which part of the disk lies where in the file, and which is the parent's.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ impl Layer for VhdImage {
     }
 
     fn below(&self) -> Option<&Self> {
-        None
+        self.parent.as_deref()
     }
 
     fn pieces(
@@ -23,31 +23,24 @@ impl Layer for VhdImage {
         each: &mut dyn FnMut(u64, u64, Place),
     ) -> Result<(), ImageError> {
         let Kind::Dynamic { header, table } = &self.kind else {
-            each(
-                range.start,
-                range.end - range.start,
-                Place::File(range.start),
-            );
+            self.coarse(range, each);
             return Ok(());
         };
         let mut offset = range.start;
         while offset < range.end {
-            let (index, within, length) = locate(header, offset, (range.end - offset) as usize);
+            let (index, within, length) = locate(header, offset, range.end - offset);
+            let length = length as u64;
             match table.entries[index] {
-                ABSENT => each(offset, length as u64, Place::Zero),
+                ABSENT => each(offset, length, header.elsewhere()),
                 sector => {
                     let at = u64::from(sector) * SECTOR;
-                    self.block_pieces(
-                        header,
-                        at,
-                        within..within + length as u64,
-                        &mut |start, n, place| {
-                            each(offset + (start - within), n, place);
-                        },
-                    )?;
+                    let part = within..within + length;
+                    self.block_pieces(header, index, at, part, &mut |start, n, place| {
+                        each(offset + (start - within), n, place);
+                    })?;
                 }
             }
-            offset += length as u64;
+            offset += length;
         }
         Ok(())
     }
@@ -63,9 +56,9 @@ impl Layer for VhdImage {
         };
         let mut offset = range.start;
         while offset < range.end {
-            let (index, _, length) = locate(header, offset, (range.end - offset) as usize);
+            let (index, _, length) = locate(header, offset, range.end - offset);
             let place = match table.entries[index] {
-                ABSENT => Place::Zero,
+                ABSENT => header.elsewhere(),
                 sector => Place::File(u64::from(sector) * SECTOR),
             };
             each(offset, length as u64, place);
@@ -85,16 +78,17 @@ impl Layer for VhdImage {
 }
 
 impl VhdImage {
-    /// The pieces of a block that is there; sectors that its bitmap marks as never written are zero.
+    /// The pieces of a block that is there; what its bitmap doesn't mark lies elsewhere.
     fn block_pieces(
         &self,
         header: &DynamicHeader,
+        index: usize,
         at: u64,
         within: Range<u64>,
         each: &mut dyn FnMut(u64, u64, Place),
     ) -> Result<(), ImageError> {
         let data = at + header.bitmap_length();
-        let bitmap = self.read_bitmap(header, at)?;
+        let bitmap = self.read_bitmap(header, index, at)?;
         let mut from = within.start;
         while from < within.end {
             let present = bit(&bitmap, from / SECTOR);
@@ -106,7 +100,7 @@ impl VhdImage {
             let place = if present {
                 Place::File(data + from)
             } else {
-                Place::Zero
+                header.elsewhere()
             };
             each(from, to - from, place);
             from = to;
@@ -114,11 +108,16 @@ impl VhdImage {
         Ok(())
     }
 
+    /// The bitmap of block `index` at `at`: the changed one if it waits for a flush.
     pub(super) fn read_bitmap(
         &self,
         header: &DynamicHeader,
+        index: usize,
         at: u64,
     ) -> Result<Vec<u8>, ImageError> {
+        if let Some(changed) = self.bitmaps.get(&index) {
+            return Ok(changed.clone());
+        }
         let mut bitmap = vec![0; header.bitmap_length() as usize];
         self.file
             .read_at(&mut bitmap, at)
@@ -133,12 +132,12 @@ pub(super) fn bit(bitmap: &[u8], sector: u64) -> bool {
 }
 
 /// Block of a byte of the disk, the byte's place in it, and how many of `length` bytes it holds.
-pub(super) fn locate(header: &DynamicHeader, offset: u64, length: usize) -> (usize, u64, usize) {
+pub(super) fn locate(header: &DynamicHeader, offset: u64, length: u64) -> (usize, u64, usize) {
     let block = u64::from(header.block_size);
     let within = offset % block;
     (
         (offset / block) as usize,
         within,
-        length.min((block - within) as usize),
+        length.min(block - within) as usize,
     )
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::bat::{Bat, present_entry};
 use super::header::{self, Header};
 use super::layout::{FILE_SIGNATURE, MAX_SIZE, MIB, REGION_TABLE_OFFSETS, chunk_ratio};
+use super::locator::ParentLink;
 use super::metadata::Metadata;
 use super::region::{self, Region};
 use crate::bytes::put;
@@ -20,8 +21,12 @@ const CREATOR: &str = "Site Recovery disk-image";
 
 /// Writes an empty disk into `file`. The identifier goes last, so that a power cut never leaves
 /// something that looks like a VHDX and isn't one.
-pub(super) fn create(file: &dyn ImageFile, options: &CreateOptions) -> Result<(), ImageError> {
-    let metadata = plan(options)?;
+pub(super) fn create(
+    file: &dyn ImageFile,
+    options: &CreateOptions,
+    parent: Option<ParentLink>,
+) -> Result<(), ImageError> {
+    let metadata = plan(options, parent)?;
     let log = Region {
         offset: MIB,
         length: MIB as u32,
@@ -84,7 +89,7 @@ pub(super) fn create(file: &dyn ImageFile, options: &CreateOptions) -> Result<()
     flush()
 }
 
-fn plan(options: &CreateOptions) -> Result<Metadata, ImageError> {
+fn plan(options: &CreateOptions, parent: Option<ParentLink>) -> Result<Metadata, ImageError> {
     let refuse = |cause: String| Err(ImageError::new(ErrorKind::OutOfRange, OBJECT, cause));
     for (name, size) in [
         ("logical", options.logical_sector_size),
@@ -110,7 +115,7 @@ fn plan(options: &CreateOptions) -> Result<Metadata, ImageError> {
     Ok(Metadata {
         block_size,
         leave_blocks_allocated: options.format == Format::VhdxFixed,
-        has_parent: false,
+        parent,
         virtual_size: size,
         id: options.id.unwrap_or_else(Uuid::new_v4),
         logical_sector_size: options.logical_sector_size,

@@ -2,7 +2,10 @@
 
 use uuid::Uuid;
 
-use super::layout::{HEADER_LENGTH, HEADER_OFFSETS, HEADER_SECTION_END, MAX_LOG_LENGTH, MIB};
+use super::layout::{
+    HEADER_LENGTH, HEADER_OFFSETS, HEADER_SECTION_END, MAX_FILE_LENGTH, MAX_LOG_LENGTH, MIB,
+};
+use super::region::Region;
 use crate::bytes::{array, crc32c_without, guid, le16, le32, le64, put};
 use crate::{HeaderInfo, ImageError, ImageFile};
 
@@ -78,6 +81,10 @@ pub(super) struct Headers {
     pub(super) current: Header,
     pub(super) slot: usize,
     pub(super) info: [HeaderInfo; 2],
+    /// Where the log lies; `None` when what the header says of it can't be used and needn't.
+    pub(super) log: Option<Region>,
+    /// What was strange and did no harm.
+    pub(super) warning: Option<String>,
 }
 
 impl Headers {
@@ -101,18 +108,28 @@ impl Headers {
             },
             Err(error) => HeaderInfo::Invalid(error.to_string()),
         });
+        let mut warning = None;
         let (current, slot) = match slots {
             [Ok(first), Ok(second)]
                 if first.sequence_number == second.sequence_number && first != second =>
             {
-                return Err(ImageError::corrupt(
-                    NAMES[1],
-                    HEADER_OFFSETS[1],
-                    format!(
-                        "it differs from header 1 but has the same sequence number {}",
-                        first.sequence_number
-                    ),
+                // Which one is newer can't be known. It only matters for the log: a pending one
+                // must be replayed, and replaying one that is none would be wrong.
+                if first.log_guid != second.log_guid {
+                    return Err(ImageError::corrupt(
+                        NAMES[1],
+                        HEADER_OFFSETS[1],
+                        format!(
+                            "it names another log than header 1 but has the same sequence number {}",
+                            first.sequence_number
+                        ),
+                    ));
+                }
+                warning = Some(format!(
+                    "headers 1 and 2 differ but have the same sequence number {}: header 1 counts",
+                    first.sequence_number
                 ));
+                (first, 0)
             }
             [Ok(first), Ok(second)] if second.sequence_number > first.sequence_number => {
                 (second, 1)
@@ -121,11 +138,21 @@ impl Headers {
             [Err(_), Ok(second)] => (second, 1),
             [Err(first), Err(_)] => return Err(first),
         };
-        check_log_place(&current, slot)?;
+        let log = match check_log_place(&current, slot) {
+            Ok(log) => Some(log),
+            // Nobody needs the place of a log that holds nothing.
+            Err(error) if current.log_guid.is_nil() => {
+                warning.get_or_insert(error.to_string());
+                None
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Self {
             current,
             slot,
             info,
+            log,
+            warning,
         })
     }
 
@@ -150,6 +177,7 @@ impl Headers {
             write_slot(file, &next, slot)?;
             file.flush()
                 .map_err(|e| ImageError::io(NAMES[slot], HEADER_OFFSETS[slot], "flush", e))?;
+            self.log = check_log_place(&next, slot).ok();
             (self.current, self.slot) = (next, slot);
         }
         Ok(())
@@ -174,7 +202,7 @@ fn write_slot(file: &dyn ImageFile, header: &Header, slot: usize) -> Result<(), 
         .map_err(|e| ImageError::io(NAMES[slot], at, "write", e))
 }
 
-fn check_log_place(header: &Header, slot: usize) -> Result<(), ImageError> {
+fn check_log_place(header: &Header, slot: usize) -> Result<Region, ImageError> {
     let refuse = |cause: String| {
         Err(ImageError::corrupt(
             NAMES[slot],
@@ -209,5 +237,14 @@ fn check_log_place(header: &Header, slot: usize) -> Result<(), ImageError> {
             ),
         ));
     }
-    Ok(())
+    if header.log_offset > MAX_FILE_LENGTH {
+        return refuse(format!(
+            "log offset {} is behind any file",
+            header.log_offset
+        ));
+    }
+    Ok(Region {
+        offset: header.log_offset,
+        length: header.log_length,
+    })
 }

@@ -25,6 +25,9 @@ pub(super) fn read(
     header: &Header,
     file_length: u64,
 ) -> Result<(Patches, LogInfo), ImageError> {
+    if header.log_guid.is_nil() {
+        return Ok((Patches::default(), LogInfo::Clean));
+    }
     let log = Region {
         offset: header.log_offset,
         length: header.log_length,
@@ -35,9 +38,6 @@ pub(super) fn read(
             log.offset,
             format!("it ends behind the end of the file at {file_length}"),
         ));
-    }
-    if header.log_guid.is_nil() {
-        return Ok((Patches::default(), LogInfo::Clean));
     }
     let mut ring = vec![0; log.length as usize];
     file.read_at(&mut ring, log.offset)

@@ -6,6 +6,7 @@ use super::layout::{
     FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, MAX_SIZE, METADATA_TABLE_LENGTH, MIB, PARENT_LOCATOR,
     PHYSICAL_SECTOR_SIZE, VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
+use super::locator::ParentLink;
 use super::region::Region;
 use crate::bytes::{array, guid, le16, le32, le64, put};
 use crate::{ImageError, ImageFile, MetadataItemInfo};
@@ -13,16 +14,17 @@ use crate::{ImageError, ImageFile, MetadataItemInfo};
 const SIGNATURE: &[u8; 8] = b"metadata";
 const TABLE: &str = "metadata table";
 const MAX_ENTRIES: u16 = 2047;
-const FLAG_USER: u32 = 1;
+pub(super) const FLAG_USER: u32 = 1;
 const FLAG_VIRTUAL_DISK: u32 = 2;
-const FLAG_REQUIRED: u32 = 4;
+pub(super) const FLAG_REQUIRED: u32 = 4;
 
 /// What the metadata says of the disk, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
     pub(super) block_size: u32,
     pub(super) leave_blocks_allocated: bool,
-    pub(super) has_parent: bool,
+    /// What a differencing disk stands on.
+    pub(super) parent: Option<ParentLink>,
     pub(super) virtual_size: u64,
     pub(super) id: Uuid,
     pub(super) logical_sector_size: u32,
@@ -30,7 +32,11 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Reads table and items. A differencing disk is read as any other; refusing it is the caller's part.
+    pub(super) fn has_parent(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// Reads table and items.
     pub(super) fn read(
         file: &dyn ImageFile,
         region: Region,
@@ -70,10 +76,21 @@ impl Metadata {
             ));
         }
         let id = guid(&item(VIRTUAL_DISK_ID, 16)?, 0);
+        let parent = if flags & 2 != 0 {
+            let length = items
+                .iter()
+                .find(|item| item.id == PARENT_LOCATOR)
+                .map_or(0, |item| item.length);
+            let bytes = item(PARENT_LOCATOR, length)?;
+            let link = ParentLink::parse(&bytes).map_err(|cause| refuse(PARENT_LOCATOR, cause))?;
+            Some(link)
+        } else {
+            None
+        };
         let metadata = Self {
             block_size,
             leave_blocks_allocated: flags & 1 != 0,
-            has_parent: flags & 2 != 0,
+            parent,
             virtual_size,
             id,
             logical_sector_size,
@@ -82,11 +99,11 @@ impl Metadata {
         Ok((metadata, items))
     }
 
-    /// The metadata region of a new file, its first 128 KiB.
+    /// The metadata region of a new file, from its start.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let flags = u32::from(self.leave_blocks_allocated) | u32::from(self.has_parent) << 1;
+        let flags = u32::from(self.leave_blocks_allocated) | u32::from(self.has_parent()) << 1;
         let parameters = [self.block_size.to_le_bytes(), flags.to_le_bytes()].concat();
-        let items: [(Uuid, u32, Vec<u8>); 5] = [
+        let mut items: Vec<(Uuid, u32, Vec<u8>)> = vec![
             (FILE_PARAMETERS, FLAG_REQUIRED, parameters),
             (
                 VIRTUAL_DISK_SIZE,
@@ -109,7 +126,12 @@ impl Metadata {
                 self.physical_sector_size.to_le_bytes().to_vec(),
             ),
         ];
-        let mut bytes = vec![0; 2 * METADATA_TABLE_LENGTH];
+        if let Some(parent) = &self.parent {
+            items.push((PARENT_LOCATOR, FLAG_REQUIRED, parent.encode()));
+        }
+        let values: usize = items.iter().map(|(_, _, value)| value.len()).sum();
+        let length = METADATA_TABLE_LENGTH + values.next_multiple_of(METADATA_TABLE_LENGTH);
+        let mut bytes = vec![0; length];
         put(&mut bytes, 0, SIGNATURE);
         put(&mut bytes, 10, &(items.len() as u16).to_le_bytes());
         let mut item_at = METADATA_TABLE_LENGTH;
@@ -167,6 +189,8 @@ fn read_table(file: &dyn ImageFile, region: Region) -> Result<Vec<MetadataItemIn
     Ok(items)
 }
 
+/// Checks what the table says of items that are known. Optional items of others may be as wrong
+/// as they like: nobody here reads them, and they stay as they are.
 fn check_items(items: &[MetadataItemInfo], region: Region) -> Result<(), ImageError> {
     let refuse = |id: Uuid, cause: String| {
         Err(ImageError::corrupt(
@@ -178,18 +202,18 @@ fn check_items(items: &[MetadataItemInfo], region: Region) -> Result<(), ImageEr
     let mut ids = Vec::new();
     let mut places = Vec::new();
     for item in items {
-        if item.flags & FLAG_REQUIRED != 0 && item.name.is_none() {
-            return Err(ImageError::unsupported(
-                TABLE,
-                format!("item {} is unknown and required", item.id),
-            )
-            .at(region.offset));
-        }
-        ids.push((item.id, item.flags & FLAG_USER));
-        if item.length == 0 {
-            if item.offset != 0 {
-                return refuse(item.id, "it is empty but has an offset".to_owned());
+        if item.name.is_none() {
+            if item.flags & FLAG_REQUIRED != 0 {
+                return Err(ImageError::unsupported(
+                    TABLE,
+                    format!("item {} is unknown and required", item.id),
+                )
+                .at(region.offset));
             }
+            continue;
+        }
+        ids.push(item.id);
+        if item.length == 0 {
             continue;
         }
         let end = u64::from(item.offset) + u64::from(item.length);
@@ -208,7 +232,7 @@ fn check_items(items: &[MetadataItemInfo], region: Region) -> Result<(), ImageEr
     }
     ids.sort_unstable();
     if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-        return refuse(twice[0].0, "it is listed twice".to_owned());
+        return refuse(twice[0], "it is listed twice".to_owned());
     }
     places.sort_unstable();
     match places.windows(2).find(|pair| pair[0].1 > pair[1].0) {

@@ -1,10 +1,10 @@
-//! VHDX images, fixed and dynamic, as MS-VHDX defines them.
+//! VHDX images, fixed, dynamic and differencing, as MS-VHDX defines them.
 //!
 //! ```text
-//!   read:   BAT ─► pread straight into the caller's buffer, or zeroes
+//!   read:   BAT (and sector bitmaps) ─► pread straight into the caller's buffer, zeroes, or the parent
 //!   write:  first of a session: headers get a new file and data write guid
 //!           block there ─► pwrite;  not there ─► file grown by one block, BAT changed in memory
-//!   flush:  data durable ─► changed BAT sectors through the log ─► written in their place
+//!   flush:  data durable ─► changed bitmaps and BAT sectors through the log ─► written in their place
 //!   close:  flush ─► headers with a nil log guid
 //! ```
 //!
@@ -12,15 +12,20 @@
 //! log entry wasn't durable is absent. The file is only written when it was opened for writing.
 
 mod bat;
+mod bitmap;
 mod create;
+mod edit;
 mod header;
 mod layout;
+mod locator;
 mod log;
 mod log_entry;
 mod metadata;
 mod overlay;
 mod read;
 mod region;
+mod resize;
+mod write;
 
 use std::fmt;
 use std::ops::Range;
@@ -29,14 +34,16 @@ use std::path::Path;
 use uuid::Uuid;
 
 use crate::bytes::le16;
-use crate::parents::Descent;
+use crate::parents::{Descent, ParentLocator, refusal};
 use crate::{
     Access, CreateOptions, Details, ErrorKind, Extent, Format, ImageError, ImageFile, ImageInfo,
-    LiveAllocation, LogInfo, MetadataItemInfo, NoParents, Segment, VhdxInfo,
+    LiveAllocation, LogInfo, MetadataItemInfo, Segment, VhdxInfo, VhdxParentInfo,
 };
-use bat::Bat;
+use bat::{Bat, Block};
+use bitmap::Bitmaps;
 use header::Headers;
-use layout::{FILE_SIGNATURE, MIB};
+use layout::FILE_SIGNATURE;
+use locator::ParentLink;
 use log::LogWriter;
 use metadata::Metadata;
 use overlay::{Overlay, Patches};
@@ -53,6 +60,9 @@ pub struct VhdxImage {
     /// Opened for reading with a pending log: what replaying it changes.
     patches: Option<Patches>,
     file_length: u64,
+    /// What a differencing disk stands on; opened for reading.
+    parent: Option<Box<VhdxImage>>,
+    bitmaps: Bitmaps,
     /// This session's guids are in the headers.
     announced: bool,
     log: Option<LogWriter>,
@@ -72,19 +82,8 @@ struct Structure {
 impl Structure {
     /// Reads and verifies what lies behind the headers.
     fn read(file: &dyn ImageFile, headers: Headers, file_length: u64) -> Result<Self, ImageError> {
-        let log = Region {
-            offset: headers.current.log_offset,
-            length: headers.current.log_length,
-        };
-        let regions = Regions::read(file, file_length, log)?;
+        let regions = Regions::read(file, file_length, headers.log)?;
         let (metadata, items) = Metadata::read(file, regions.metadata)?;
-        if metadata.has_parent {
-            return Err(ImageError::unsupported(
-                "VHDX",
-                "it is a differencing disk, which holds only what differs from a parent image; \
-                 merge it into its parent or convert the chain first",
-            ));
-        }
         let taken: Vec<Region> = regions
             .all
             .iter()
@@ -92,7 +91,7 @@ impl Structure {
                 offset: region.offset,
                 length: region.length,
             })
-            .chain([log])
+            .chain(headers.log)
             .collect();
         let bat = Bat::read(file, regions.bat, &metadata, file_length, &taken)?;
         Ok(Self {
@@ -105,7 +104,9 @@ impl Structure {
     }
 
     fn format(&self) -> Format {
-        if self.metadata.leave_blocks_allocated {
+        if self.metadata.has_parent() {
+            Format::VhdxDifferencing
+        } else if self.metadata.leave_blocks_allocated {
             Format::VhdxFixed
         } else {
             Format::VhdxDynamic
@@ -127,13 +128,30 @@ pub(crate) fn detect(file: &dyn ImageFile) -> Result<bool, ImageError> {
 pub(crate) fn live(file: &dyn ImageFile) -> Result<LiveAllocation, ImageError> {
     let headers = Headers::read(file)?;
     let structure = Structure::read(file, headers, length(file)?)?;
+    if structure.metadata.has_parent() {
+        return Err(ImageError::unsupported(
+            "VHDX",
+            "it is a differencing disk, which holds only what differs from a parent image; \
+             merge it into its parent or convert the chain first",
+        ));
+    }
+    let size = structure.metadata.virtual_size;
+    let mut allocated = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        let (found, part) = structure.bat.locate(offset, size - offset);
+        if matches!(found, Block::Full(_) | Block::Partial(_)) {
+            crate::extent::push(&mut allocated, offset, part);
+        }
+        offset += part;
+    }
     Ok(LiveAllocation {
         format: structure.format(),
         id: structure.metadata.id,
-        virtual_size: structure.metadata.virtual_size,
+        virtual_size: size,
         logical_sector_size: structure.metadata.logical_sector_size,
         data_write_guid: Some(structure.headers.current.data_write_guid),
-        allocated: structure.bat.allocated(0..structure.metadata.virtual_size),
+        allocated,
     })
 }
 
@@ -141,9 +159,20 @@ impl VhdxImage {
     pub(crate) fn open(
         file: Box<dyn ImageFile>,
         access: Access,
-        _path: Option<&Path>,
-        _descent: &mut Descent<'_>,
+        path: Option<&Path>,
+        descent: &mut Descent<'_>,
     ) -> Result<Self, ImageError> {
+        let mut image = Self::open_alone(file, access)?;
+        image.parent = image.open_parent(path, descent)?.map(Box::new);
+        if access == Access::ReadWrite {
+            image.repair()?;
+        }
+        Ok(image)
+    }
+
+    /// Opens an image without its parent; what the parent has reads as zeroes. With write access
+    /// nothing is written yet.
+    pub(crate) fn open_alone(file: Box<dyn ImageFile>, access: Access) -> Result<Self, ImageError> {
         if !detect(file.as_ref())? {
             return Err(ImageError::new(
                 ErrorKind::NotAnImage,
@@ -160,25 +189,74 @@ impl VhdxImage {
             patches: &patches,
         };
         let structure = Structure::read(&overlay, headers, file_length.max(patches.file_length))?;
-        let mut image = Self {
+        let pending = !patches.is_empty() || patches.file_length > file_length;
+        Ok(Self {
             file,
             access,
             structure,
             log_info,
-            patches: None,
+            patches: pending.then_some(patches),
             file_length,
+            parent: None,
+            bitmaps: Bitmaps::default(),
             announced: false,
             log: None,
             poisoned: false,
+        })
+    }
+
+    /// The parent that the locator names, if there is a locator.
+    fn open_parent(
+        &self,
+        path: Option<&Path>,
+        descent: &mut Descent<'_>,
+    ) -> Result<Option<Self>, ImageError> {
+        let Some(link) = &self.structure.metadata.parent else {
+            return Ok(None);
         };
-        match access {
-            Access::ReadOnly => {
-                image.patches =
-                    (!patches.is_empty() || patches.file_length > file_length).then_some(patches)
-            }
-            Access::ReadWrite => image.replay(&patches)?,
+        let identity = format!("{{{}}}", link.linkage);
+        descent
+            .parent(path, &identity, &link.locators(), |found, descent| {
+                let mut parent = Self::open_alone(found.file, Access::ReadOnly)?;
+                let state = parent.data_write_guid();
+                if !link.accepts(state) {
+                    return Err(refusal(format!(
+                        "its data write guid is {{{state}}}: it is another disk, or it was changed since the child was made"
+                    )));
+                }
+                self.check_parent(&parent)?;
+                parent.parent = parent.open_parent(found.path.as_deref(), descent)?.map(Box::new);
+                Ok(parent)
+            })
+            .map(Some)
+    }
+
+    fn check_parent(&self, parent: &Self) -> Result<(), ImageError> {
+        let (own, its) = (self.logical_sector_size(), parent.logical_sector_size());
+        if own != its {
+            return Err(refusal(format!(
+                "it has sectors of {its} bytes, the child of {own}"
+            )));
         }
-        Ok(image)
+        Ok(())
+    }
+
+    pub(crate) fn data_write_guid(&self) -> Uuid {
+        self.structure.headers.current.data_write_guid
+    }
+
+    /// What opening for writing puts right: the log is brought into the file, a region table that
+    /// was passed over gets the content of the other.
+    fn repair(&mut self) -> Result<(), ImageError> {
+        if let Some(patches) = self.patches.take() {
+            self.replay(&patches)?;
+        } else {
+            self.replay(&Patches::default())?;
+        }
+        if self.structure.regions.warning.take().is_some() {
+            self.write_region_tables()?;
+        }
+        Ok(())
     }
 
     /// Brings the log into the file and declares it empty.
@@ -203,13 +281,34 @@ impl VhdxImage {
         file: Box<dyn ImageFile>,
         options: &CreateOptions,
     ) -> Result<Self, ImageError> {
-        create::create(file.as_ref(), options)?;
-        Self::open(
-            file,
-            Access::ReadWrite,
-            None,
-            &mut Descent::new(&NoParents, None),
-        )
+        create::create(file.as_ref(), options, None)?;
+        let mut image = Self::open_alone(file, Access::ReadWrite)?;
+        image.repair()?;
+        Ok(image)
+    }
+
+    /// Creates a disk above `parent`, which is open for reading. The size is the parent's.
+    pub(crate) fn create_child(
+        file: Box<dyn ImageFile>,
+        parent: Self,
+        locators: &[ParentLocator],
+        options: &CreateOptions,
+    ) -> Result<Self, ImageError> {
+        let link = ParentLink::new(parent.data_write_guid(), locators);
+        let metadata = &parent.structure.metadata;
+        let options = CreateOptions {
+            format: Format::VhdxDifferencing,
+            virtual_size: metadata.virtual_size,
+            logical_sector_size: metadata.logical_sector_size,
+            physical_sector_size: metadata.physical_sector_size,
+            // What the guest sees of the disk's identity doesn't change when a checkpoint is made.
+            id: options.id.or(Some(metadata.id)),
+            block_size: options.block_size.or(Some(metadata.block_size)),
+        };
+        create::create(file.as_ref(), &options, Some(link))?;
+        let mut image = Self::open_alone(file, Access::ReadWrite)?;
+        image.parent = Some(Box::new(parent));
+        Ok(image)
     }
 
     pub(crate) fn format(&self) -> Format {
@@ -244,143 +343,6 @@ impl VhdxImage {
         crate::layer::read(self, buffer, offset)
     }
 
-    pub(crate) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), ImageError> {
-        self.writable()?;
-        self.announce()?;
-        let mut rest = data;
-        let mut offset = offset;
-        while !rest.is_empty() {
-            let (mut place, mut part) = self.structure.bat.locate(offset, rest.len());
-            if place.is_none() {
-                let (block, within, in_block) = self.structure.bat.block_of(offset, rest.len());
-                part = in_block;
-                // Zeroes written to a block that isn't there change nothing.
-                if rest[..part].iter().any(|byte| *byte != 0) {
-                    place = Some(self.allocate(block)? + within);
-                }
-            }
-            let (now, later) = rest.split_at(part);
-            if let Some(place) = place {
-                self.file
-                    .write_at(now, place)
-                    .map_err(|e| ImageError::io("VHDX block", place, "write", e))?;
-            }
-            rest = later;
-            offset += part as u64;
-        }
-        Ok(())
-    }
-
-    /// Before the first change of a session, readers who remember the guids must see new ones.
-    fn announce(&mut self) -> Result<(), ImageError> {
-        if self.announced {
-            return Ok(());
-        }
-        let (session, data) = (Uuid::new_v4(), Uuid::new_v4());
-        self.structure
-            .headers
-            .update(self.file.as_ref(), |header| {
-                header.file_write_guid = session;
-                header.data_write_guid = data;
-            })?;
-        self.announced = true;
-        Ok(())
-    }
-
-    /// Grows the file by a block of zeroes. The table in the file follows with the next flush.
-    fn allocate(&mut self, block: u64) -> Result<u64, ImageError> {
-        let place = self.file_length.next_multiple_of(MIB);
-        let end = place + u64::from(self.structure.metadata.block_size);
-        self.file
-            .set_len(end)
-            .map_err(|e| ImageError::io("VHDX block", place, "allocate", e))?;
-        self.file_length = end;
-        self.structure.bat.set_place(block, place);
-        Ok(place)
-    }
-
-    pub(crate) fn flush(&mut self) -> Result<(), ImageError> {
-        if self.access == Access::ReadOnly {
-            return Ok(());
-        }
-        self.writable()?;
-        // After a failed flush nobody knows what the disk holds; after a failed log entry neither.
-        self.poisoned = true;
-        self.flush_file()?;
-        let capacity = LogWriter::capacity(&self.structure.headers.current);
-        let mut first = true;
-        while self.structure.bat.is_dirty() {
-            if !first {
-                self.flush_file()?;
-            }
-            first = false;
-            let sectors = self.structure.bat.take_dirty(capacity);
-            self.commit(&sectors)?;
-        }
-        self.poisoned = false;
-        Ok(())
-    }
-
-    /// One log entry, durable, then the same sectors in their place. These need no flush of their
-    /// own: the next one comes before the entry stops being the log's newest.
-    fn commit(&mut self, sectors: &[(u64, Vec<u8>)]) -> Result<(), ImageError> {
-        let file = self.file.as_ref();
-        let is_new = self.log.is_none();
-        let log = self
-            .log
-            .get_or_insert_with(|| LogWriter::new(&self.structure.headers.current));
-        log.append(file, sectors, self.file_length)?;
-        file.flush()
-            .map_err(|e| ImageError::io("log entry", 0, "flush", e))?;
-        if is_new {
-            // Only now, so that a log guid in the headers always finds a valid entry.
-            let guid = log.guid;
-            self.structure
-                .headers
-                .update(file, |header| header.log_guid = guid)?;
-        }
-        for (at, sector) in sectors {
-            file.write_at(sector, *at)
-                .map_err(|e| ImageError::io("BAT", *at, "write", e))?;
-        }
-        Ok(())
-    }
-
-    fn flush_file(&self) -> Result<(), ImageError> {
-        self.file
-            .flush()
-            .map_err(|e| ImageError::io("VHDX", 0, "flush", e))
-    }
-
-    pub(crate) fn close(mut self) -> Result<(), ImageError> {
-        self.flush()?;
-        if self.log.is_some() {
-            self.flush_file()?;
-            self.structure
-                .headers
-                .update(self.file.as_ref(), |header| header.log_guid = Uuid::nil())?;
-        }
-        Ok(())
-    }
-
-    fn writable(&self) -> Result<(), ImageError> {
-        if self.access == Access::ReadOnly {
-            return Err(ImageError::new(
-                ErrorKind::ReadOnly,
-                "VHDX",
-                "opened for reading only",
-            ));
-        }
-        if self.poisoned {
-            return Err(ImageError::new(
-                ErrorKind::Poisoned,
-                "VHDX",
-                "an earlier write failed half-way; open it again",
-            ));
-        }
-        Ok(())
-    }
-
     pub(crate) fn info(&self) -> Result<ImageInfo, ImageError> {
         let Structure {
             headers,
@@ -407,10 +369,20 @@ impl VhdxImage {
                 regions: regions.all.clone(),
                 metadata: items.clone(),
                 leave_blocks_allocated: metadata.leave_blocks_allocated,
-                has_parent: metadata.has_parent,
+                has_parent: metadata.has_parent(),
+                parent: metadata.parent.as_ref().map(|link| VhdxParentInfo {
+                    linkage: link.linkage,
+                    linkage2: link.linkage2,
+                    values: link.values.clone(),
+                }),
                 table_entries: bat.len(),
                 log: self.log_info.clone(),
-                warnings: regions.warning.iter().cloned().collect(),
+                warnings: headers
+                    .warning
+                    .iter()
+                    .chain(&regions.warning)
+                    .cloned()
+                    .collect(),
             })),
         })
     }

@@ -41,16 +41,16 @@ impl Regions {
     pub(super) fn read(
         file: &dyn ImageFile,
         file_length: u64,
-        log: Region,
+        log: Option<Region>,
     ) -> Result<Self, ImageError> {
         let (table, which, warning) = match (read_copy(file, 0), read_copy(file, 1)) {
-            (Ok(first), Ok(second)) if first != second => {
-                return Err(ImageError::corrupt(
-                    NAMES[1],
-                    REGION_TABLE_OFFSETS[1],
-                    "it differs from region table 1",
-                ));
-            }
+            // Where both hold, the first one counts for everybody; a writer that moves a region
+            // changes it first, and both places are right until the second one follows.
+            (Ok(first), Ok(second)) if first != second => (
+                first,
+                0,
+                Some("region table 2 differs from region table 1, which counts".to_owned()),
+            ),
             (Ok(first), Ok(_)) => (first, 0, None),
             (Ok(first), Err(error)) => (first, 0, Some(error.to_string())),
             (Err(error), Ok(second)) => (second, 1, Some(error.to_string())),
@@ -121,11 +121,14 @@ fn check(
     table: &[RegionInfo],
     which: usize,
     file_length: u64,
-    log: Region,
+    log: Option<Region>,
 ) -> Result<(), ImageError> {
     let (name, at) = (NAMES[which], REGION_TABLE_OFFSETS[which]);
     let refuse = |cause: String| Err(ImageError::corrupt(name, at, cause));
-    let mut places: Vec<(u64, u64, String)> = vec![(log.offset, log.end(), "the log".to_owned())];
+    let mut places: Vec<(u64, u64, String)> = log
+        .iter()
+        .map(|log| (log.offset, log.end(), "the log".to_owned()))
+        .collect();
     let mut ids: Vec<Uuid> = Vec::new();
     for entry in table {
         if entry.required && entry.id != BAT_REGION && entry.id != METADATA_REGION {
@@ -170,18 +173,33 @@ fn check(
 
 /// The region table of a new file, as stored in both places.
 pub(super) fn encode(bat: Region, metadata: Region) -> Vec<u8> {
+    let required = |id, region: Region| RegionInfo {
+        id,
+        offset: region.offset,
+        length: region.length,
+        required: true,
+    };
+    encode_all(&[
+        required(BAT_REGION, bat),
+        required(METADATA_REGION, metadata),
+    ])
+}
+
+/// A region table with these entries.
+pub(super) fn encode_all(regions: &[RegionInfo]) -> Vec<u8> {
     let mut bytes = vec![0; REGION_TABLE_LENGTH];
     put(&mut bytes, 0, SIGNATURE);
-    put(&mut bytes, 8, &2_u32.to_le_bytes());
-    for (i, (id, region)) in [(BAT_REGION, bat), (METADATA_REGION, metadata)]
-        .into_iter()
-        .enumerate()
-    {
+    put(&mut bytes, 8, &(regions.len() as u32).to_le_bytes());
+    for (i, region) in regions.iter().enumerate() {
         let at = 16 + 32 * i;
-        put(&mut bytes, at, &id.to_bytes_le());
+        put(&mut bytes, at, &region.id.to_bytes_le());
         put(&mut bytes, at + 16, &region.offset.to_le_bytes());
         put(&mut bytes, at + 24, &region.length.to_le_bytes());
-        put(&mut bytes, at + 28, &1_u32.to_le_bytes());
+        put(
+            &mut bytes,
+            at + 28,
+            &u32::from(region.required).to_le_bytes(),
+        );
     }
     let checksum = crc32c_without(&bytes, CHECKSUM_AT);
     put(&mut bytes, CHECKSUM_AT, &checksum.to_le_bytes());
