@@ -23,6 +23,9 @@ needed=(
     /usr/lib/grub/x86_64-efi/linux.mod:grub-efi-amd64-bin
     grub-mkimage:grub-common
     python3:python3
+    node:nodejs
+    npm:npm
+    openssl:openssl
     ENSUREPIP:python3-venv
     BUSYBOX_STATIC:busybox-static
     CC:build-essential

@@ -67,9 +67,8 @@ impl Container {
         let mut blocks = BlockLookupList::default();
         blocks.uncommitted = Some(ids.to_vec());
         let doing = "put block list";
-        let blocks: RequestContent<BlockLookupList, azure_core::http::XmlFormat> = blocks
-            .try_into()
-            .map_err(|error| from_sdk(error, doing))?;
+        let blocks: RequestContent<BlockLookupList, azure_core::http::XmlFormat> =
+            blocks.try_into().map_err(|error| from_sdk(error, doing))?;
         let made = self
             .blob(name)
             .block_blob_client()

@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use azure_core::http::{ClientOptions, Method, Request, RetryOptions, Transport as SdkTransport, Url};
+use azure_core::http::{
+    ClientOptions, Method, Request, RetryOptions, Transport as SdkTransport, Url,
+};
 use azure_storage_blob::models::{
     BlobClientCreateSnapshotResultHeaders as _, BlobClientDeleteOptions,
     BlobContainerClientListBlobsOptions, DeleteSnapshotsOptionType, ListBlobsResponse,
@@ -146,8 +148,10 @@ impl Container {
                 )
             })?;
         let this_machine = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
-        if matches!(options.credential.present().credential.secret(), Secret::Bearer(_))
-            && url.scheme() == "http"
+        if matches!(
+            options.credential.present().credential.secret(),
+            Secret::Bearer(_)
+        ) && url.scheme() == "http"
             && !this_machine
         {
             return Err(Error::new(
@@ -304,7 +308,10 @@ impl Container {
                     format!("an empty range of {name}"),
                 ));
             }
-            request.insert_header("x-ms-range", format!("bytes={}-{}", range.start, range.end - 1));
+            request.insert_header(
+                "x-ms-range",
+                format!("bytes={}-{}", range.start, range.end - 1),
+            );
             if self.transport.integrity == Integrity::Crc64
                 && range.end - range.start <= CHECKED_RANGE
             {
@@ -355,7 +362,9 @@ impl Container {
         match self.blob(name).delete(Some(options)).await {
             Ok(_) => Ok(true),
             Err(error) => match from_sdk(error, "delete blob") {
-                error if error.kind() == ErrorKind::NotFound => Ok(error.outcome() == Outcome::Unknown),
+                error if error.kind() == ErrorKind::NotFound => {
+                    Ok(error.outcome() == Outcome::Unknown)
+                }
                 error => Err(error),
             },
         }
@@ -400,7 +409,10 @@ impl Container {
                 status => {
                     return Err(Error::new(
                         ErrorKind::Unavailable,
-                        format!("copy of {from} to {to} ended as {}", status.unwrap_or("unknown")),
+                        format!(
+                            "copy of {from} to {to} ended as {}",
+                            status.unwrap_or("unknown")
+                        ),
                     ));
                 }
             }
@@ -441,8 +453,12 @@ pub fn http_client(proxy: Option<&str>, ca_pem: &[String]) -> Result<reqwest::Cl
         .pool_idle_timeout(Duration::from_secs(60))
         .redirect(reqwest::redirect::Policy::none());
     if let Some(proxy) = proxy.filter(|proxy| !proxy.is_empty()) {
-        let proxy = reqwest::Proxy::all(proxy)
-            .map_err(|error| wrong("the proxy for storage is no URL: write http://host:port", error))?;
+        let proxy = reqwest::Proxy::all(proxy).map_err(|error| {
+            wrong(
+                "the proxy for storage is no URL: write http://host:port",
+                error,
+            )
+        })?;
         builder = builder.proxy(proxy);
     }
     let mut more = Vec::new();
@@ -507,7 +523,9 @@ pub(crate) fn from_sdk(error: azure_core::Error, doing: &str) -> Error {
         Ok(error) => error,
         Err(error) => Error::new(
             ErrorKind::Invalid,
-            format!("{doing}: the answer can't be read: is there a blob service behind the endpoint?"),
+            format!(
+                "{doing}: the answer can't be read: is there a blob service behind the endpoint?"
+            ),
         )
         .caused_by(&error)
         .unknown(),
@@ -517,7 +535,9 @@ pub(crate) fn from_sdk(error: azure_core::Error, doing: &str) -> Error {
 pub(crate) fn none_if_missing<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == ErrorKind::NotFound && error.code() != Some("ContainerNotFound") => {
+        Err(error)
+            if error.kind() == ErrorKind::NotFound && error.code() != Some("ContainerNotFound") =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),

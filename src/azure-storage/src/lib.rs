@@ -29,6 +29,8 @@ mod container;
 pub mod credential;
 #[cfg(feature = "double")]
 pub mod double;
+#[cfg(feature = "double")]
+pub mod emulator;
 mod error;
 mod integrity;
 mod lease;

@@ -81,8 +81,8 @@ impl Pacer {
             start = start.max(until.saturating_sub(BURST));
         }
         if requests_per_second > 0 {
-            used.requests_until = used.requests_until.max(start)
-                + Duration::from_secs(1) / requests_per_second;
+            used.requests_until =
+                used.requests_until.max(start) + Duration::from_secs(1) / requests_per_second;
         }
         if bytes_per_second > 0 {
             used.bytes_until = used.bytes_until.max(start)

@@ -117,7 +117,11 @@ pub(crate) fn judge_status(
         (408 | 500 | 502 | 503 | 504, _) => Failure {
             kind: ErrorKind::Unavailable,
             maybe_done: repeat != Repeat::Read,
-            next: if repeat == Repeat::Once { Next::Stop } else { wait },
+            next: if repeat == Repeat::Once {
+                Next::Stop
+            } else {
+                wait
+            },
         },
         (401, _) | (403, "AuthenticationFailed") => Failure {
             kind: ErrorKind::Unauthorized,
@@ -185,7 +189,10 @@ mod tests {
     fn the_services_own_wait_counts() {
         let wait = Duration::from_secs(7);
         let failure = judge_status(429, "", Some(wait), Repeat::Write);
-        assert_eq!((failure.next, failure.maybe_done), (Next::WaitFor(wait), false));
+        assert_eq!(
+            (failure.next, failure.maybe_done),
+            (Next::WaitFor(wait), false)
+        );
     }
 
     proptest! {

@@ -151,8 +151,8 @@ impl Transport {
             && request.method() == Method::Put
             && (matches!(comp.as_deref(), Some("page" | "block"))
                 || comp.is_none() && header("x-ms-blob-type").is_some());
-        let crc = (carries_data && self.integrity == Integrity::Crc64)
-            .then(|| integrity::crc64(&body));
+        let crc =
+            (carries_data && self.integrity == Integrity::Crc64).then(|| integrity::crc64(&body));
         let moved = if body.is_empty() {
             header("range")
                 .or_else(|| header("x-ms-range"))
@@ -177,8 +177,16 @@ impl Transport {
             let end = {
                 // Closed never: the semaphore lives as long as we do.
                 let _place = self.in_flight.acquire().await;
-                self.attempt(request, &body, crc.as_deref(), &revision, repeat, moved, &what)
-                    .await
+                self.attempt(
+                    request,
+                    &body,
+                    crc.as_deref(),
+                    &revision,
+                    repeat,
+                    moved,
+                    &what,
+                )
+                .await
             };
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             if attempt > 1 {
@@ -248,8 +256,8 @@ impl Transport {
         }
         let method = request.method();
         let writes = matches!(method, Method::Put | Method::Post);
-        let method = reqwest::Method::from_bytes(method.as_str().as_bytes())
-            .unwrap_or(reqwest::Method::GET);
+        let method =
+            reqwest::Method::from_bytes(method.as_str().as_bytes()).unwrap_or(reqwest::Method::GET);
         let mut builder = self.http.request(method, url).timeout(timeout);
         for (name, value) in request.headers().iter() {
             if name.as_str() != "content-length" {
@@ -421,7 +429,9 @@ fn advice(kind: ErrorKind) -> &'static str {
         ErrorKind::Unauthorized => {
             ": the credential was refused or has expired; the orchestrator sends a new one when it is reachable"
         }
-        ErrorKind::Forbidden => ": the credential doesn't allow it, or the account's firewall refuses this host",
+        ErrorKind::Forbidden => {
+            ": the credential doesn't allow it, or the account's firewall refuses this host"
+        }
         ErrorKind::Throttled => ": the account is at its limit",
         _ => "",
     }
