@@ -7,7 +7,7 @@ use azure_storage_blob::models::{
 };
 use bytes::Bytes;
 
-use crate::container::{Condition, Container, from_sdk, not_understood};
+use crate::container::{Condition, Container, from_sdk, metadata_of, not_understood};
 use crate::error::Result;
 
 impl Container {
@@ -16,9 +16,11 @@ impl Container {
         &self,
         name: &str,
         bytes: Bytes,
+        metadata: &[(&str, String)],
         condition: Condition<'_>,
     ) -> Result<String> {
         let mut options = BlockBlobClientUploadOptions {
+            metadata: metadata_of(metadata),
             // One request, whatever the size: blobs put in one call are small.
             partition_size: std::num::NonZero::new(bytes.len().max(1) as u64),
             parallel: std::num::NonZero::new(1),
@@ -56,9 +58,13 @@ impl Container {
         &self,
         name: &str,
         ids: &[Vec<u8>],
+        metadata: &[(&str, String)],
         condition: Condition<'_>,
     ) -> Result<String> {
-        let mut options = BlockBlobClientCommitBlockListOptions::default();
+        let mut options = BlockBlobClientCommitBlockListOptions {
+            metadata: metadata_of(metadata),
+            ..Default::default()
+        };
         match condition {
             Condition::None => {}
             Condition::NotExists => options.if_none_match = Some("*".to_owned().into()),

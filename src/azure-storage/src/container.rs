@@ -2,6 +2,7 @@
 //!
 //! Names of blobs are given as they are (`a/b c`); nothing needs to be escaped by the caller.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -500,6 +501,15 @@ fn metadata(answer: &Answer) -> Vec<(String, String)> {
             Some((name.to_owned(), value.to_str().ok()?.to_owned()))
         })
         .collect()
+}
+
+pub(crate) fn metadata_of(pairs: &[(&str, String)]) -> Option<HashMap<String, String>> {
+    (!pairs.is_empty()).then(|| {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect()
+    })
 }
 
 fn etag(name: &str, answer: &Answer) -> Result<String> {

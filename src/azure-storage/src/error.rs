@@ -86,6 +86,19 @@ impl Error {
         )
     }
 
+    /// The program ended, or something vanished, while a call was under way.
+    pub fn interrupted(doing: &str) -> Self {
+        Error::new(ErrorKind::Unavailable, format!("{doing}: interrupted")).unknown()
+    }
+
+    /// A caller has seen for itself that a blob has a higher sequence number than it may write under.
+    pub fn fenced(name: &str) -> Self {
+        Error::new(
+            ErrorKind::SequenceNumberConditionNotMet,
+            format!("page blob {name} has a higher sequence number"),
+        )
+    }
+
     pub(crate) fn new(kind: ErrorKind, message: impl AsRef<str>) -> Self {
         Error {
             kind,

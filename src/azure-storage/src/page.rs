@@ -14,7 +14,7 @@ use azure_storage_blob::models::{
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 
-use crate::container::{Condition, Container, from_sdk, not_understood};
+use crate::container::{Condition, Container, from_sdk, metadata_of, not_understood};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Unit of offsets and lengths.
@@ -56,12 +56,7 @@ impl Container {
         aligned(name, 0, length)?;
         let mut options = PageBlobClientCreateOptions {
             blob_sequence_number: Some(signed(sequence_number)?),
-            metadata: (!metadata.is_empty()).then(|| {
-                metadata
-                    .iter()
-                    .map(|(name, value)| ((*name).to_owned(), value.clone()))
-                    .collect()
-            }),
+            metadata: metadata_of(metadata),
             ..Default::default()
         };
         match condition {

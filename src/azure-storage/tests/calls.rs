@@ -204,11 +204,11 @@ async fn block_blobs(container: &Container) {
     let name = "vault/item/manifest";
     assert!(container.get(name).await.expect("asked").is_none());
     let first = container
-        .put_block_blob(name, Bytes::from_static(b"one"), Condition::NotExists)
+        .put_block_blob(name, Bytes::from_static(b"one"), &[], Condition::NotExists)
         .await
         .expect("put");
     let refused = container
-        .put_block_blob(name, Bytes::from_static(b"two"), Condition::NotExists)
+        .put_block_blob(name, Bytes::from_static(b"two"), &[], Condition::NotExists)
         .await
         .expect_err("it is there");
     assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{refused}");
@@ -217,7 +217,12 @@ async fn block_blobs(container: &Container) {
         Newer::Unchanged
     ));
     let second = container
-        .put_block_blob(name, Bytes::from_static(b"two"), Condition::Matches(&first))
+        .put_block_blob(
+            name,
+            Bytes::from_static(b"two"),
+            &[],
+            Condition::Matches(&first),
+        )
         .await
         .expect("replaced");
     assert_ne!(first, second);
@@ -225,6 +230,7 @@ async fn block_blobs(container: &Container) {
         .put_block_blob(
             name,
             Bytes::from_static(b"three"),
+            &[],
             Condition::Matches(&first),
         )
         .await
@@ -260,7 +266,7 @@ async fn block_blobs(container: &Container) {
         "it has no name yet"
     );
     container
-        .commit_blocks("journal/1.hrl", &ids, Condition::NotExists)
+        .commit_blocks("journal/1.hrl", &ids, &[], Condition::NotExists)
         .await
         .expect("committed");
     let whole = container
@@ -271,7 +277,7 @@ async fn block_blobs(container: &Container) {
     assert_eq!(whole.bytes.len(), 3000);
     assert_eq!(&whole.bytes[1000..2000], &[1; 1000][..]);
     let discarded = container
-        .commit_blocks("journal/2.hrl", &ids, Condition::NotExists)
+        .commit_blocks("journal/2.hrl", &ids, &[], Condition::NotExists)
         .await
         .expect_err("blocks of another blob");
     assert_eq!(discarded.code(), Some("InvalidBlockList"), "{discarded}");
@@ -281,7 +287,7 @@ async fn listings(container: &Container) {
     for n in 0..13 {
         let name = format!("list/{n:03} & <co>");
         container
-            .put_block_blob(&name, Bytes::from(vec![0; n]), Condition::None)
+            .put_block_blob(&name, Bytes::from(vec![0; n]), &[], Condition::None)
             .await
             .expect("put");
     }
@@ -300,7 +306,7 @@ async fn listings(container: &Container) {
 
 async fn leases(container: &Container) {
     container
-        .put_block_blob("leased", Bytes::from_static(b"x"), Condition::None)
+        .put_block_blob("leased", Bytes::from_static(b"x"), &[], Condition::None)
         .await
         .expect("put");
     let (mine, yours) = (Uuid::new_v4(), Uuid::new_v4());

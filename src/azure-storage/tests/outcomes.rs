@@ -121,7 +121,7 @@ async fn perform(container: &Container, call: &str) -> Result<(), azure_storage:
         "resize" => container.resize_page_blob("b", 8192, None).await,
         "raise_sequence_number" => container.raise_sequence_number("b", 7).await.map(drop),
         "put_block_blob" => container
-            .put_block_blob("b", Bytes::from_static(b"whole"), Condition::None)
+            .put_block_blob("b", Bytes::from_static(b"whole"), &[], Condition::None)
             .await
             .map(drop),
         "stage_block" => {
@@ -130,7 +130,7 @@ async fn perform(container: &Container, call: &str) -> Result<(), azure_storage:
                 .await
         }
         "commit_blocks" => container
-            .commit_blocks("b", &id(), Condition::NotExists)
+            .commit_blocks("b", &id(), &[], Condition::NotExists)
             .await
             .map(drop),
         "acquire_lease" => container
@@ -256,7 +256,7 @@ async fn a_refusal_after_an_unknown_attempt_is_unknown() {
     world.double.faults().add(Rule::once(Fault::DropAfter, any));
     let error = world
         .container
-        .put_block_blob("b", Bytes::from_static(b"mine"), Condition::NotExists)
+        .put_block_blob("b", Bytes::from_static(b"mine"), &[], Condition::NotExists)
         .await
         .expect_err("our own first attempt is in the way");
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
@@ -360,14 +360,14 @@ async fn an_expired_credential_waits_for_the_next_one() {
         let options = ContainerOptions::new(double.endpoint(), "c", handle.clone());
         let container = Container::open(&options).expect("options are right");
         container
-            .put_block_blob("b", Bytes::from_static(b"x"), Condition::None)
+            .put_block_blob("b", Bytes::from_static(b"x"), &[], Condition::None)
             .await
             .expect("put");
         double.pass(2 * 3_600_000);
         handle.renew(Credential::sas("sig=worse", 1));
         let waiting = tokio::spawn(async move {
             container
-                .put_block_blob("b", Bytes::from_static(b"y"), Condition::None)
+                .put_block_blob("b", Bytes::from_static(b"y"), &[], Condition::None)
                 .await
         });
         // It was refused once before the good one comes.

@@ -87,6 +87,21 @@ impl StoreError {
         }
     }
 
+    /// A call of a medium in the network failed.
+    pub(crate) fn remote(
+        kind: ErrorKind,
+        outcome: Outcome,
+        message: String,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        StoreError {
+            kind,
+            outcome,
+            message,
+            source: Some(Box::new(source)),
+        }
+    }
+
     pub(crate) fn unknown(mut self) -> Self {
         self.outcome = Outcome::Unknown;
         self

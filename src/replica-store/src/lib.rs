@@ -24,6 +24,7 @@
 //! repeated after an unknown outcome.
 
 mod apply;
+mod azure;
 mod base;
 mod blocking;
 #[cfg(feature = "conformance")]
@@ -53,6 +54,7 @@ mod takeover;
 mod view;
 mod writer;
 
+pub use azure::AzureTarget;
 pub use error::{ErrorKind, Outcome, StoreError};
 pub use model::{
     Damage, DiskSpec, DiskStart, Generation, MaintenanceReport, Pin, PointKind, PointSelector,

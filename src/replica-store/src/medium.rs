@@ -39,7 +39,6 @@ pub(crate) enum Version {
     /// A file, held open so that its inode number is not used again, and the hash of its content.
     File(Arc<File>, blake3::Hash),
     /// The entity tag of a blob.
-    #[allow(dead_code)] // made by network media only
     Etag(String),
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::azure::AzureTarget;
 use crate::error::{ErrorKind, StoreError};
 
 /// Where replicas are kept.
@@ -14,6 +15,8 @@ use crate::error::{ErrorKind, StoreError};
 pub enum StoreTarget {
     /// A folder of this machine, or one that is mounted.
     Folder(PathBuf),
+    /// A container of an Azure Storage account.
+    Azure(AzureTarget),
 }
 
 /// Names one replica in a store.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use replication_log::KeyRing;
 
+use crate::azure::AzureMedium;
 use crate::durable::Durable;
 use crate::error::Result;
 use crate::fault::Faults;
@@ -41,6 +42,7 @@ pub(crate) fn medium(
             let durable = faults.map_or_else(Durable::default, Durable::with_faults);
             Ok(Arc::new(FolderMedium::new(folder, key, durable)))
         }
+        StoreTarget::Azure(target) => Ok(Arc::new(AzureMedium::new(target, key)?)),
     }
 }
 
