@@ -6,8 +6,8 @@
 use async_trait::async_trait;
 
 use crate::{
-    Changes, Consistency, DiskId, ErrorKind, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor,
-    HypervisorError, PowerState, TrackingId, VmId,
+    Changes, Consistency, DiskId, ErrorKind, ExtentSet, FreezeRequest, FrozenDisk, FrozenPoint,
+    GroupFreezeError, Hypervisor, HypervisorError, PowerState, Quiescence, TrackingId, VmId,
 };
 
 /// Granularity that all drivers promise.
@@ -18,6 +18,11 @@ const BLOCK: u64 = 64 << 10;
 pub trait Fixture: Send + Sync {
     /// Which VM.
     fn vm(&self) -> VmId;
+
+    /// Another running VM of the same host, with a disk, that nobody else freezes; `None` = the driver freezes no groups.
+    fn companion(&self) -> Option<VmId> {
+        None
+    }
 
     /// Writes `length` bytes of `byte` to a disk as the guest would, and returns when it is done.
     async fn write(
@@ -73,6 +78,14 @@ pub async fn run(driver: &dyn Hypervisor, fixture: &dyn Fixture) -> Outcome {
     suite.a_cycle_that_came_to_nothing_loses_no_change().await?;
     suite.a_point_that_was_left_behind_is_cleaned_up().await?;
     suite.wrong_requests_are_refused_and_leave_nothing().await?;
+    suite
+        .an_application_point_says_whether_the_guest_confirmed()
+        .await?;
+    if let Some(companion) = fixture.companion() {
+        suite
+            .a_group_is_frozen_whole_or_not_at_all(companion)
+            .await?;
+    }
     ok("forget_all", driver.forget_all(suite.vm).await)?;
     check(
         "forget_all",
@@ -287,6 +300,113 @@ impl Suite<'_> {
         ok(step, self.driver.forget_all(nobody).await)?;
         ok(step, self.driver.remove(nobody).await)
     }
+}
+
+impl Suite<'_> {
+    async fn an_application_point_says_whether_the_guest_confirmed(&self) -> Outcome {
+        let step = "application-consistent freeze";
+        ok(step, self.driver.forget_all(self.vm).await)?;
+        self.write(step, 0, 2 * BLOCK, 512, 0x41).await?;
+        let request = self
+            .driver
+            .freeze(self.vm, &self.disks, None, id(20), Consistency::Application)
+            .await;
+        let point = ok(step, request)?;
+        check(step, point.quiescence != Quiescence::NotAsked, || {
+            "nobody asked the guest".to_owned()
+        })?;
+        expect_bytes(step, &point.disks[0], 2 * BLOCK, 512, 0x41).await?;
+        self.release(step, point).await?;
+        // The guest goes on, whatever came of it.
+        self.write(step, 0, 3 * BLOCK, 512, 0x42).await
+    }
+
+    async fn a_group_is_frozen_whole_or_not_at_all(&self, companion: VmId) -> Outcome {
+        let step = "group freeze";
+        ok(step, self.driver.forget_all(self.vm).await)?;
+        ok(step, self.driver.forget_all(companion).await)?;
+        let machines = ok(step, self.driver.virtual_machines().await)?;
+        let other: Vec<DiskId> = machines
+            .iter()
+            .filter(|machine| machine.id == companion)
+            .flat_map(|machine| machine.disks.iter().map(|disk| disk.id))
+            .collect();
+        let request = |vm, disks: &[DiskId], since: Option<u64>, next| FreezeRequest {
+            vm,
+            disks: disks.to_vec(),
+            since: since.map(id),
+            next: id(next),
+        };
+        let both = |since, next| {
+            [
+                request(self.vm, &self.disks, since, next),
+                request(companion, &other, since, next),
+            ]
+        };
+        let points = self
+            .driver
+            .freeze_group(&both(None, 30), Consistency::Crash)
+            .await;
+        let points = group(step, points)?;
+        let order: Vec<VmId> = points.iter().map(|point| point.vm).collect();
+        check(step, order == [self.vm, companion], || {
+            format!("points of {order:?}")
+        })?;
+        check(
+            step,
+            points[0].taken_unix_ms == points[1].taken_unix_ms,
+            || "two instants".to_owned(),
+        )?;
+        for point in points {
+            self.release(step, point).await?;
+        }
+        self.write(step, 0, 5 * BLOCK, 512, 0x51).await?;
+
+        let step = "group freeze with a member that can't";
+        let nobody = VmId(uuid::Uuid::new_v4());
+        let mut three = both(Some(30), 31).to_vec();
+        three.push(request(nobody, &other, None, 31));
+        let answer = self.driver.freeze_group(&three, Consistency::Crash).await;
+        match answer {
+            Err(error) if error.vm == Some(nobody) => {}
+            other => {
+                return Err(Violation::Wrong {
+                    step,
+                    problem: format!("no error that names the member but {other:?}"),
+                });
+            }
+        }
+        for vm in [self.vm, companion] {
+            let ids = ok(step, self.driver.tracking(vm).await)?;
+            check(step, ids == [id(30)], || format!("tracking {ids:?}"))?;
+        }
+        let twice = [
+            request(companion, &other, None, 32),
+            request(companion, &other, None, 33),
+        ];
+        let refused = self.driver.freeze_group(&twice, Consistency::Crash).await;
+        check(
+            step,
+            refused.is_err_and(|error| error.source.kind() == ErrorKind::InvalidRequest),
+            || "one vm twice is no group".to_owned(),
+        )?;
+
+        let step = "group freeze after it";
+        let points = self
+            .driver
+            .freeze_group(&both(Some(30), 31), Consistency::Application)
+            .await;
+        let points = group(step, points)?;
+        expect_blocks(step, &points[0].disks[0], &[5])?;
+        for point in points {
+            self.release(step, point).await?;
+        }
+        ok(step, self.driver.forget_all(companion).await)
+    }
+}
+
+fn group<T>(step: &'static str, result: Result<T, GroupFreezeError>) -> Result<T, Violation> {
+    ok(step, result.map_err(|error| error.source))
 }
 
 fn ok<T>(step: &'static str, result: Result<T, HypervisorError>) -> Result<T, Violation> {

@@ -15,18 +15,26 @@ use support::{
 async fn a_generation_1_machine_passes_the_conformance_suite() {
     let lab = Lab::new();
     let vm = lab.running_vm("one", 1, &[32, 16, 8]).await;
-    conformance::run(&lab.driver, &LabFixture { lab: &lab, vm })
-        .await
-        .unwrap();
+    let companion = lab.running_vm("companion", 1, &[8]).await;
+    let fixture = LabFixture {
+        lab: &lab,
+        vm,
+        companion,
+    };
+    conformance::run(&lab.driver, &fixture).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generation_2_machine_passes_the_conformance_suite() {
     let lab = Lab::new();
     let vm = lab.running_vm("two", 2, &[32, 16, 8]).await;
-    conformance::run(&lab.driver, &LabFixture { lab: &lab, vm })
-        .await
-        .unwrap();
+    let companion = lab.running_vm("companion", 1, &[8]).await;
+    let fixture = LabFixture {
+        lab: &lab,
+        vm,
+        companion,
+    };
+    conformance::run(&lab.driver, &fixture).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -222,12 +222,17 @@ pub async fn apply(replica: &mut [u8], disk: &FrozenDisk) {
 pub struct LabFixture<'a> {
     pub lab: &'a Lab,
     pub vm: LabVm,
+    pub companion: LabVm,
 }
 
 #[async_trait]
 impl Fixture for LabFixture<'_> {
     fn vm(&self) -> VmId {
         self.vm.id
+    }
+
+    fn companion(&self) -> Option<VmId> {
+        Some(self.companion.id)
     }
 
     async fn write(
