@@ -148,6 +148,7 @@ impl VhdImage {
         if let Kind::Dynamic { header: old, table } = &mut self.kind {
             *old = header;
             table.data_end = at + length;
+            table.table_end = table.data_end;
             table.dirty.clear();
         }
         Ok(())
