@@ -26,6 +26,8 @@ pub struct Guest {
     pub marker: Option<String>,
     /// Pseudo-random data written once at first boot, so that initial replication takes its time.
     pub fill_mib: u32,
+    /// Size of a further disk with a file system and a guest agent that brings it to rest; 0 = without.
+    pub app_mib: u32,
 }
 
 // === impl Lab ===
@@ -117,6 +119,9 @@ impl Lab {
                 .map(|marker| format!("lab.marker={marker}")),
         );
         append.extend((guest.fill_mib > 0).then(|| format!("lab.fill_mib={}", guest.fill_mib)));
+        if guest.app_mib > 0 {
+            command.args(["--app-mib", &guest.app_mib.to_string()]);
+        }
         if !append.is_empty() {
             command.args(["--append", &append.join(" ")]);
         }

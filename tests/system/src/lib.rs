@@ -9,6 +9,7 @@
 //!
 //! A [`Lab`] owns one folder; when it is dropped, everything that it started is gone.
 
+pub mod azurite;
 pub mod cli;
 pub mod console;
 pub mod lab;

@@ -158,6 +158,7 @@ pub fn start_guests(lab: &Lab, guests: &[(&'static str, u8)], fill_mib: u32) -> 
             generation: *generation,
             marker: None,
             fill_mib,
+            app_mib: 0,
         })?;
         lab.start_vm(name)?;
     }

@@ -40,6 +40,7 @@ fn corrupt_image(lab: &Lab) -> Result<()> {
         generation: 1,
         marker: None,
         fill_mib: 0,
+        app_mib: 0,
     })?;
     let image = lab.vm_folder().join("bad01/bad01-data.vhdx");
     let whole = fs::read(&image)?;

@@ -37,6 +37,7 @@ fn follow_the_marker(lab: &Lab) -> Result<()> {
         generation: 2,
         marker: Some(MARKER.to_owned()),
         fill_mib: 0,
+        app_mib: 0,
     })?;
     lab.start_vm(VM)?;
     lab.console(VM).wait_for_sequence(1, BOOT)?;
