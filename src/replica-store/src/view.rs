@@ -69,7 +69,11 @@ impl View {
         if show == Show::Last {
             for disk in manifest.stored_disks() {
                 if !disks.iter().any(|known| known.id == disk.id) {
-                    disks.push(disk.clone());
+                    let grown = snapshot.overlay.sizes.get(&disk.id).copied();
+                    disks.push(DiskSpec {
+                        size_bytes: grown.unwrap_or(disk.size_bytes),
+                        ..disk.clone()
+                    });
                 }
             }
         }
