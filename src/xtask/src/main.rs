@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a command talks to its terminal")]
 
 mod bench;
+mod crash;
 mod deps;
 mod files;
 mod fuzz;
@@ -40,6 +41,26 @@ enum Word {
         /// Chooses the faults; printed when not given
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// The power goes off at every write and every flush of journal, block hashes, manifest, points and images
+    Crash {
+        /// Only components whose name has this in it
+        component: Option<String>,
+        /// Draws workloads and samples
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Deterministic simulation of engine, store and orchestrator: faults from seeds, every recovery point checked
+    Sim {
+        /// So many seeds, from 0 on
+        #[arg(long, default_value_t = 500)]
+        seeds: u64,
+        /// Replay this one
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Seeds at a time
+        #[arg(long, default_value_t = 2)]
+        threads: u64,
     },
     /// Build the fuzz targets with coverage and run them for a bounded time from kept seeds
     Fuzz {
@@ -98,6 +119,15 @@ fn main() -> Result<()> {
                 &minutes.to_string(),
                 &seed.to_string(),
             ])
+        }
+        Word::Crash { component, seed } => crash::run(component.as_deref(), seed),
+        Word::Sim {
+            seeds,
+            seed,
+            threads,
+        } => {
+            let seeds = seed.map_or(crash::Seeds::Count(seeds), crash::Seeds::One);
+            crash::simulate(&seeds, threads)
         }
         Word::Fuzz {
             target,

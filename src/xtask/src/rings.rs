@@ -30,6 +30,7 @@ const RING_3: &[&str] = &[
     "xtask",
     "lab-guest",
     "system-tests",
+    "crash-tests",
 ];
 
 /// Ring 1 is linked with none of these, not even through somebody else.

@@ -1,0 +1,60 @@
+//! Crash enumeration and simulation: starts the programs that do it.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+/// Cuts the power everywhere; the program prints the table.
+pub fn run(component: Option<&str>, seed: u64) -> Result<()> {
+    let seed = seed.to_string();
+    let mut arguments = vec![
+        "run",
+        "--quiet",
+        "--package",
+        "crash-tests",
+        "--bin",
+        "crash",
+        "--",
+        "--seed",
+        &seed,
+    ];
+    arguments.extend(component);
+    crate::cargo(&arguments)
+}
+
+/// What to simulate.
+pub enum Seeds {
+    /// The first so many.
+    Count(u64),
+    /// One that failed, again.
+    One(u64),
+}
+
+/// Runs the engine's simulation, which is a test program of it, with these seeds.
+pub fn simulate(seeds: &Seeds, threads: u64) -> Result<()> {
+    let (name, value) = match seeds {
+        Seeds::Count(count) => ("SIMULATION_SEEDS", count),
+        Seeds::One(seed) => ("SIMULATION_SEED", seed),
+    };
+    let arguments = [
+        "test",
+        "--quiet",
+        "--package",
+        "engine",
+        "--test",
+        "simulation",
+        "--",
+        "--nocapture",
+        "every_point_equals_its_freeze_whatever_happened",
+    ];
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .env(name, value.to_string())
+        .env("SIMULATION_THREADS", threads.to_string())
+        .status()
+        .context("cargo can't be started")?;
+    if !status.success() {
+        bail!("the simulation failed; what it printed above names the seed that replays it");
+    }
+    Ok(())
+}
