@@ -61,25 +61,24 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
     };
     state.throttles = throttles(&engine.record.throttles);
     let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
-    let mut written: Vec<AzurePlace> = Vec::new();
+    let mut places: Vec<AzurePlace> = Vec::new();
     for item in records::list::<Item>(store, &below).await? {
         if item.record.engine_id == engine_id {
             state
                 .replications
                 .push(replication(app, &item.record).await?);
-            written.extend(item.record.azure);
+        }
+        // A recovered VM that is no longer listed leaves a point to be let go of in its container.
+        if let Some(place) = item.record.azure
+            && !places.contains(&place)
+        {
+            let target = access::target(app, &item.record.storage_id, "", Some(&place)).await?;
+            state.stores.push(target);
+            places.push(place);
         }
     }
     for vm in records::list::<Recovered>(store, &records::recovered_key(engine_id, "")).await? {
-        // An engine has one credential for a container: what it writes, it needs not read with less.
-        let writes = vm
-            .record
-            .azure
-            .as_ref()
-            .is_some_and(|place| written.contains(place));
-        state
-            .recovered_vms
-            .push(recovered(app, vm.record, writes).await?);
+        state.recovered_vms.push(recovered(app, vm.record).await?);
     }
     Ok(state)
 }
@@ -103,14 +102,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
         vm_id: item.vm_id.clone(),
         disk_ids: item.disk_ids.clone(),
         store: Some(
-            access::target(
-                app,
-                &item.storage_id,
-                &item.folder,
-                item.azure.as_ref(),
-                true,
-            )
-            .await?,
+            access::target(app, &item.storage_id, &item.folder, item.azure.as_ref()).await?,
         ),
         policy: policy.map(|policy| policy_of(&policy, app.now_ms())),
         phase: phase.into(),
@@ -212,7 +204,7 @@ fn window_of(minutes: Minutes) -> v1::TimeWindow {
     }
 }
 
-async fn recovered(app: &App, vm: Recovered, writes: bool) -> Result<v1::RecoveredVm, StoreError> {
+async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreError> {
     let power = if vm.running {
         v1::recovered_vm::Power::Running
     } else {
@@ -228,7 +220,7 @@ async fn recovered(app: &App, vm: Recovered, writes: bool) -> Result<v1::Recover
         }
         None => None,
     };
-    let target = access::target(app, &vm.storage_id, &vm.folder, vm.azure.as_ref(), writes).await?;
+    let target = access::target(app, &vm.storage_id, &vm.folder, vm.azure.as_ref()).await?;
     Ok(v1::RecoveredVm {
         id: vm.id,
         name: vm.name,

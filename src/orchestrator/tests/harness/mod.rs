@@ -1,6 +1,7 @@
 //! A running orchestrator, an HTTP client for it, and an engine that does as it is told.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod azure;
 pub mod engine;
 
 use std::time::Duration;
@@ -158,6 +159,20 @@ impl World {
             .header("content-type", "application/x-www-form-urlencoded")
             .body(body);
         Self::read(request).await
+    }
+
+    /// Signs in as this client.
+    pub async fn sign_in(&mut self, client: &str, secret: &str) {
+        let answer = self.token(client, secret).await;
+        let token = answer.body["access_token"].as_str().expect("token");
+        self.token = token.to_owned();
+    }
+
+    /// Signs in as the admin again, for tests that move the clock.
+    pub async fn sign_in_again(&mut self) {
+        let client = self.admin.value("SITERECOVERY_CLIENT_ID").to_owned();
+        let secret = self.admin.value("SITERECOVERY_CLIENT_SECRET").to_owned();
+        self.sign_in(&client, &secret).await;
     }
 
     pub async fn read(request: reqwest::RequestBuilder) -> Answer {

@@ -11,7 +11,8 @@ use crate::saga::drill::DrillInput;
 use crate::saga::runner::Trial;
 use crate::saga::start::{NewJob, start};
 use crate::saga::{
-    disable_protection, drill, drill_cleanup, enable_protection, initial_replication, state,
+    disable_protection, drill, drill_cleanup, enable_protection, initial_replication, reshape,
+    resynchronize, state,
 };
 use crate::store::records::{self, Item, Mapping, Plan, Policy, Recovered};
 use crate::store::{Expect, ResourceStore as _};
@@ -27,9 +28,13 @@ pub(super) enum Case {
     ItemDrill,
     PlanDrill,
     Cleanup,
+    Reshape,
+    Resynchronize,
 }
 
-pub(super) const ALL: [Case; 8] = [
+pub(super) const ALL: [Case; 10] = [
+    Case::Reshape,
+    Case::Resynchronize,
     Case::Put,
     Case::Remove,
     Case::Enable,
@@ -44,7 +49,11 @@ impl Case {
     pub(super) async fn prepare(self, bench: &mut Bench) {
         match self {
             Self::Put | Self::Remove | Self::Enable => {}
-            Self::Completion | Self::Disable | Self::ItemDrill => bench.protected("vm-a").await,
+            Self::Completion
+            | Self::Disable
+            | Self::ItemDrill
+            | Self::Reshape
+            | Self::Resynchronize => bench.protected("vm-a").await,
             Self::PlanDrill | Self::Cleanup => {
                 bench.protected("vm-a").await;
                 bench.protected("vm-b").await;
@@ -162,6 +171,18 @@ impl Case {
                     drill::tasks(&input.groups, true),
                 )
             }
+            Self::Reshape => (
+                a.clone(),
+                "reshape",
+                json!({ "item": a, "disks": ["disk", "more"], "before": ["disk"] }),
+                reshape::tasks(),
+            ),
+            Self::Resynchronize => (
+                a.clone(),
+                "resynchronize",
+                json!({ "item": a }),
+                resynchronize::tasks(),
+            ),
             Self::Cleanup => (
                 plan.clone(),
                 "testFailoverCleanup",
@@ -222,6 +243,14 @@ impl Case {
             Self::Enable => assert!(item.expect("item").machine.copied_once),
             Self::Completion => assert!(item.is_some()),
             Self::Disable => assert!(item.is_none()),
+            Self::Reshape => assert_eq!(item.expect("item").disk_ids, ["disk", "more"]),
+            Self::Resynchronize => {
+                assert_eq!(
+                    item.expect("item").resynchronize,
+                    1,
+                    "one comparison, however often nodes ran"
+                );
+            }
             Self::ItemDrill | Self::PlanDrill => {
                 assert_eq!(
                     item.expect("item").machine.drill,
@@ -258,7 +287,7 @@ impl Case {
         match self {
             Self::Put | Self::Remove | Self::Completion => 2,
             Self::Enable | Self::PlanDrill => 5,
-            Self::Disable | Self::Cleanup => 3,
+            Self::Disable | Self::Cleanup | Self::Reshape | Self::Resynchronize => 3,
             Self::ItemDrill => 4,
         }
     }
