@@ -182,6 +182,7 @@ pub fn context(
         store_faults: None,
         free_bytes: Arc::new(|path: &Path| free_bytes(path)),
         throttle: Arc::new(Unthrottled),
+        groups: Arc::default(),
     })
 }
 

@@ -115,10 +115,7 @@ fn file(options: &Options, path: &Path, findings: &mut Findings) -> anyhow::Resu
 
 /// Anything but an image is verified as a whole by showing it.
 fn small(path: &Path, keys: Option<&Path>) -> anyhow::Result<Value> {
-    let keys = keys
-        .map(inspect::read_keys)
-        .transpose()?
-        .unwrap_or_default();
+    let keys = inspect::keys_of(keys)?;
     let value = inspect::file(path, &[], &keys)?;
     if value["verified"] == json!(false) {
         bail!(
@@ -195,7 +192,8 @@ async fn replica(
     if let Some(folder) = folder {
         files = each_file(folder, options.keys.as_deref(), findings)?;
     }
-    let reader = match ReplicaReader::open(&store, &key).await {
+    let keys = inspect::keys_of(options.keys.as_deref())?;
+    let reader = match ReplicaReader::open_with_keys(&store, &key, keys).await {
         Ok(reader) => reader,
         Err(error) if folder.is_some() && files > 0 => {
             findings.damage("manifest", &error.into());

@@ -1,4 +1,7 @@
 //! What a store takes: cycles of 16 MiB of data that does not compress, each durable before the next.
+//!
+//! A deleted replica leaves its generation in the store, so that no stale engine makes it anew. Nobody else ever knew the
+//! one that is made here, so in a folder that is removed too; in a container a blob of some bytes stays.
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,13 @@ pub(super) async fn cycles(store: &str, time: Duration) -> anyhow::Result<Vec<Fi
         .context("delete what was written");
     let figures = measured?;
     deleted?;
+    if let StoreTarget::Folder(folder) = &target {
+        let vault = folder.join(key.vault_key());
+        std::fs::remove_dir_all(vault.join(key.item_id()))
+            .with_context(|| format!("remove what is left in {}", vault.display()))?;
+        // Stays when it is not empty: it may be somebody's.
+        std::fs::remove_dir(&vault).ok();
+    }
     Ok(figures)
 }
 

@@ -27,7 +27,6 @@ use serde_json::Value;
 use crate::location;
 
 pub use image::warnings as image_warnings;
-pub use keys::read as read_keys;
 pub use replica::points;
 pub use text::text;
 
@@ -105,13 +104,13 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     if location::is_url(&options.path) {
         return replica::whole(&options.path).await;
     }
-    let keys = options
-        .keys
-        .as_deref()
-        .map(keys::read)
-        .transpose()?
-        .unwrap_or_default();
+    let keys = keys_of(options.keys.as_deref())?;
     look(Path::new(&options.path), &options.parents, &keys).await
+}
+
+/// The keys of a file; none without one.
+pub fn keys_of(path: Option<&Path>) -> anyhow::Result<KeyRing> {
+    Ok(path.map(keys::read).transpose()?.unwrap_or_default())
 }
 
 /// Looks at `path` with nothing but the path: no parents, no keys.
