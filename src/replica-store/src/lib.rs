@@ -1,24 +1,32 @@
 //! Replicas at rest: base, journal and recovery points of a protected VM over a store.
 //!
 //! ```text
-//! <folder>/<vault_key>/<item_id>/
-//!   lock                        OS lock, held during every mutation
-//!   generation                  fencing generation; replaced first of all by a take-over
-//!   manifest                    disks, how far base is; replaced atomically
-//!   <disk>/base.vhd             sparse fixed VHD: the disk as of base_position
+//! <store>/<vault_key>/<item_id>/
+//!   generation                  fencing generation; replaced first of all by a take-over. A removed
+//!                               replica leaves it behind as its tombstone
+//!   manifest                    disks, how far base is, whose journal counts; replaced under its version
+//!   <disk>/base.vhd             fixed VHD: the disk as of base (a sparse file, a page blob)
 //!   journal/<generation>-<position>.hrl   one cycle of the whole VM, immutable
 //!   points/<time>-<position>-<id>         recovery point = position + kind + VM configuration
 //!   pins/<hash of owner>        a point that is in use and must stay
+//!   verified                    how far the background verification is
 //! ```
 //!
-//! The image of a point is `base + journal (base_position, position]`, later entries win.
+//! The image of a point is `base + journal (base_position, position]`, later entries win. Which disks
+//! it has, and how large they are, says the header of its journal object.
 //!
 //! | with → | append | add point | maintain | take-over | view, pinned | delete |
 //! |---|---|---|---|---|---|---|
-//! | append | lock; one position, one content | lock | lock; only objects ≤ oldest kept point go | the older generation is refused | objects > p are not read | lock |
-//! | maintain | | a point below the announced floor is refused | lock per step; redo-idempotent | lock per step; the new owner redoes | never passes a pin | lock |
+//! | append | one position, one content | section | only objects ≤ oldest kept point go | the older generation is refused, what it wrote unheard does not count | objects > p are not read | tombstone first |
+//! | fill base of a joining disk | beside each other | beside each other | base of others only | fence | not in any point yet | tombstone first |
+//! | maintain | | a point below the announced floor is refused | fence per round; redo-idempotent | the new owner redoes | never passes a pin | tombstone first |
 //! | view, not pinned | | | says `Expired` once base is moved past it, never wrong bytes | | | says `NotFound` |
-//! | pin | | | lock; a pin below the announced floor is refused | | | refuses to delete |
+//! | pin | | | counted in the manifest: a round that did not see it is refused; below the announced floor the pin is refused | | | refuses to delete |
+//! | immutable point | | | stays | | | refuses to delete |
+//! | verify | skips what is newer | | skips what is gone | the older generation is refused | | |
+//!
+//! The logic is written once, over a trait of what it needs of a place ([`StoreTarget`]): a folder, or a
+//! container in Azure Storage. The suite `conformance` (a feature) is what each must pass.
 //!
 //! What may go wrong: [`StoreError`] with [`ErrorKind`] and [`Outcome`]. Every operation may be
 //! repeated after an unknown outcome.
@@ -49,8 +57,10 @@ mod reader;
 mod removal;
 mod replica;
 mod retention;
+mod seed;
 mod stored;
 mod takeover;
+mod verify;
 mod view;
 mod writer;
 
@@ -63,6 +73,8 @@ pub use model::{
 pub use options::WriterOptions;
 pub use reader::{ReplicaReader, ReplicaView};
 pub use retention::{PointAge, expired_points, next_clock};
+pub use seed::Seeded;
+pub use verify::{BlockCheck, Finding, Verification, VerifyRequest, VerifyRound};
 pub use writer::{
     Committed, CyclePlan, CycleWriter, JournalObject, ReplicaWriter, delete_replica,
     delete_replica_at, delete_replica_with_faults,

@@ -17,6 +17,9 @@ use crate::medium::Object;
 use crate::model::{Damage, DiskSpec, Generation, Position};
 use crate::replica::{JournalNames, Replica};
 
+/// Objects of a store in the network that are opened at once.
+const OPENED_AT_ONCE: usize = 8;
+
 /// Where the bytes of a range are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -146,12 +149,37 @@ impl Overlay {
             set: manifest.disks.clone(),
             sizes: BTreeMap::new(),
         };
-        for (position, (generation, name)) in journal {
-            if *position > base && *position <= to {
-                overlay.add(replica, manifest, (*position, *generation), name)?;
+        overlay.extend(replica, manifest, base, to, journal)?;
+        Ok(overlay)
+    }
+
+    /// Merges the journal (from, to] on top.
+    pub(crate) fn extend(
+        &mut self,
+        replica: &Replica,
+        manifest: &Manifest,
+        from: Position,
+        to: Position,
+        journal: &JournalNames,
+    ) -> Result<()> {
+        let wanted: Vec<(Position, Generation, &str)> = journal
+            .iter()
+            .filter(|(position, _)| **position > from && **position <= to)
+            .map(|(position, (generation, name))| (*position, *generation, name.as_str()))
+            .collect();
+        // A store in the network answers many as fast as one.
+        let at_once = if replica.medium.compares_fence() {
+            OPENED_AT_ONCE
+        } else {
+            1
+        };
+        for batch in wanted.chunks(at_once) {
+            for ((position, generation, name), opened) in batch.iter().zip(open_all(replica, batch))
+            {
+                self.add(replica, manifest, (*position, *generation), name, opened)?;
             }
         }
-        Ok(overlay)
+        Ok(())
     }
 
     /// Adds the next object on top. `NotFound` when it is gone: the applier was faster.
@@ -161,11 +189,12 @@ impl Overlay {
         manifest: &Manifest,
         (position, generation): (Position, Generation),
         name: &str,
+        opened: Result<Reader>,
     ) -> Result<()> {
         let place = replica.medium.describe(name);
         let index = u32::try_from(self.objects.len())
             .map_err(|_| StoreError::corrupt(&place, "too many journal objects"))?;
-        let opened = open_object(replica, name).and_then(|reader| {
+        let opened = opened.and_then(|reader| {
             check_identity(replica, &reader, position, generation, name)?;
             check_disks(manifest, &self.set, &reader.header().disks, &place)?;
             Ok(reader)
@@ -241,6 +270,25 @@ fn source_of(entry: &Entry, object: u32) -> Source {
         EntryData::Zeroes => Source::Zeroes,
         EntryData::Frame { frame, at } => Source::Frame { object, frame, at },
     }
+}
+
+fn open_all(replica: &Replica, batch: &[(Position, Generation, &str)]) -> Vec<Result<Reader>> {
+    if let [(_, _, name)] = batch {
+        return vec![open_object(replica, name)];
+    }
+    std::thread::scope(|scope| {
+        let opening: Vec<_> = batch
+            .iter()
+            .map(|(_, _, name)| scope.spawn(|| open_object(replica, name)))
+            .collect();
+        opening
+            .into_iter()
+            .map(|thread| match thread.join() {
+                Ok(opened) => opened,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect()
+    })
 }
 
 pub(crate) type Reader = JournalReader<Arc<dyn Object>>;

@@ -9,11 +9,13 @@ use uuid::Uuid;
 use crate::blocking::blocking;
 use crate::error::Result;
 use crate::model::{
-    DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, ReplicaState, StoreTarget,
+    Damage, DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, ReplicaState,
+    StoreTarget,
 };
 use crate::options::{self, WriterOptions};
 use crate::points;
 use crate::replica::Replica;
+use crate::verify::{self, Verification};
 use crate::view::{Show, View};
 
 /// Reads one replica; needs no generation, and write access only for pins. Cheap to clone.
@@ -97,6 +99,26 @@ impl ReplicaReader {
             })
             .await?;
         Ok(ReplicaView::new(view, Some(point)))
+    }
+
+    /// How far the background verification is; none when it never ran.
+    pub async fn verification(&self) -> Result<Option<Verification>> {
+        self.run(|replica| verify::load(replica)).await
+    }
+
+    /// Reads all of a point and says what can't be read, in ranges of at most 1 MiB (their `place` says
+    /// why). `progress` hears of bytes that were gone through.
+    pub async fn verify_point(
+        &self,
+        point: PointSelector,
+        mut progress: impl FnMut(u64) + Send + 'static,
+    ) -> Result<Vec<Damage>> {
+        self.run(move |replica| {
+            let point = points::select(replica, point)?;
+            let view = View::open(replica, Show::Position(point.position))?;
+            verify::verify_view(&view, &mut progress)
+        })
+        .await
     }
 
     /// Lets go of what the owner holds; fine when it holds nothing.

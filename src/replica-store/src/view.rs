@@ -103,6 +103,17 @@ impl View {
         self.position
     }
 
+    /// Whether any byte of a range comes from base.
+    pub(crate) fn is_base(&self, disk: Uuid, range: &Range<u64>) -> bool {
+        let snapshot = self
+            .snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let pieces = snapshot.overlay.cover(disk, range.clone());
+        pieces.iter().any(|(_, source)| source.is_none())
+    }
+
     pub(crate) fn read(&self, disk: Uuid, offset: u64, length: usize) -> Result<Vec<u8>> {
         let (_, spec) = base::find(&self.disks, disk)?;
         base::check_range(spec, offset, length)?;

@@ -19,7 +19,9 @@ use crate::model::{
 use crate::options::{self, WriterOptions};
 use crate::reader::ReplicaView;
 use crate::replica::Replica;
+use crate::seed::{self, Seeded};
 use crate::takeover::Disks;
+use crate::verify::{self, Verification, VerifyRequest};
 use crate::view::{Show, View};
 use crate::{apply, cycle, initial, joining, points, removal, takeover};
 
@@ -247,6 +249,28 @@ impl ReplicaWriter {
     ) -> Result<MaintenanceReport> {
         self.run(move |replica, generation| {
             apply::maintain(replica, generation, now_unix_ms, &policy)
+        })
+        .await
+    }
+
+    /// Reads again and checks what points need, as far as the budget goes; goes on where the last call
+    /// stopped. Findings are in the result (and in the store): send their ranges with the next cycle.
+    pub async fn verify(&self, request: VerifyRequest) -> Result<Verification> {
+        let (replica, generation) = (self.replica.clone(), self.generation);
+        blocking(move || verify::verify(&replica, generation, &request)).await
+    }
+
+    /// Initial replication, or a disk that joins: fills base from a disk copy (raw, VHD, VHDX) at the
+    /// store's side. Base stays partial: compare it with the source and write what differs. Resumable
+    /// by calling it again. `progress` hears of bytes that were gone through.
+    pub async fn seed_base(
+        &self,
+        disk: Uuid,
+        source: PathBuf,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<Seeded> {
+        self.run(move |replica, generation| {
+            seed::seed(replica, generation, disk, &source, &progress)
         })
         .await
     }

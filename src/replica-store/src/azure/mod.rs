@@ -44,9 +44,10 @@ const SIDE_BY_SIDE: usize = 8;
 
 const ROUND_LEASE_SECONDS: u8 = 60;
 
-/// How often somebody who waits for a round looks again, and for how long: two rounds at once only waste work.
-const ROUND_LOOK: Duration = Duration::from_secs(2);
-const ROUND_LOOKS: u32 = 30;
+/// Somebody who waits for a round looks again after this, then after twice as long, and goes on without it in the end:
+/// two rounds at once only waste work.
+const ROUND_LOOK: Duration = Duration::from_millis(50);
+const ROUND_LOOKS: u32 = 9;
 
 /// The client with the runtime that carries it.
 #[derive(Clone, Debug)]
@@ -346,7 +347,7 @@ impl Medium for AzureMedium {
                 Err(error) if !is_refusal(&error) => return Err(error),
                 _ => {}
             }
-            for _ in 0..ROUND_LOOKS {
+            for look in 0..ROUND_LOOKS {
                 if self
                     .container()
                     .acquire_lease(&blob, id, ROUND_LEASE_SECONDS)
@@ -354,7 +355,7 @@ impl Medium for AzureMedium {
                 {
                     return Ok(true);
                 }
-                tokio::time::sleep(ROUND_LOOK).await;
+                tokio::time::sleep(ROUND_LOOK * (1 << look)).await;
             }
             Ok(false)
         });
