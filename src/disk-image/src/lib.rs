@@ -19,6 +19,7 @@
 
 mod bytes;
 mod convert;
+pub mod deviations;
 mod error;
 mod extent;
 mod file;

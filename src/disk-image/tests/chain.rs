@@ -509,3 +509,61 @@ fn a_cut_while_a_child_is_written_shows_flushed_or_later_bytes() {
         }
     }
 }
+
+#[test]
+fn undefined_and_unmapped_blocks_of_a_child_are_zeroes_and_not_the_parents() {
+    let mut random = Random(5);
+    let chain = Chain::new(KINDS[0], &mut random);
+    let mut parent = chain.open(0, Access::ReadWrite);
+    parent.write_at(&vec![7; SIZE as usize], 0).unwrap();
+    parent.close().unwrap();
+    let (image, file) = chain.child(None);
+    image.close().unwrap();
+    for (state, value) in [(0_u64, 7), (1, 0), (2, 0), (3, 0)] {
+        let mut bytes = file.bytes();
+        let bat = 3 << 20;
+        bytes[bat..bat + 8].copy_from_slice(&(0x7ff0_0000 | state).to_le_bytes());
+        let image = DiskImage::open_file_with_parents(
+            Box::new(Arc::new(MemoryFile::from_bytes(bytes))),
+            Access::ReadOnly,
+            &chain.gate(),
+        )
+        .unwrap();
+        let mut seen = vec![1; 1 << 20];
+        image.read_at(&mut seen, 0).unwrap();
+        assert!(seen.iter().all(|byte| *byte == value), "state {state}");
+    }
+}
+
+#[test]
+fn an_image_without_its_parent_can_still_be_described() {
+    let folder = tempfile::tempdir().unwrap();
+    for ending in ["vhdx", "vhd"] {
+        let format = if ending == "vhdx" {
+            Format::VhdxDynamic
+        } else {
+            Format::VhdDynamic
+        };
+        let options = CreateOptions::new(format, 4 << 20);
+        let (parent, child) = (
+            folder.path().join(format!("a.{ending}")),
+            folder.path().join(format!("b.{ending}")),
+        );
+        DiskImage::create(&parent, &options)
+            .unwrap()
+            .close()
+            .unwrap();
+        DiskImage::create_differencing(&child, &parent, &options, &NoParents)
+            .unwrap()
+            .close()
+            .unwrap();
+        fs::remove_file(&parent).unwrap();
+        let info = DiskImage::describe(&child).unwrap();
+        let place = match info.details {
+            Details::Vhdx(vhdx) => vhdx.parent.unwrap().values[0].1.clone(),
+            Details::Vhd(vhd) => vhd.parent.unwrap().locators[0].path.clone(),
+            Details::Raw => panic!("an image"),
+        };
+        assert_eq!(place, format!(".\\a.{ending}"));
+    }
+}

@@ -156,23 +156,40 @@ impl VhdImage {
             .map(Some)
     }
 
-    /// What opening for writing puts right: a fixed disk's footer must lie where its disk ends.
+    /// What opening for writing puts right: the footer lies behind everything, its copy at the start.
     fn repair(&mut self) -> Result<(), ImageError> {
-        let end = self.virtual_size;
-        if !matches!(self.kind, Kind::Fixed) || length(self.file.as_ref())? == end + SECTOR {
+        let file = self.file.as_ref();
+        let footer = self.footer.to_bytes();
+        let length = length(file)?;
+        let (end, is_fixed) = match &self.kind {
+            Kind::Fixed => (self.virtual_size, true),
+            Kind::Dynamic { table, .. } => (table.data_end, false),
+        };
+        let is_last = read_array::<512>(file, "VHD footer", length - SECTOR)? == footer;
+        let has_copy = is_fixed || read_array::<512>(file, "VHD footer copy", 0)? == footer;
+        if is_last && has_copy && (!is_fixed || length == end + SECTOR) {
             return Ok(());
         }
-        let fail = |e| ImageError::io("VHD footer", end, "write", e);
-        let mut old = [0; SECTOR as usize];
-        let there = self.file.read_at(&mut old, end).is_ok();
-        if !there || old != self.footer.to_bytes() {
-            self.file
-                .write_at(&self.footer.to_bytes(), end)
-                .map_err(fail)?;
-            self.file.flush().map_err(fail)?;
+        let write = |at| {
+            file.write_at(&footer, at)
+                .and_then(|()| file.flush())
+                .map_err(|e| ImageError::io("VHD footer", at, "write", e))
+        };
+        if !has_copy {
+            write(0)?;
         }
-        self.file.set_len(end + SECTOR).map_err(fail)?;
-        self.file.flush().map_err(fail)
+        if !is_last || is_fixed {
+            // Cutting comes last: until then the one that counted so far still does.
+            if read_array::<512>(file, "VHD footer", end.min(length - SECTOR))? != footer
+                || end + SECTOR > length
+            {
+                write(end)?;
+            }
+            file.set_len(end + SECTOR)
+                .and_then(|()| file.flush())
+                .map_err(|e| ImageError::io("VHD footer", end, "cut the file", e))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn format(&self) -> Format {
