@@ -96,8 +96,51 @@ pub struct Faults {
     inner: Arc<Mutex<Inner>>,
 }
 
+/// Random faults from a seed.
+#[derive(Debug)]
+struct Chaos {
+    state: u64,
+    per_mille: u64,
+}
+
+impl Chaos {
+    fn next(&mut self) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
+    }
+
+    fn fault(&mut self) -> Option<Fault> {
+        if self.next() % 1000 >= self.per_mille {
+            return None;
+        }
+        Some(match self.next() % 7 {
+            0 => Fault::DropBefore,
+            1 => Fault::DropAfter,
+            2 => Fault::CutBody,
+            3 => Fault::Damage,
+            4 => Fault::DoneBut {
+                status: 500,
+                code: "OperationTimedOut",
+            },
+            5 => Fault::Refuse {
+                status: 503,
+                code: "ServerBusy",
+                retry_after_seconds: Some(1),
+            },
+            _ => Fault::Refuse {
+                status: 500,
+                code: "InternalError",
+                retry_after_seconds: None,
+            },
+        })
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
+    chaos: Option<Chaos>,
     rules: Vec<Rule>,
     outage: bool,
     calls: Vec<Call>,
@@ -112,6 +155,16 @@ impl Faults {
     /// A region that is down answers nothing at all.
     pub fn outage(&self, down: bool) {
         self.with(|inner| inner.outage = down);
+    }
+
+    /// From here on so many calls of a thousand meet a random fault; the seed says which, as long as calls come one
+    /// after another.
+    pub fn chaos(&self, seed: u64, per_mille: u64) {
+        let chaos = Chaos {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            per_mille,
+        };
+        self.with(|inner| inner.chaos = (per_mille > 0).then_some(chaos));
     }
 
     /// Whether every rule was used up.
@@ -135,7 +188,9 @@ impl Faults {
             if inner.outage {
                 return Some(Fault::DropBefore);
             }
-            let index = inner.rules.iter().position(|rule| (rule.matches)(call))?;
+            let Some(index) = inner.rules.iter().position(|rule| (rule.matches)(call)) else {
+                return inner.chaos.as_mut().and_then(Chaos::fault);
+            };
             let rule = inner.rules.get_mut(index)?;
             if rule.skip > 0 {
                 rule.skip -= 1;
