@@ -37,6 +37,7 @@ pub mod replicator;
 pub mod report;
 pub mod schedule;
 pub mod session;
+pub mod stores;
 pub mod supervisor;
 pub mod task;
 pub mod throttle;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, anyhow, bail};
 use engine_protocol::v1;
 use replica_store::{ReplicaKey, StoreTarget};
 
-use crate::replicator::spec::store_target;
+use crate::stores;
 
 /// Environment variable with the shared access signature, named as the Azure CLI does.
 pub const SAS_VARIABLE: &str = "AZURE_STORAGE_SAS_TOKEN";
@@ -50,7 +50,7 @@ pub fn message(text: &str) -> anyhow::Result<v1::StoreTarget> {
 
 /// The store named by a folder or URL.
 pub fn target(text: &str) -> anyhow::Result<StoreTarget> {
-    let (target, _) = store_target(Some(&message(text)?)).map_err(|problem| anyhow!(problem))?;
+    let (target, _) = stores::target(Some(&message(text)?)).map_err(|problem| anyhow!(problem))?;
     Ok(target)
 }
 

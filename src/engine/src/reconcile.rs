@@ -16,6 +16,7 @@ use crate::finding;
 use crate::recovered::RecoveredVms;
 use crate::replicator::spec::Spec;
 use crate::replicator::{Context, Replicator};
+use crate::stores;
 use crate::task::blocking;
 
 /// The tasks of this engine.
@@ -98,6 +99,11 @@ impl Reconciler {
     }
 
     async fn apply(&mut self, state: &DesiredState) {
+        for store in &state.stores {
+            if let Err(problem) = stores::target(Some(store)) {
+                tracing::warn!(problem, "a store of the desired state can't be used");
+            }
+        }
         let mut listed = BTreeSet::new();
         for message in &state.replications {
             listed.insert(message.item_id.clone());

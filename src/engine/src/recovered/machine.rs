@@ -9,7 +9,8 @@ use hypervisor::nbd::NbdServer;
 use hypervisor::{
     DiskId, DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, Stop, VmId,
 };
-use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView, StoreTarget};
+use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView};
+use replication_log::KeyRing;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use v1::recovered_vm::Power;
@@ -20,7 +21,8 @@ use super::{RecoveryHost, view};
 use crate::backoff;
 use crate::engine::now_unix_ms;
 use crate::finding;
-use crate::replicator::spec::store_target;
+use crate::replicator::policy;
+use crate::stores;
 use crate::task::blocking;
 use crate::vm_config::VmConfig;
 
@@ -190,9 +192,13 @@ async fn open(
     wish: &v1::RecoveredVm,
 ) -> anyhow::Result<(Record, ReplicaView)> {
     let (store, store_folder) =
-        store_target(wish.store.as_ref()).map_err(|problem| anyhow!(problem))?;
+        stores::target(wish.store.as_ref()).map_err(|problem| anyhow!(problem))?;
     let key = ReplicaKey::new(&wish.vault_key, &wish.item_id)?;
-    let reader = ReplicaReader::open(&store, &key)
+    let keys = match &wish.encryption {
+        Some(encryption) => policy::keys(encryption).map_err(|problem| anyhow!(problem))?,
+        None => KeyRing::new(),
+    };
+    let reader = ReplicaReader::open_with_keys(&store, &key, keys)
         .await
         .context("open the replica")?;
     let folder = host.folder.clone();
@@ -356,7 +362,13 @@ async fn remove_once(host: &RecoveryHost, id: Uuid) -> anyhow::Result<()> {
     // A record that can't be read names no pin; the store shows pins of their owner by name to an operator.
     if let Ok(Some(record)) = &record {
         let key = ReplicaKey::new(&record.vault_key, &record.item_id)?;
-        match ReplicaReader::open(&StoreTarget::Folder(record.store_folder.clone()), &key).await {
+        let store = stores::named(&record.store_folder).with_context(|| {
+            format!(
+                "no credential for {} has come from the orchestrator yet, so its recovery point can't be let go",
+                record.store_folder.display()
+            )
+        })?;
+        match ReplicaReader::open(&store, &key).await {
             Ok(reader) => reader
                 .unpin(&record.owner())
                 .await

@@ -26,6 +26,7 @@ use v1::recovered_vm_status::State;
 
 use crate::board::Board;
 use crate::finding;
+use crate::stores;
 use crate::task::spawn_named;
 use record::Record;
 
@@ -119,8 +120,14 @@ impl RecoveredVms {
     }
 
     async fn start(&mut self, id: Uuid, wish: Option<v1::RecoveredVm>) {
+        // Renews the credential behind a target that is in use; one that can't be read is found again by the task.
+        if let Some(vm) = &wish
+            && let Err(problem) = stores::target(vm.store.as_ref())
+        {
+            tracing::warn!(vm = %id, problem, "the store of a recovered VM");
+        }
         if let Some(running) = self.tasks.get(&id)
-            && running.wish == wish
+            && running.wish.as_ref().map(without_secrets) == wish.as_ref().map(without_secrets)
         {
             // Also one that was given up: trying again at every message would never end.
             return;
@@ -144,4 +151,18 @@ impl RecoveredVms {
         });
         self.tasks.insert(id, Task { wish, stop, task });
     }
+}
+
+/// A wish as it was when it was first taken: credentials and keys are renewed all the time and restart nothing.
+fn without_secrets(vm: &v1::RecoveredVm) -> v1::RecoveredVm {
+    let mut plain = v1::RecoveredVm {
+        encryption: None,
+        ..vm.clone()
+    };
+    if let Some(v1::store_target::Kind::Azure(azure)) =
+        plain.store.as_mut().and_then(|store| store.kind.as_mut())
+    {
+        azure.credential = None;
+    }
+    plain
 }

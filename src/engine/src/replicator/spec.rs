@@ -8,6 +8,7 @@ use replica_store::{Generation, ReplicaKey, StoreTarget};
 use uuid::Uuid;
 
 pub use super::policy::{Policy, Seed};
+use crate::stores;
 
 /// One item to replicate. Everything but the policy is fixed for a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,26 +43,10 @@ pub enum Wish {
     },
 }
 
-/// Reads the target of a message.
-pub fn store_target(target: Option<&v1::StoreTarget>) -> Result<(StoreTarget, PathBuf), String> {
-    match target.and_then(|target| target.kind.as_ref()) {
-        Some(v1::store_target::Kind::Folder(folder)) => {
-            let path = PathBuf::from(folder);
-            if !path.is_absolute() {
-                return Err(format!(
-                    "storage account folder {folder:?} is not an absolute path"
-                ));
-            }
-            Ok((StoreTarget::Folder(path.clone()), path))
-        }
-        _ => Err("no storage account, or one of a kind that this engine does not know".to_owned()),
-    }
-}
-
 impl Spec {
     /// Reads a message; the error is for a finding.
     pub fn read(message: &v1::Replication) -> Result<(Self, Wish), String> {
-        let (store, store_folder) = store_target(message.store.as_ref())?;
+        let (store, store_folder) = stores::target(message.store.as_ref())?;
         let key = ReplicaKey::new(&message.vault_key, &message.item_id)
             .map_err(|error| error.to_string())?;
         let vm = guid("virtual machine", &message.vm_id)?;
@@ -159,6 +144,14 @@ mod tests {
                 "{key:?}"
             );
         }
+        let foreign = v1::StoreTarget { kind: None };
+        assert!(
+            Spec::read(&v1::Replication {
+                store: Some(foreign),
+                ..message()
+            })
+            .is_err()
+        );
         let relative = v1::StoreTarget {
             kind: Some(v1::store_target::Kind::Folder("store".to_owned())),
         };
@@ -182,6 +175,53 @@ mod tests {
                 ..message()
             })
             .is_err()
+        );
+    }
+
+    #[test]
+    fn a_newer_credential_is_the_same_specification_and_reaches_whoever_uses_the_older_one() {
+        let azure = |sas: &str, expires| v1::Replication {
+            store: Some(v1::StoreTarget {
+                kind: Some(v1::store_target::Kind::Azure(v1::AzureStorage {
+                    blob_endpoint: "https://account.blob.example".to_owned(),
+                    container: "replicas".to_owned(),
+                    credential: Some(v1::AzureCredential {
+                        kind: Some(v1::azure_credential::Kind::Sas(sas.to_owned())),
+                        expires_unix_ms: expires,
+                    }),
+                    ..v1::AzureStorage::default()
+                })),
+            }),
+            ..message()
+        };
+        let (before, _) = Spec::read(&azure("sig=one", 1)).unwrap();
+        let (after, _) = Spec::read(&azure("sig=two", 2)).unwrap();
+        assert_eq!(before, after);
+        let StoreTarget::Azure(target) = &before.store else {
+            panic!("{before:?}")
+        };
+        assert_eq!(target.credential().expires_unix_ms(), 2);
+        assert!(!format!("{before:?}").contains("sig="));
+    }
+
+    #[test]
+    fn keys_never_show_in_what_is_printed_and_a_wrong_one_is_told_without_its_bytes() {
+        let key = |bytes: Vec<u8>| v1::Replication {
+            encryption: Some(v1::Encryption {
+                keys: vec![v1::EncryptionKey {
+                    id: Uuid::from_u128(5).to_string(),
+                    key: bytes,
+                }],
+                active_key_id: Uuid::from_u128(5).to_string(),
+            }),
+            ..message()
+        };
+        let (_, wish) = Spec::read(&key(vec![0xab; 32])).unwrap();
+        assert!(!format!("{wish:?}").contains("171"), "{wish:?}");
+        let problem = Spec::read(&key(vec![0xab; 31])).unwrap_err();
+        assert!(
+            problem.contains("31") && !problem.contains("171"),
+            "{problem}"
         );
     }
 }
