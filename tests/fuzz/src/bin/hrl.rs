@@ -49,7 +49,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         let at = if at < 8192 {
             at
         } else {
-            good.len() - 12288 + at
+            (good.len() + at).saturating_sub(12288)
         };
         bad[at] = input.byte();
     }
