@@ -77,9 +77,26 @@ impl World {
                 self.image.close().expect("memory has room");
                 return Self::open(self.file.durable_bytes(), self.now);
             }
+            6 => self.resize(input),
             _ => return self.cut(input),
         }
         self
+    }
+
+    /// Smaller only where nothing is lost; everything is durable afterwards.
+    fn resize(&mut self, input: &mut Input<'_>) {
+        let sector = u64::from(self.image.logical_sector_size());
+        let size = sector * (1 + input.below((4 << 20) / sector));
+        let loses = self.now.iter().skip(size as usize).any(|byte| *byte != 0);
+        assert_eq!(
+            self.image.resize(size).is_ok(),
+            !loses,
+            "a resize to {size}"
+        );
+        if !loses {
+            self.now.resize(size as usize, 0);
+            self.durable();
+        }
     }
 
     fn write(&mut self, step: u8, input: &mut Input<'_>) {
