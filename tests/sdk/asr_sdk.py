@@ -110,6 +110,46 @@ def with_own_processes(programs):
                 process.wait(timeout=20)
 
 
+def caller(credential, endpoint, ca):
+    """Calls for which there is no SDK here."""
+
+    def call(method, path, body=None):
+        token = credential.get_token(endpoint + "/.default").token
+        answer = requests.request(
+            method,
+            f"{endpoint}{path}?api-version=2025-08-01",
+            headers={"Authorization": "Bearer " + token},
+            json=body,
+            verify=ca,
+            timeout=30,
+        )
+        return answer
+
+    return call
+
+
+def storage_account(call, subscription):
+    """An account in Azure, in the shape that Microsoft's storage SDK sends and reads."""
+    path = f"/subscriptions/{subscription}/resourceGroups/{GROUP}/providers/Microsoft.Storage/storageAccounts/stsdk"
+    secret = "A" * 86 + "=="
+    body = {
+        "location": "northeurope",
+        "sku": {"name": "Standard_GRS"},
+        "kind": "StorageV2",
+        "tags": {"team": "sdk"},
+        "properties": {"blobEndpoint": "https://stsdk.blob.core.windows.net", "accountKey": secret},
+    }
+    made = call("PUT", path, body)
+    step("storage account is made", made.status_code == 201, made.text)
+    step("storage account hides its key", secret not in made.text and secret not in call("GET", path).text)
+    seen = call("GET", path).json()
+    step("storage account has its endpoints", seen["properties"]["primaryEndpoints"]["blob"] == "https://stsdk.blob.core.windows.net/", seen)
+    step("storage account has its kind", (seen["sku"], seen["kind"]) == ({"name": "Standard_GRS", "tier": "Standard"}, "StorageV2"), seen)
+    tagged = call("PATCH", path, {"tags": {"team": "dr"}})
+    step("storage account takes new tags", tagged.json()["tags"] == {"team": "dr"}, tagged.text)
+    step("storage account is removed", call("DELETE", path).status_code in (200, 204))
+
+
 def walk(register=None):
     """The walk. `register` starts an engine with a registration key."""
     endpoint = os.environ["SITERECOVERY_ENDPOINT"].rstrip("/")
@@ -178,6 +218,35 @@ def walk(register=None):
     policy_input["properties"]["providerSpecificInput"]["replicationInterval"] = 1
     refused(400, "InvalidParameter", lambda: client.replication_policies.begin_create(*SCOPE, "bad", policy_input))
 
+    # Encryption by ASR's own field; what ASR has no word for goes through and comes back beside it.
+    secured = {
+        "properties": {
+            "providerSpecificInput": {
+                "instanceType": "HyperVReplicaAzure",
+                "recoveryPointHistoryDuration": 24,
+                "replicationInterval": 30,
+                "encryption": "Enable",
+                "immutabilityInHours": 48,
+                "retentionTiers": [{"intervalInMinutes": 60, "durationInHours": 168}],
+            }
+        }
+    }
+    policy_secured = client.replication_policies.begin_create(*SCOPE, "policy-secured", secured).result()
+    step("policy encrypts", policy_secured.properties.provider_specific_details.encryption == "Enabled", policy_secured)
+    call = caller(credential, endpoint, ca)
+    extended = call("GET", policy_secured.id).json()["properties"]["providerSpecificDetails"]
+    step("policy keeps its extensions", extended["retentionTiers"][0]["durationInHours"] == 168, extended)
+    key = call("GET", vault.id).json()["properties"]["replicationEncryptionKey"]
+    rotated = call("POST", vault.id + "/rotateEncryptionKey", {}).json()["properties"]
+    step("vault's key rotates", rotated["keyId"] != key["keyId"] and key["keyId"] in rotated["keptKeyIds"], rotated)
+    client.replication_policies.begin_delete(*SCOPE, "policy-secured").result()
+    storage_account(call, subscription)
+    refused(
+        404,
+        "ResourceNotFound",
+        lambda: client.replication_protected_items.begin_repair_replication(*SCOPE, SITE, "none", "none"),
+    )
+
     container = None
     if register:
         token = credential.get_token(endpoint + "/.default").token
@@ -197,6 +266,8 @@ def walk(register=None):
         host = wait("host is connected", 30, connected)
         step("host has registered", host.properties.fabric_type == "HyperVSite", host)
         refreshed = client.replication_recovery_services_providers.begin_refresh_provider(*SCOPE, SITE, host.name).result()
+        slowed = caller(credential, endpoint, ca)("PATCH", host.id, {"properties": {"throttles": [{"bytesPerSecond": 1000}]}})
+        step("host takes a rate limit", slowed.json()["properties"]["throttles"] == [{"bytesPerSecond": 1000}], slowed.text)
         step("host is refreshed", refreshed.properties.last_heart_beat is not None, refreshed)
         containers = list(client.replication_protection_containers.list_by_replication_fabrics(*SCOPE, SITE))
         step("site has exactly one container", len(containers) == 1, containers)

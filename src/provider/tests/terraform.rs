@@ -400,3 +400,183 @@ fn commands() -> Vec<String> {
 
 /// A self-signed certificate that nothing uses.
 const OTHER_CA: &str = include_str!("other-ca.pem");
+
+const AZURE: &str = r#"
+variable "key" {
+  type      = string
+  ephemeral = true
+}
+
+resource "siterecovery_storage_account" "azure" {
+  name                     = "stdrazure"
+  resource_group_name      = "rg-dr"
+  location                 = "northeurope"
+  account_tier             = "Premium"
+  account_replication_type = "ZRS"
+  blob_endpoint            = "https://stdrazure.blob.core.windows.net/"
+  container_name           = "replicas"
+  account_key_wo           = var.key
+  account_key_wo_version   = 1
+  stripes                  = 2
+  proxy_url                = "http://proxy.example.com:3128"
+}
+
+resource "siterecovery_replication_policy" "long" {
+  name                                                 = "kept-for-a-year"
+  recovery_vault_id                                    = siterecovery_vault.this.id
+  replication_interval_in_seconds                      = 300
+  recovery_point_retention_in_hours                    = 24
+  application_consistent_snapshot_frequency_in_minutes = 30
+  storage_account_id                                   = siterecovery_storage_account.azure.id
+  immutability_in_hours                                = 72
+  log_quota_in_percent                                 = 25
+  verification_interval_in_hours                       = 24
+  encryption_enabled                                   = true
+
+  retention_tier {
+    interval_in_minutes = 60
+    duration_in_hours   = 168
+  }
+
+  comparison_window {
+    days       = ["Saturday"]
+    start_time = "18:30"
+    end_time   = "06:00"
+    utc_offset = "+01:00"
+  }
+}
+
+data "siterecovery_replication_health" "this" {
+  recovery_vault_id = siterecovery_vault.this.id
+}
+
+data "siterecovery_jobs" "this" {
+  recovery_vault_id = siterecovery_vault.this.id
+  depends_on        = [siterecovery_replication_policy.long]
+}
+
+output "seen" {
+  value = [
+    data.siterecovery_replication_health.this.health,
+    contains(data.siterecovery_jobs.this.jobs[*].scenario_name, "AddProtectionProfile"),
+  ]
+}
+"#;
+
+#[test]
+fn azure_accounts_graded_policies_and_keys_live_in_terraform_and_secrets_do_not() {
+    let lab = Lab::start();
+    let mut terraform = lab.terraform("azure");
+    let key = format!("{}==", "A".repeat(86));
+    terraform
+        .environment
+        .insert("TF_VAR_key".into(), key.clone());
+    let whole = base(&lab) + AZURE;
+    terraform.write(&whole).apply();
+    terraform.plan_is_empty();
+    let (_, seen) = terraform.run(&["output", "-json", "seen"]);
+    assert_eq!(seen.trim().replace(' ', ""), "[\"Normal\",true]");
+    assert!(
+        !terraform.state_text().contains(&key),
+        "the key is in the state"
+    );
+    let data = fs::read(lab.folder.path().join("data/metadata.db")).unwrap();
+    assert!(
+        !data
+            .windows(key.len())
+            .any(|window| window == key.as_bytes()),
+        "the key lies open in the orchestrator's database"
+    );
+
+    // Another key, a rotation, other numbers: all in place.
+    let other = format!("{}==", "B".repeat(86));
+    terraform.environment.insert("TF_VAR_key".into(), other);
+    let changed = whole
+        .replace("wo_version   = 1", "wo_version   = 2")
+        .replace(
+            "immutability_in_hours                                = 72",
+            "immutability_in_hours = 0",
+        )
+        .replace(
+            "encryption_enabled                                   = true",
+            "encryption_enabled = false",
+        )
+        .replace("interval_in_minutes = 60", "interval_in_minutes = 120")
+        .replacen(
+            "location            = \"northeurope\"",
+            "location            = \"northeurope\"\n  encryption_key_rotation = \"1\"",
+            1,
+        );
+    terraform.write(&changed);
+    let plan = terraform.plan_has_changes();
+    assert!(plan.contains("3 to change, 0 to destroy"), "{plan}");
+    terraform.apply();
+    terraform.plan_is_empty();
+    let state = terraform.state_text();
+    let keys = state.matches("\"encryption_key_id\": \"").count();
+    assert_eq!(keys, 1, "the vault's key is told by its id");
+    assert!(!state.contains(&"B".repeat(86)));
+    terraform.destroy();
+}
+
+#[test]
+fn what_an_account_in_azure_or_a_graded_policy_can_not_be_is_refused_at_the_attribute() {
+    let lab = Lab::start();
+    let mut terraform = lab.terraform("azure-bad");
+    terraform
+        .environment
+        .insert("TF_VAR_key".into(), format!("{}==", "A".repeat(86)));
+    let whole = base(&lab) + AZURE;
+    for (from, to, line) in [
+        (
+            "https://stdrazure.blob",
+            "http://stdrazure.blob",
+            "blob_endpoint",
+        ),
+        ("= \"replicas\"", "= \"Replicas\"", "container_name"),
+        ("= var.key", "= \"short\"", "account_key_wo"),
+        (
+            "stripes                  = 2",
+            "folder = \"/srv\"",
+            "blob_endpoint",
+        ),
+        (
+            "proxy_url                = \"http://",
+            "proxy_url = \"http://me:pw@",
+            "proxy_url",
+        ),
+        ("\"ZRS\"", "\"GRS\"", "account_replication_type"),
+        (
+            "duration_in_hours   = 168",
+            "duration_in_hours = 20",
+            "siterecovery_replication_policy",
+        ),
+        ("= \"18:30\"", "= \"24:30\"", "start_time"),
+        ("[\"Saturday\"]", "[\"Sat\"]", "days"),
+        (
+            "log_quota_in_percent                                 = 25",
+            "log_quota_in_percent = 0",
+            "log_quota_in_percent",
+        ),
+    ] {
+        assert!(whole.contains(from), "{from}");
+        terraform.write(&whole.replacen(from, to, 1));
+        let problems = terraform.errors("plan");
+        assert!(
+            problems.iter().any(|problem| problem.line.contains(line)),
+            "{to}: {problems:?}"
+        );
+    }
+    // Premium storage and half a minute: known once both exist.
+    terraform.write(&whole.replace(
+        "replication_interval_in_seconds                      = 300",
+        "replication_interval_in_seconds = 30",
+    ));
+    let problems = terraform.errors("apply");
+    assert!(
+        problems
+            .iter()
+            .any(|problem| problem.line.contains("replication_interval")),
+        "{problems:?}"
+    );
+}

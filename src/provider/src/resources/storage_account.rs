@@ -83,8 +83,7 @@ impl Plain for StorageAccount {
                 "A storage account for replicas: journal, base images and recovery points of the protected VMs. \
                  The account is a folder that the hosts can write (`folder`), or a container in Azure Storage \
                  (`blob_endpoint` with an account key or a client of Entra ID). Engines get signatures of a few hours for \
-                 that one container, never the credential; an engine that only recovers can only read. Write-only arguments \
-                 need Terraform 1.11.",
+                 that one container, never the credential. Write-only arguments need Terraform 1.11.",
             )
             .attribute("name", fields::name("storage account", validate::storage_account_name))
             .attribute("resource_group_name", fields::resource_group_name())

@@ -1,0 +1,298 @@
+//! Storage accounts in Azure: credentials come in and never go out, engines get short-lived signatures of one container.
+
+mod harness;
+
+use std::time::Duration;
+
+use engine_protocol::v1::{self, azure_credential, store_target};
+use harness::azure::{Azure, SECRET, TENANT};
+use harness::engine::{DB, Engine, WEB};
+use harness::{World, ready};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+/// 64 bytes, as a real key is.
+fn account_key() -> String {
+    format!("{}==", "A".repeat(86))
+}
+
+fn account(azure: &Azure, more: Value) -> Value {
+    let mut properties = json!({ "blobEndpoint": azure.endpoint() });
+    for (name, value) in more.as_object().expect("fields") {
+        properties[name] = value.clone();
+    }
+    json!({ "location": "northeurope", "sku": { "name": "Standard_GRS" }, "kind": "StorageV2", "properties": properties })
+}
+
+fn client(azure: &Azure, secret: Option<&str>) -> Value {
+    json!({ "accessClient": { "tenantId": TENANT, "clientId": "c", "authority": azure.authority(), "clientSecret": secret } })
+}
+
+/// Turns the storage account of the base into one in Azure.
+async fn in_azure(world: &World, body: Value) {
+    let answer = world.put(&world.storage(), body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+}
+
+fn target(engine: &Engine, vm: &str) -> v1::AzureStorage {
+    let wanted = engine.last().replications.into_iter();
+    let wanted = wanted.filter(|one| one.vm_id == vm).last().expect("item");
+    match wanted.store.and_then(|store| store.kind) {
+        Some(store_target::Kind::Azure(azure)) => azure,
+        other => panic!("no Azure store: {other:?}"),
+    }
+}
+
+fn sas(azure: &v1::AzureStorage) -> String {
+    match azure.credential.as_ref().and_then(|one| one.kind.as_ref()) {
+        Some(azure_credential::Kind::Sas(query)) => query.clone(),
+        other => panic!("no signature: {}", other.is_some()),
+    }
+}
+
+fn expiry(azure: &v1::AzureStorage) -> i64 {
+    azure
+        .credential
+        .as_ref()
+        .expect("credential")
+        .expires_unix_ms
+}
+
+/// Every byte that the orchestrator has stored.
+fn stored(world: &World) -> String {
+    let data = world.folder.path().join("data");
+    let files = std::fs::read_dir(&data).expect("folder");
+    files
+        .filter_map(|file| std::fs::read(file.expect("entry").path()).ok())
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_key_gives_engines_signatures_of_one_container_that_are_renewed_in_time() {
+    let (world, engine) = ready().await;
+    let azure = Azure::start().await;
+    in_azure(
+        &world,
+        account(
+            &azure,
+            json!({ "accountKey": account_key(), "stripes": 4, "proxyUrl": null }),
+        ),
+    )
+    .await;
+    world.associate().await;
+    let item = world.protect(WEB).await;
+    let store = target(&engine, WEB);
+    assert_eq!(store.blob_endpoint, azure.endpoint());
+    assert!(
+        store.container.starts_with("vault-dr-"),
+        "{}",
+        store.container
+    );
+    assert_eq!((store.stripes, store.premium), (4, false));
+    assert!(sas(&store).contains("sr=c&sp=rcwdl"), "{}", sas(&store));
+    let left = expiry(&store) - world.orchestrator.app.now_ms();
+    assert!((2 * 3_600_000..=4 * 3_600_000).contains(&left), "{left}");
+    let made = azure.requests();
+    assert!(
+        made.iter().any(|one| one.starts_with(&format!("PUT /acct/{}?restype=container", store.container))),
+        "{made:?}"
+    );
+    let shown = world.get(&item).await.body;
+    let folder = shown["properties"]["providerSpecificDetails"]["replicaFolder"].as_str();
+    assert!(folder.expect("folder").starts_with(&azure.endpoint()));
+
+    // An hour later there is another signature, while the old one is still good; nothing else changes.
+    let before = engine.last();
+    world.orchestrator.app.advance(Duration::from_secs(3_600));
+    world
+        .until(&item, |_| sas(&target(&engine, WEB)) != sas(&store))
+        .await;
+    assert!(engine.last().generation > before.generation);
+    assert!(expiry(&target(&engine, WEB)) > expiry(&store));
+
+    // A restart goes on with the same signature.
+    let now = sas(&target(&engine, WEB));
+    let ahead = Duration::from_secs(3_600);
+    let world = world.restart().await;
+    world.orchestrator.app.advance(ahead);
+    world
+        .until(&item, |item| {
+            item["properties"]["protectionState"] == "Protected"
+        })
+        .await;
+    let again = orchestrator::gateway::desired::refresh(&world.orchestrator.app, &engine.id)
+        .await
+        .expect("desired state");
+    let again = again
+        .replications
+        .into_iter()
+        .next()
+        .and_then(|one| one.store);
+    let Some(store_target::Kind::Azure(again)) = again.and_then(|store| store.kind) else {
+        panic!("no Azure store");
+    };
+    assert_eq!(sas(&again), now);
+
+    // The place can't change under the replica, and nothing that was stored tells the key.
+    let moved = account(&azure, json!({ "containerName": "elsewhere" }));
+    let refused = world.put(&world.storage(), moved).await;
+    assert_eq!(refused.code(), "StorageAccountInUse");
+    assert!(!stored(&world).contains(&account_key()));
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_entra_borrows_a_key_that_is_renewed_and_outlives_a_restart() {
+    let (world, engine) = ready().await;
+    let azure = Azure::start().await;
+    in_azure(&world, account(&azure, client(&azure, Some(SECRET)))).await;
+    world.associate().await;
+    let item = world.protect(DB).await;
+    let store = target(&engine, DB);
+    assert!(
+        sas(&store).contains("skoid=oid"),
+        "a user delegation signature"
+    );
+    let lent = azure.lent();
+    assert!(lent > 0);
+
+    // Entra ID is away: replication goes on, also over a restart.
+    azure.refuse(true);
+    let mut world = world.restart().await;
+    world
+        .until(&item, |item| {
+            item["properties"]["protectionState"] == "Protected"
+        })
+        .await;
+    assert_eq!(sas(&target(&engine, DB)), sas(&store));
+    // When the key comes to its end without a new one, the item says so before the signature ends.
+    world
+        .orchestrator
+        .app
+        .advance(Duration::from_secs(4 * 3_600));
+    world.sign_in_again().await;
+    orchestrator::access::loans::renew(&world.orchestrator.app)
+        .await
+        .expect("renewal");
+    let codes = |item: &Value| {
+        let errors = item["properties"]["healthErrors"].as_array().cloned();
+        errors
+            .unwrap_or_default()
+            .iter()
+            .any(|error| error["errorCode"] == "StorageCredentialNotRenewed")
+    };
+    let troubled = world.until(&item, codes).await;
+    assert!(!troubled.to_string().contains(SECRET));
+    azure.refuse(false);
+    orchestrator::access::loans::renew(&world.orchestrator.app)
+        .await
+        .expect("renewal");
+    assert!(azure.lent() > lent);
+    world.until(&item, |item| !codes(item)).await;
+    for secret in [SECRET, "bGVudC1rZXktb2YtdGhlLXRlc3Q=", "token-of-the-test"] {
+        assert!(!stored(&world).contains(secret), "{secret}");
+    }
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_shows_a_credential_and_one_that_is_there_is_not_used_elsewhere() {
+    let world = World::start().await;
+    let azure = Azure::start().await;
+    let path = world.storage();
+    let without = world.put(&path, account(&azure, json!({}))).await;
+    assert_eq!(without.code(), "StorageCredentialRequired");
+    let made = world
+        .put(
+            &path,
+            account(&azure, json!({ "accountKey": account_key() })),
+        )
+        .await;
+    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    assert_eq!(made.body["properties"]["accessKind"], "AccountKey");
+    assert_eq!(
+        made.body["properties"]["primaryEndpoints"]["blob"],
+        json!(format!("{}/", azure.endpoint()))
+    );
+    let list = format!(
+        "{}/providers/Microsoft.Storage/storageAccounts",
+        world.group
+    );
+    for shown in [
+        made.body,
+        world.get(&path).await.body,
+        world.get(&list).await.body,
+    ] {
+        assert!(!shown.to_string().contains(&account_key()));
+        assert!(!shown.to_string().contains("accountKey"));
+    }
+    // What was read can be written again without the key, and tags alone by PATCH.
+    let read = world.get(&path).await.body;
+    assert_eq!(world.put(&path, read).await.status, StatusCode::OK);
+    let patch = json!({ "tags": { "team": "dr" } });
+    let patched = world.call(Method::PATCH, &path, Some(patch)).await;
+    assert_eq!(patched.body["tags"]["team"], "dr", "{patched:?}");
+    assert_eq!(
+        patched.body["properties"]["blobEndpoint"],
+        json!(azure.endpoint())
+    );
+    // Another endpoint needs the credential again: who changes it must know it.
+    let mut elsewhere = account(&azure, json!({}));
+    elsewhere["properties"]["blobEndpoint"] = json!("https://attacker.example");
+    let refused = world.put(&path, elsewhere).await;
+    assert_eq!(refused.code(), "StorageCredentialRequired");
+    // A client whose authority changes, too.
+    world
+        .put(&path, account(&azure, client(&azure, Some(SECRET))))
+        .await;
+    let mut client = client(&azure, None);
+    client["accessClient"]["authority"] = json!("https://attacker.example");
+    let refused = world.put(&path, account(&azure, client)).await;
+    assert_eq!(refused.code(), "StorageCredentialRequired");
+    assert_eq!(refused.target(), "properties.accessClient.clientSecret");
+    for (name, value) in [
+        ("blobEndpoint", json!("http://plain.example")),
+        ("containerName", json!("Capital")),
+        ("stripes", json!(1000)),
+        ("proxyUrl", json!("http://me:secret@proxy:1")),
+        ("caPem", json!("nothing")),
+        ("accountKey", json!("short")),
+    ] {
+        let mut body = account(&azure, json!({ "accountKey": account_key() }));
+        body["properties"][name] = value;
+        let refused = world.put(&path, body).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{name}");
+        assert_eq!(refused.target(), format!("properties.{name}"));
+        assert!(!refused.body.to_string().contains("secret"), "{name}");
+    }
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_lets_nobody_in_fails_the_job_at_the_account() {
+    let (world, _engine) = ready().await;
+    let azure = Azure::start().await;
+    in_azure(
+        &world,
+        account(&azure, json!({ "accountKey": account_key() })),
+    )
+    .await;
+    world.associate().await;
+    azure.refuse(true);
+    let item = world.item(WEB).await;
+    let status = world
+        .finish(&world.put(&item, world.enable_body(WEB).await).await)
+        .await;
+    assert_eq!(
+        status["error"]["code"], "StorageAccountNotReachable",
+        "{status}"
+    );
+    let target = status["error"]["target"].as_str().unwrap_or_default();
+    assert!(target.ends_with("targetStorageAccountId"), "{target}");
+    assert!(!status.to_string().contains("sig="), "{status}");
+    assert_eq!(world.get(&item).await.status, StatusCode::NOT_FOUND);
+    azure.refuse(false);
+    world.protect(WEB).await;
+    world.orchestrator.stop().await;
+}
