@@ -20,10 +20,10 @@ use crate::reconcile::Reconciler;
 use crate::recovered::{RecoveredVms, RecoveryHost};
 use crate::replicator::Context;
 use crate::replicator::pauses::NoPauses;
-use crate::replicator::throttle::Unthrottled;
 use crate::report::{Reporter, free_bytes};
 use crate::session::Session;
 use crate::task::spawn_named;
+use crate::throttle::Limiter;
 
 /// The qemu driver for this configuration.
 pub fn driver(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
@@ -59,6 +59,15 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
     let identity = IdentityFolder::open(config.identity_folder())?;
     let engine_id = identity.engine_id()?;
     let hypervisor = driver(config)?;
+    // Before anything else: a guest may be waiting.
+    match hypervisor.recover().await {
+        Ok(woken) => {
+            for vm in woken {
+                tracing::warn!(%vm, "a freeze of an earlier run had left this virtual machine held; it goes on");
+            }
+        }
+        Err(error) => tracing::error!(?error, "held virtual machines could not be looked for"),
+    }
     let board = Arc::new(Board::default());
 
     let (about, about_seen) = watch::channel(About {
@@ -76,7 +85,8 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
         clock: Arc::new(now_unix_ms),
         store_faults: None,
         free_bytes: Arc::new(|path: &Path| free_bytes(path)),
-        throttle: Arc::new(Unthrottled),
+        throttle: Arc::new(Limiter::new(Arc::new(now_unix_ms))),
+        groups: Arc::default(),
     });
     let recovered = config.recovery_role.then(|| {
         RecoveredVms::new(Arc::new(RecoveryHost {

@@ -23,6 +23,7 @@ pub mod desired;
 pub mod durable;
 pub mod engine;
 pub mod finding;
+pub mod group;
 pub mod identity;
 pub mod inspect;
 pub mod instance;

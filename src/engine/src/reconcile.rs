@@ -14,6 +14,7 @@ use v1::replication_status::State;
 use crate::desired::DesiredFile;
 use crate::finding;
 use crate::recovered::RecoveredVms;
+use crate::replicator::policy;
 use crate::replicator::spec::Spec;
 use crate::replicator::{Context, Replicator};
 use crate::stores;
@@ -68,6 +69,7 @@ impl Reconciler {
         }
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 changed = desired.changed() => {
                     if changed.is_err() {
@@ -99,6 +101,11 @@ impl Reconciler {
     }
 
     async fn apply(&mut self, state: &DesiredState) {
+        match policy::limits(&state.throttles) {
+            Ok(limits) => self.context.throttle.limit_host(&limits),
+            // Those before it stay in force: no limit at all could be the worse surprise.
+            Err(problem) => tracing::error!(problem, "the host's rate limits can't be used"),
+        }
         for store in &state.stores {
             if let Err(problem) = stores::target(Some(store)) {
                 tracing::warn!(problem, "a store of the desired state can't be used");

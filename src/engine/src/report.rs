@@ -82,7 +82,11 @@ impl Reporter {
     pub async fn report(&self) -> Result<v1::EngineReport, HypervisorError> {
         let host = self.host().await?;
         let virtual_machines = self.machines().await?;
-        let snapshot = self.board.snapshot();
+        let mut snapshot = self.board.snapshot();
+        let now = crate::engine::now_unix_ms();
+        for status in &mut snapshot.replications {
+            status.rpo_seconds = rpo_seconds(status, now);
+        }
         Ok(v1::EngineReport {
             observed_generation: snapshot.observed_generation,
             host: Some(host),
@@ -121,6 +125,13 @@ impl Reporter {
         cache.machines = Some((Instant::now(), machines.clone()));
         Ok(machines)
     }
+}
+
+/// Age of the newest instant that can be recovered; 0 = there is none, or its clock is ahead of ours.
+fn rpo_seconds(status: &v1::ReplicationStatus, now_unix_ms: i64) -> u64 {
+    let newest = status.recovery_points.last();
+    let age = newest.map_or(0, |point| now_unix_ms.saturating_sub(point.time_unix_ms));
+    u64::try_from(age).unwrap_or(0) / 1000
 }
 
 /// A VM as the protocol describes it.

@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine_protocol::v1::replication_status::State;
-use hypervisor::{DiskId, FrozenPoint, TrackingId};
+use hypervisor::{DiskId, FreezeRequest, FrozenPoint, TrackingId};
 use tokio::time::Instant;
 
-use super::cadence::{Cadence, Done, FreezeKind};
+use super::cadence::{Cadence, Done, FreezeKind, Frozen};
 use super::copy;
 use super::cycle::{Cycle, Taken};
 use super::disks::{end_watch, find_vm, learn_disks, watch_left};
@@ -52,7 +52,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
         clean: false,
         seen_running: false,
         seen_off: false,
-        cadence: Cadence::new(item.policy.clone()),
+        cadence: Cadence::new(item, shared),
     };
     let mut failures = 0;
     loop {
@@ -98,18 +98,18 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
     }
 }
 
-struct Pace {
+struct Pace<'a> {
     /// Nothing of an earlier run is left at the hypervisor.
     clean: bool,
     /// The VM ran since this engine looks.
     seen_running: bool,
     /// The VM was off since this engine looks.
     seen_off: bool,
-    cadence: Cadence,
+    cadence: Cadence<'a>,
 }
 
 /// One step: initial replication, or the wait for the next cycle and the cycle. Must run to its end: it gives frozen points back.
-async fn step(item: &Item, shared: &Shared, pace: &mut Pace) -> Result<(), Trouble> {
+async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), Trouble> {
     if !pace.clean {
         item.context.hypervisor.clean_up(item.spec.vm).await?;
         pace.clean = true;
@@ -205,7 +205,7 @@ async fn wait_for_fewer(shared: &Shared, limit: usize) {
 async fn frozen(
     item: &Item,
     shared: &Shared,
-    pace: &mut Pace,
+    pace: &mut Pace<'_>,
     purpose: Purpose,
 ) -> Result<Option<Taken>, Trouble> {
     let host = &item.context.hypervisor;
@@ -214,7 +214,7 @@ async fn frozen(
     let folders: Vec<PathBuf> = disks
         .iter()
         .filter_map(|disk| disk.path.parent().map(PathBuf::from))
-        // Old data of a frozen point goes to the engine's data folder; when that is full the guest's writes fail.
+        // Old data of a frozen point goes to the engine's data folder; when that is full the point breaks.
         .chain([item.context.state_folder.clone()])
         .collect();
     room(item, &folders, ROOM_BYTES)?;
@@ -226,25 +226,32 @@ async fn frozen(
         Purpose::InitialReplication { .. } => None,
     };
     let next = next_tracking(item, known).await?;
+    let request = FreezeRequest {
+        vm: item.spec.vm,
+        disks: item.spec.disks.clone(),
+        since,
+        next,
+    };
+    let kind = match purpose {
+        Purpose::Cycle(kind) => Some(kind),
+        Purpose::InitialReplication { .. } => None,
+    };
+    let whole = captured.knowledge.is_whole();
+    let Frozen {
+        point,
+        kind: point_kind,
+        group_point,
+    } = pace.cadence.freeze(request, kind, whole).await?;
+    // Behind the freeze: the wait for a group is no work.
     let begin = Instant::now();
-    let point = host
-        .freeze(
-            item.spec.vm,
-            &item.spec.disks,
-            since,
-            next,
-            hypervisor::Consistency::Crash,
-        )
-        .await?;
     pace.clean = false;
     pace.seen_running = true;
     let watched = end_watch(item, shared, pace.seen_off).await;
-    pace.cadence.froze(begin);
     let work = async {
         watched?;
         item.pass(pauses::FROZEN).await;
         match purpose {
-            Purpose::Cycle(FreezeKind::Crash) => {
+            Purpose::Cycle(_) => {
                 let cycle = Cycle {
                     item,
                     shared,
@@ -252,7 +259,8 @@ async fn frozen(
                     disks: &disks,
                     vm: &vm,
                     captured,
-                    kind: replica_store::PointKind::Crash,
+                    kind: point_kind,
+                    group_point,
                 };
                 cycle.capture().await
             }

@@ -21,6 +21,7 @@ use futures::stream;
 use hypervisor::{Changes, DiskId, Extent, FrozenDisk, FrozenPoint, VirtualMachine};
 use replica_store::{PointKind, ReplicaState};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::buffers;
 use super::cycle_log::{Closed, CycleLog};
@@ -62,6 +63,7 @@ pub(super) struct Cycle<'a> {
     pub vm: &'a VirtualMachine,
     pub captured: Captured,
     pub kind: PointKind,
+    pub group_point: Option<Uuid>,
 }
 
 impl Cycle<'_> {
@@ -105,6 +107,7 @@ impl Cycle<'_> {
             VmConfig::of(self.vm, &Vec::from_iter(known.members.iter().copied())),
         );
         record.kind = self.kind;
+        record.group_point = self.group_point;
         let mut touches = Touches::new();
         let mut work = DiskWork {
             item,

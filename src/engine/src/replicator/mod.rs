@@ -22,6 +22,7 @@ mod joining;
 mod judge;
 mod log_file;
 mod maps;
+mod notices;
 pub mod pauses;
 pub mod policy;
 pub mod ranges;
@@ -48,6 +49,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff;
+use crate::schedule::meter::Meter;
 use crate::task::{blocking, spawn_named};
 pub use shared::Context;
 use maps::Maps;
@@ -86,6 +88,7 @@ impl Replicator {
             status: StatusLine::new(context.board.clone(), &spec),
             stop: stop.clone(),
             policy: receiver,
+            meter: Meter::default(),
             spec: spec.clone(),
             context,
         };

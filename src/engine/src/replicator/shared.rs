@@ -8,6 +8,7 @@ use hypervisor::{DiskId, Hypervisor, TrackingId};
 use replica_store::fault::Faults;
 use replica_store::{DiskSpec, ReplicaReader, ReplicaWriter, WriterOptions};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -22,6 +23,8 @@ use super::throttle::{Class, Throttle};
 use super::touched::{Touched, Touches};
 use super::trouble::Trouble;
 use crate::board::Board;
+use crate::group::Groups;
+use crate::schedule::meter::Meter;
 use crate::task::blocking;
 
 /// Free bytes on the volume of a path; `None` when it can't be found out.
@@ -43,6 +46,8 @@ pub struct Context {
     pub store_faults: Option<Arc<dyn Faults>>,
     /// Free bytes on a volume, for captures.
     pub free_bytes: FreeBytes,
+    /// VMs that take their points together.
+    pub groups: Arc<Groups>,
     /// Limits what is sent to stores.
     pub throttle: Arc<dyn Throttle>,
 }
@@ -55,6 +60,8 @@ pub(super) struct Item {
     pub status: StatusLine,
     pub stop: CancellationToken,
     pub policy: watch::Receiver<Policy>,
+    /// What shipping tells the schedule.
+    pub meter: Meter,
 }
 
 /// Durable state, spool and store of one item.
@@ -98,10 +105,12 @@ impl Item {
 
     /// Returns when `bytes` may be sent to the store.
     pub async fn may_send(&self, bytes: u64, class: Class) {
+        let begin = Instant::now();
         self.context
             .throttle
             .acquire(&self.spec.item_id, bytes, class)
             .await;
+        self.meter.throttled(begin.elapsed());
     }
 }
 

@@ -95,6 +95,8 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
 
 /// Ships one cycle.
 async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), Trouble> {
+    let begin = tokio::time::Instant::now();
+    item.meter.begin();
     let writer = shared.writer(item).await?;
     {
         let policy = item.policy.borrow();
@@ -155,6 +157,11 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
     .await
     .map_err(Trouble::io("remove a shipped cycle"))?;
     shared.pop(item);
+    item.meter.shipped(
+        record.changed_bytes,
+        begin.elapsed(),
+        *shared.waiting().borrow(),
+    );
     tracing::info!(
         item = item.spec.item_id,
         position = record.position,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use engine_protocol::v1;
 use hypervisor::DiskId;
@@ -39,6 +40,12 @@ pub enum Origin {
     Verify,
     /// Retirement.
     Retire,
+    /// The guest, asked to rest.
+    Application,
+    /// The VM's group.
+    Group,
+    /// The interval between cycles.
+    Schedule,
 }
 
 /// An item's line on the board.
@@ -111,6 +118,31 @@ impl StatusLine {
             if let Some((finding, _)) = inner.problems.remove(&origin) {
                 tracing::info!(item = self.item_id, code = finding.code, "problem is gone");
             }
+        });
+    }
+
+    /// Something of `origin` that a person should know, and that stops nothing; `None` = no longer.
+    pub fn notice(&self, origin: Origin, found: Option<v1::Finding>) {
+        self.change(|inner, _| {
+            let before = match found {
+                Some(found) => inner.problems.insert(origin, (found, false)),
+                None => inner.problems.remove(&origin),
+            };
+            let code =
+                |found: Option<&(v1::Finding, bool)>| found.map(|(found, _)| found.code.clone());
+            let (before, now) = (code(before.as_ref()), code(inner.problems.get(&origin)));
+            if before != now {
+                tracing::info!(item = self.item_id, ?before, ?now, "notice");
+            }
+        });
+    }
+
+    /// How often cycles come, and why that is less often than the policy says; empty = it is not.
+    pub fn schedule(&self, effective: Duration, degraded_reason: &str) {
+        self.change(|_, status| {
+            status.effective_interval_seconds =
+                u32::try_from(effective.as_secs()).unwrap_or(u32::MAX);
+            degraded_reason.clone_into(&mut status.degraded_reason);
         });
     }
 
@@ -210,7 +242,18 @@ impl StatusLine {
     pub fn points(&self, points: &[RecoveryPoint]) {
         let newest = &points[points.len().saturating_sub(MOST_POINTS)..];
         let points: Vec<_> = newest.iter().map(point).collect();
-        self.change(|_, status| status.recovery_points = points);
+        let application = v1::recovery_point::Kind::ApplicationConsistent;
+        let newest = points
+            .iter()
+            .filter(|point| point.kind() == application)
+            .map(|point| point.time_unix_ms)
+            .max();
+        self.change(|_, status| {
+            status.recovery_points = points;
+            if let Some(newest) = newest {
+                status.last_app_consistent_unix_ms = newest;
+            }
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner, &mut v1::ReplicationStatus)) {

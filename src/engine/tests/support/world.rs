@@ -58,6 +58,7 @@ impl World {
             store_faults: faults,
             free_bytes: Arc::new(move |_| Some(free.load(Ordering::SeqCst))),
             throttle: Arc::new(Unthrottled),
+            groups: Arc::default(),
         })
     }
 
