@@ -1,10 +1,12 @@
 //! VHD, VHDX and raw disk images: read, write, replay, check.
 //!
 //! ```text
-//!   DiskImage::open ─► detect ─┬─► vhdx  (fixed, dynamic; log replayed)      ┐
-//!   DiskImage::create ─────────┼─► vhd   (fixed, dynamic)                    ├─► dyn ImageFile ─► std::fs::File
-//!                              └─► raw                                       ┘                └─► MemoryFile (tests)
-//!   live_allocation ──► block allocation table of an image another process is writing
+//!   DiskImage::open ─► detect ─┬─► vhdx  (fixed, dynamic, differencing; log replayed)  ┐
+//!   DiskImage::create ─────────┼─► vhd   (fixed, dynamic, differencing)                ├─► dyn ImageFile ─► std::fs::File
+//!                              └─► raw                                                 ┘                └─► MemoryFile (tests)
+//!   parents of a differencing image ─► ParentGate of the caller ─► nothing, or files in allowed folders
+//!   convert ─────────► any of them into any other, holes and zeroes left out
+//!   live_allocation ─► block allocation table of an image another process is writing
 //!   partitions::read ─► MBR or GPT of any BlockRead
 //! ```
 //!
@@ -14,7 +16,8 @@
 //! to be replayed by the next opener.
 //!
 //! Everything is synchronous and knows nothing of async run times. Bytes from a file are never
-//! trusted: checksums, offsets and sizes are verified before use, and a broken image gives an
+//! trusted: what is read although the specification says otherwise is decided in [`deviations`];
+//! checksums, offsets and sizes are verified before use, and a broken image gives an
 //! [`ImageError`] that names the object, where it lies and why it was refused.
 
 mod bytes;
