@@ -159,7 +159,7 @@ async fn a_point_is_application_consistent_only_if_the_guest_confirmed_it() {
         assert_eq!(reason, expected, "{text}");
         assert!(!agent.is_frozen());
         assert_eq!(agent.thaws.load(Ordering::SeqCst), 1, "always thawed");
-        assert_eq!(marks(&vm), [PathBuf::new(); 0]);
+        assert!(marks(&vm).is_empty());
     }
 }
 
@@ -265,7 +265,7 @@ async fn what_a_dead_engine_left_held_goes_on_at_the_next_start() {
         !is_running(&lab, by_hand.id).await,
         "what a person paused stays paused"
     );
-    assert_eq!(heir.recover().await.unwrap(), [VmId(uuid::Uuid::nil()); 0]);
+    assert!(heir.recover().await.unwrap().is_empty());
 
     // A freeze of a VM that a person has paused works, and leaves it paused.
     let point = heir
