@@ -209,3 +209,28 @@ pub fn replica_missing(folder: &Path) -> Finding {
         true,
     )
 }
+
+/// A disk copy can't be the start of base.
+pub fn seed_unusable(path: &Path, cause: &str) -> Finding {
+    finding(
+        "SEED_UNUSABLE",
+        format!("disk copy {} can't be used: {cause}", path.display()),
+        "The file is missing, damaged, or no raw, VHD or VHDX image; or the storage account can't take it.",
+        "Bring the copy again, or remove the seed from the protected item; then everything is sent over the network.",
+        true,
+    )
+}
+
+/// Stored bytes do not verify.
+pub fn points_damaged(folder: &Path, places: usize, points: usize) -> Finding {
+    finding(
+        "POINTS_DAMAGED",
+        format!(
+            "{places} places of the replica in {} do not verify; {points} recovery points show it",
+            folder.display()
+        ),
+        "The storage lost or changed bytes after they were acknowledged.",
+        "Check the storage. The ranges are sent again, so points from now on are whole; older ones that show the damage should not be recovered.",
+        true,
+    )
+}

@@ -22,6 +22,7 @@ use super::cycle::{Cycle, Taken};
 use super::disks::{end_watch, find_vm, learn_disks, watch_left};
 use super::pauses;
 use super::ranges;
+use super::seeding;
 use super::shared::{Item, Shared};
 use super::status::Origin;
 use super::trouble::{Trouble, chain};
@@ -90,6 +91,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
                     backoff::ship_delay(failures)
                 };
                 tokio::select! {
+                    biased;
                     () = shared.halt.cancelled() => return Err(Trouble::Stopped),
                     () = tokio::time::sleep(wait) => {}
                 }
@@ -127,6 +129,9 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
                         state.complete = true;
                         state.knowledge.members =
                             members.iter().map(|disk| DiskId(disk.id)).collect();
+                        // Which of them older objects need is not known.
+                        let keys = item.policy.borrow().keys.clone();
+                        state.keys = keys.ids().map(|key| (key, head_position.0)).collect();
                     })
                     .await?;
                 return shared.reset_to(item, head_position.0).await;
@@ -136,6 +141,7 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
             replica_store::ReplicaState::Empty => true,
             replica_store::ReplicaState::Partial => false,
         };
+        let base_is_empty = !seeding::run(item, shared, &writer).await? && base_is_empty;
         item.status.phase(State::InitialReplication);
         return frozen(
             item,

@@ -10,7 +10,7 @@
 //! most a slice, other disks go on being sent. While a disk is suspect cycles make no recovery point, because a
 //! point means all disks at one instant; the cycle that ends the comparison makes the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use super::joining;
 use super::judge::{Head, Judge, whole_blocks};
 use super::pauses;
 use super::ranges;
-use super::shared::{Captured, Item, Shared};
+use super::shared::{Captured, Doubt, Item, Shared};
 use super::state::{CycleDisk, CycleRecord, ItemDisk};
 use super::suspicion::Knowledge;
 use super::touched::Touches;
@@ -108,6 +108,12 @@ impl Cycle<'_> {
         );
         record.kind = self.kind;
         record.group_point = self.group_point;
+        let doubts = shared.doubts();
+        let mut doubted = Touches::new();
+        for (disk, offset, length) in &doubts {
+            doubted.entry(*disk).or_default().add(*offset, *length);
+        }
+        captured.touches.push(Arc::new(doubted));
         let mut touches = Touches::new();
         let mut work = DiskWork {
             item,
@@ -115,6 +121,7 @@ impl Cycle<'_> {
             until: Instant::now() + SLICE,
             compare,
             waiting: captured.touches.clone(),
+            doubts: &doubts,
             progress: self.progress(&known),
         };
         for frozen in &self.point.disks {
@@ -160,6 +167,7 @@ impl Cycle<'_> {
         if !kept {
             return Ok(Taken::DrainFirst);
         }
+        shared.no_longer_doubt(&doubts);
         item.status.tracking(self.disks, &record.knowledge, false);
         item.pass(pauses::RECORDED).await;
         Ok(Taken::Cycle(Box::new(record)))
@@ -241,7 +249,10 @@ struct DiskWork<'a> {
     until: Instant,
     /// Whether suspect disks are compared in this cycle.
     compare: bool,
+    /// What cycles change that are captured and not in the maps, and what is damaged in the store.
     waiting: Vec<Arc<Touches>>,
+    /// What is damaged in the store: it goes there again.
+    doubts: &'a BTreeSet<Doubt>,
     progress: Progress,
 }
 
@@ -256,10 +267,19 @@ impl DiskWork<'_> {
         room: u64,
     ) -> Result<Option<Closed>, Trouble> {
         let size = frozen.size_bytes;
-        let dirty = match &frozen.changes {
-            Changes::Since(extents) => whole_blocks(extents, size),
+        let mut dirty = match &frozen.changes {
+            Changes::Since(extents) => extents.clone(),
             Changes::Unknown => Vec::new(),
         };
+        let doubts = self.doubts.iter();
+        dirty.extend(doubts.filter(|(disk, ..)| *disk == frozen.disk).map(
+            |(_, offset, length)| Extent {
+                offset: *offset,
+                length: *length,
+            },
+        ));
+        dirty.sort_unstable_by_key(|extent| extent.offset);
+        let dirty = whole_blocks(&dirty, size);
         let cursor = known.cursor(frozen.disk).filter(|_| self.compare);
         let behind = match cursor {
             None => 0,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hypervisor::{DiskId, Extent, FrozenDisk};
 use replica_store::ReplicaView;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
+use uuid::Uuid;
 
 use super::buffers::Buffers;
 use super::copy::{is_allocated, read_or_zero};
@@ -127,7 +128,7 @@ impl Judge {
                 let part = data.slice(at..end.min(at + ASK_BYTES));
                 let view = head.view().await?;
                 let from = offset + at as u64;
-                let there = view.read(self.disk.0, from, part.len()).await?;
+                let there = read_grown(view, self.disk.0, from, part.len()).await?;
                 let first = at / BLOCK as usize;
                 let blocks = refine::blocks(&part).zip(refine::blocks(&there));
                 let mut learnt = Vec::new();
@@ -171,6 +172,30 @@ impl Judge {
             .await
             .map_err(Trouble::io("note block hashes"))
     }
+}
+
+/// Reads of the replica; what lies behind the end that its disk has there is zero: the source has grown since.
+async fn read_grown(
+    view: &ReplicaView,
+    disk: Uuid,
+    offset: u64,
+    length: usize,
+) -> Result<Bytes, Trouble> {
+    let size = view
+        .disks()
+        .iter()
+        .find(|known| known.id == disk)
+        .map_or(0, |known| known.size_bytes);
+    let inside = size.saturating_sub(offset).min(length as u64) as usize;
+    if inside == length {
+        return Ok(view.read(disk, offset, length).await?);
+    }
+    let mut bytes = match inside {
+        0 => Vec::new(),
+        _ => view.read(disk, offset, inside).await?.to_vec(),
+    };
+    bytes.resize(length, 0);
+    Ok(bytes.into())
 }
 
 /// Rounds ranges out to whole blocks, within the disk.

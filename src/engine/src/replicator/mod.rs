@@ -29,6 +29,7 @@ pub mod ranges;
 mod rate;
 pub mod refine;
 mod retire;
+mod seeding;
 mod shared;
 mod ship;
 pub mod spec;
@@ -38,6 +39,7 @@ pub mod suspicion;
 pub mod throttle;
 pub mod touched;
 pub mod trouble;
+mod verify;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -51,8 +53,8 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff;
 use crate::schedule::meter::Meter;
 use crate::task::{blocking, spawn_named};
-pub use shared::Context;
 use maps::Maps;
+pub use shared::Context;
 use shared::{Item, Shared, Waiting};
 use spec::{Policy, Spec, Wish};
 use state::{ItemDisk, ItemFiles, ItemState};
@@ -162,6 +164,7 @@ async fn replicate(item: &Item) {
                 failures += 1;
                 item.status.problem(Origin::Capture, &trouble, &item.spec);
                 tokio::select! {
+                    biased;
                     () = item.stop.cancelled() => return,
                     () = tokio::time::sleep(backoff::ship_delay(failures)) => {}
                 }

@@ -29,6 +29,7 @@ pub(super) async fn run(item: &Item, delete_replica: bool) {
                 failures += 1;
                 item.status.problem(Origin::Retire, &trouble, &item.spec);
                 tokio::select! {
+                    biased;
                     () = item.stop.cancelled() => return,
                     () = tokio::time::sleep(backoff::ship_delay(failures)) => {}
                 }

@@ -1,7 +1,8 @@
 //! What the two halves of an item's replication, capture and shipping, share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hypervisor::{DiskId, Hypervisor, TrackingId};
@@ -72,11 +73,17 @@ pub(super) struct Shared {
     given_up: tokio::sync::Mutex<u64>,
     waiting: watch::Sender<usize>,
     writer: tokio::sync::Mutex<Option<ReplicaWriter>>,
+    /// Ranges that are damaged in the store and go there again.
+    doubts: Mutex<BTreeSet<Doubt>>,
+    verifying: AtomicBool,
     /// What the store is known to hold, block by block.
     pub maps: Arc<Maps>,
     /// Ends both halves: the item stops, or one half has found that it must.
     pub halt: CancellationToken,
 }
+
+/// A range of a disk: which, from where, how long.
+pub(super) type Doubt = (DiskId, u64, u64);
 
 /// A captured cycle that waits for the store.
 pub(super) struct Waiting {
@@ -118,6 +125,8 @@ impl Shared {
     pub fn new(state: ItemState, spool: Vec<Waiting>, maps: Maps, halt: CancellationToken) -> Self {
         Self {
             halt,
+            doubts: Mutex::default(),
+            verifying: AtomicBool::new(false),
             maps: Arc::new(maps),
             given_up: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::new(state),
@@ -291,6 +300,35 @@ impl Shared {
     /// Keeps a reason for comparing disks until a cycle takes it up.
     pub async fn raise(&self, item: &Item, disks: &[DiskId], reason: &str) -> Result<(), Trouble> {
         self.update(item, |state| state.raise(disks, reason)).await
+    }
+
+    /// These ranges are damaged in the store.
+    pub fn doubt(&self, ranges: impl Iterator<Item = Doubt>) {
+        self.lock_doubts().extend(ranges);
+    }
+
+    /// Ranges that go into the next cycle whatever is known of them.
+    pub fn doubts(&self) -> BTreeSet<Doubt> {
+        self.lock_doubts().clone()
+    }
+
+    /// A cycle that has them is captured.
+    pub fn no_longer_doubt(&self, ranges: &BTreeSet<Doubt>) {
+        self.lock_doubts().retain(|range| !ranges.contains(range));
+    }
+
+    fn lock_doubts(&self) -> std::sync::MutexGuard<'_, BTreeSet<Doubt>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a round of verification is under way.
+    pub fn is_verifying(&self) -> bool {
+        self.verifying.load(Ordering::Relaxed)
+    }
+
+    /// See [`Shared::is_verifying`].
+    pub fn set_verifying(&self, is: bool) {
+        self.verifying.store(is, Ordering::Relaxed);
     }
 
     /// The store is at another position than it was left at: nothing of it is known any more.

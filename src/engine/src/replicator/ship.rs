@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryFutureExt as _;
+use hypervisor::DiskId;
 use replica_store::{CyclePlan, DiskSpec, ErrorKind, Position, RecoveryPoint, ReplicaState};
 use replication_log::hrl::{HrlEntry, HrlError, HrlErrorKind, HrlReader};
 use replication_log::journal::CompressionLevel;
@@ -25,6 +26,7 @@ use super::state::{CycleRecord, DiskLog};
 use super::status::Origin;
 use super::throttle::Class;
 use super::trouble::{Trouble, chain};
+use super::verify;
 use crate::backoff;
 use crate::task::blocking;
 
@@ -33,6 +35,9 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Data of logs that is read at once.
 const BATCH_BYTES: u64 = 1 << 20;
+
+/// Between two pieces of a verification: others want the store, too.
+const VERIFICATION_PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs until the item stops or is fenced.
 pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trouble> {
@@ -50,22 +55,29 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
             {
                 maintain(item, shared).await?;
                 maintained = Some(tokio::time::Instant::now());
+                if shared.front().is_none() {
+                    return verify::step(item, shared).await;
+                }
             }
-            Ok(())
+            Ok(false)
         };
-        let result: Result<(), Trouble> = tokio::select! {
+        let result: Result<bool, Trouble> = tokio::select! {
             biased;
             () = shared.halt.cancelled() => return Err(Trouble::Stopped),
             result = work => result,
         };
         let pause = match result {
-            Ok(()) => {
+            Ok(verify_more) => {
                 failures = 0;
                 item.status.clear(Origin::Ship);
                 if shared.front().is_some() {
                     continue;
                 }
-                MAINTENANCE_INTERVAL
+                if verify_more {
+                    VERIFICATION_PAUSE
+                } else {
+                    MAINTENANCE_INTERVAL
+                }
             }
             Err(trouble) if trouble.is_fenced() => return Err(trouble),
             Err(trouble) => {
@@ -86,6 +98,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
         // While the store is away, new cycles do not shorten the wait.
         let only_time = failures > 0;
         tokio::select! {
+            biased;
             () = shared.halt.cancelled() => return Err(Trouble::Stopped),
             () = tokio::time::sleep(pause) => {}
             _ = waiting.wait_for(|count| *count > 0), if !only_time => {}
@@ -98,11 +111,12 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
     let begin = tokio::time::Instant::now();
     item.meter.begin();
     let writer = shared.writer(item).await?;
-    {
+    let key = {
         let policy = item.policy.borrow();
         writer.set_keys(policy.keys.clone());
         writer.set_immutability_hours(policy.retention.immutability_hours);
-    }
+        policy.keys.active()
+    };
     let mut cycle = writer
         .begin_cycle_with(CyclePlan {
             position: Position(record.position),
@@ -141,7 +155,12 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
         item.pass(pauses::POINT_ADDED).await;
     }
     shared
-        .update(item, |state| state.ship(record, committed.sent_bytes))
+        .update(item, |state| {
+            state.ship(record, committed.sent_bytes);
+            if let Some(key) = key {
+                state.encrypted(key, record.position);
+            }
+        })
         .await?;
     item.pass(pauses::STATE_WRITTEN).await;
     let (state, maps) = (shared.state().await, shared.maps.clone());
@@ -214,7 +233,17 @@ async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
             "replica maintained"
         );
     }
+    shared.doubt(
+        report
+            .damage
+            .iter()
+            .map(|damage| (DiskId(damage.disk), damage.offset, damage.length)),
+    );
+    shared
+        .update(item, |state| state.applied(report.base_position_after.0))
+        .await?;
     item.status.points(&writer.points().await?);
+    item.status.tick();
     Ok(())
 }
 

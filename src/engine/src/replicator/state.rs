@@ -14,7 +14,7 @@
 //! comparison heals the rest. What is known of each disk's changes is part of each record, so that it is given
 //! up together with it ([`super::suspicion`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -110,6 +110,12 @@ pub struct ItemState {
     /// Disks whose base holds its seed.
     #[serde(default)]
     pub seeded: BTreeSet<DiskId>,
+    /// Keys that objects of the journal need, each with the newest position that needs it.
+    #[serde(default)]
+    pub keys: BTreeMap<Uuid, u64>,
+    /// The key of the newest encrypted object.
+    #[serde(default)]
+    pub active_key: Option<Uuid>,
     /// When all kept points were last proven readable.
     #[serde(default)]
     pub last_verified_unix_ms: i64,
@@ -211,6 +217,8 @@ impl ItemState {
             resynchronize_raised: 0,
             resynchronized: 0,
             seeded: BTreeSet::new(),
+            keys: BTreeMap::new(),
+            active_key: None,
             last_verified_unix_ms: 0,
         }
     }
@@ -243,6 +251,17 @@ impl ItemState {
         for disk in disks {
             suspicion::raise(&mut self.raised, seen, *disk, reason);
         }
+    }
+
+    /// The object of a position was encrypted.
+    pub fn encrypted(&mut self, key: Uuid, position: u64) {
+        self.keys.insert(key, position);
+        self.active_key = Some(key);
+    }
+
+    /// Base holds everything up to here, and objects behind it are gone.
+    pub fn applied(&mut self, base_position: u64) {
+        self.keys.retain(|_, newest| *newest > base_position);
     }
 
     /// A cycle is in the store with its point.

@@ -48,12 +48,13 @@ pub enum Origin {
     Schedule,
 }
 
-/// An item's line on the board.
+/// An item's line on the board. Cheap to clone.
+#[derive(Clone)]
 pub struct StatusLine {
     board: Arc<Board>,
     item_id: String,
     generation: u64,
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
 }
 
 struct Inner {
@@ -69,11 +70,11 @@ impl StatusLine {
             board,
             item_id: spec.item_id.clone(),
             generation: spec.generation.0,
-            inner: Mutex::new(Inner {
+            inner: Arc::new(Mutex::new(Inner {
                 phase: State::Starting,
                 problems: BTreeMap::new(),
                 rate: Rate::default(),
-            }),
+            })),
         };
         line.change(|_, status| {
             status.progress_done_bytes = 0;
@@ -234,6 +235,10 @@ impl StatusLine {
             status.last_cycle_sent_bytes = state.last_sent_bytes;
             status.last_cycle_unix_ms = state.last_cycle_unix_ms;
             status.resynchronized = state.resynchronized;
+            status.active_key_id = state
+                .active_key
+                .map_or_else(String::new, |key| key.to_string());
+            status.key_ids = state.keys.keys().map(ToString::to_string).collect();
             status.last_verified_unix_ms = state.last_verified_unix_ms;
         });
     }

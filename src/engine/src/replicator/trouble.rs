@@ -62,6 +62,15 @@ pub enum Trouble {
         /// The one that is there.
         replica: uuid::Uuid,
     },
+    /// A disk copy can't be the start of base.
+    #[error("seed {}", path.display())]
+    Seed {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
     /// The store refused or failed.
     #[error("replica store")]
     Store(#[from] StoreError),
@@ -100,7 +109,7 @@ impl Trouble {
 
     /// Whether a newer activation owns the replica: this engine must stop for good.
     pub fn is_fenced(&self) -> bool {
-        matches!(self, Self::Store(error) if error.kind() == replica_store::ErrorKind::Fenced)
+        matches!(self, Self::Store(error) | Self::Seed { source: error, .. } if error.kind() == replica_store::ErrorKind::Fenced)
     }
 
     /// Whether the VM is simply off.
@@ -119,6 +128,7 @@ impl Trouble {
             | Self::DiskShrunk { .. }
             | Self::ReplicaMissing => true,
             Self::HostSpace { .. } => false,
+            Self::Seed { source, .. } => !source.is_retryable(),
             Self::Store(error) => {
                 !matches!(error.kind(), Store::Io | Store::Expired | Store::Pinned)
             }
@@ -158,6 +168,7 @@ impl Trouble {
                 Host::VmNotRunning => finding::vm_not_running(&spec.vm_name),
                 _ => finding::capture_failed(&spec.vm_name, &chain(error)),
             },
+            Self::Seed { path, source } => finding::seed_unusable(path, &chain(source)),
             Self::OtherReplica { .. } => finding::store_damaged(&spec.store_folder, &chain(self)),
             Self::Stopped | Self::Log { .. } | Self::LogMissing(_) | Self::Io { .. } => {
                 finding::capture_failed(&spec.vm_name, &chain(self))

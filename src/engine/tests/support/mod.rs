@@ -41,8 +41,8 @@ struct Inner {
     disks: Vec<Disk>,
     running: bool,
     frozen: bool,
-    /// Intervals, oldest first, with the blocks written in each.
-    tracking: Vec<(TrackingId, BTreeSet<(usize, usize)>)>,
+    /// Intervals, oldest first, with the blocks written in each, and how many disks there were at its begin.
+    tracking: Vec<(TrackingId, BTreeSet<(usize, usize)>, usize)>,
     /// What each disk held at each freeze.
     history: BTreeMap<i64, Vec<Arc<Vec<u8>>>>,
     /// Blocks written since each freeze.
@@ -54,9 +54,11 @@ struct Inner {
     forgetful: bool,
     /// Disk whose tracking is lost at the next freeze.
     forgotten_disk: Option<usize>,
+    /// Tracking outlives the VM's process, as that of some hosts does.
+    tracking_survives: bool,
 }
 
-/// One VM with two disks.
+/// One VM with two disks, or as many as asked for.
 pub struct FakeHost {
     pub vm: VmId,
     inner: Arc<Mutex<Inner>>,
@@ -64,6 +66,11 @@ pub struct FakeHost {
 
 impl FakeHost {
     pub fn new(folder: &Path, seed: u64) -> Self {
+        Self::with_disks(folder, seed, &[40, 33])
+    }
+
+    /// With disks of so many blocks.
+    pub fn with_disks(folder: &Path, seed: u64, blocks: &[usize]) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let disk = |number: u128, name: &str, blocks: usize| Disk {
             id: DiskId(Uuid::from_u128(number)),
@@ -74,7 +81,11 @@ impl FakeHost {
         let host = Self {
             vm: VmId(Uuid::from_u128(7)),
             inner: Arc::new(Mutex::new(Inner {
-                disks: vec![disk(1, "os.vhdx", 40), disk(2, "data.vhdx", 33)],
+                disks: (1u128..)
+                    .zip(["os.vhdx", "data.vhdx", "more.vhdx"])
+                    .zip(blocks)
+                    .map(|((number, name), blocks)| disk(number, name, *blocks))
+                    .collect(),
                 running: true,
                 frozen: false,
                 tracking: Vec::new(),
@@ -86,6 +97,7 @@ impl FakeHost {
                 fail_reads: false,
                 forgetful: false,
                 forgotten_disk: None,
+                tracking_survives: false,
             })),
         };
         for _ in 0..40 {
@@ -133,10 +145,82 @@ impl FakeHost {
     pub fn set_running(&self, running: bool) {
         let mut inner = self.inner.lock().unwrap();
         inner.running = running;
-        if !running {
+        if !running && !inner.tracking_survives {
             inner.tracking.clear();
             inner.frozen = false;
         }
+    }
+
+    /// From now on tracking is there again after the VM was off.
+    pub fn let_tracking_survive(&self) {
+        self.inner.lock().unwrap().tracking_survives = true;
+    }
+
+    /// Makes a disk larger.
+    pub fn grow_disk(&self, disk: usize, blocks: usize) {
+        self.inner.lock().unwrap().disks[disk]
+            .data
+            .resize(blocks * BLOCK, 0);
+    }
+
+    /// Makes a disk smaller.
+    pub fn shrink_disk(&self, disk: usize, blocks: usize) {
+        self.inner.lock().unwrap().disks[disk]
+            .data
+            .truncate(blocks * BLOCK);
+    }
+
+    /// Attaches a disk.
+    pub fn add_disk(&self, number: u128, name: &str, blocks: usize) -> DiskId {
+        let mut inner = self.inner.lock().unwrap();
+        let path = inner.disks[0].path.with_file_name(name);
+        let id = DiskId(Uuid::from_u128(number));
+        inner.disks.push(Disk {
+            id,
+            path,
+            data: vec![0; blocks * BLOCK],
+            allocated: BTreeSet::new(),
+        });
+        id
+    }
+
+    /// Puts another disk in the place of one.
+    pub fn replace_disk(&self, disk: usize, number: u128) {
+        self.inner.lock().unwrap().disks[disk].id = DiskId(Uuid::from_u128(number));
+    }
+
+    /// The guest writes these bytes.
+    pub fn write(&self, disk: usize, offset: usize, data: &[u8]) {
+        self.inner.lock().unwrap().write(disk, offset, data);
+    }
+
+    /// Somebody writes to an image while the VM is off: no tracker sees it, only the file does.
+    pub fn edit_image(&self, disk: usize, offset: usize, value: u8) {
+        let mut inner = self.inner.lock().unwrap();
+        assert!(!inner.running);
+        inner.disks[disk].data[offset] = value;
+        inner.disks[disk].allocated.insert(offset / BLOCK);
+        let path = inner.disks[disk].path.clone();
+        drop(inner);
+        std::fs::write(path, format!("an image with {value} at {offset}")).unwrap();
+    }
+
+    /// Lets there be image files beside which logs lie.
+    pub fn make_image_files(&self) {
+        for path in self.disk_paths() {
+            std::fs::write(path, "an image").unwrap();
+        }
+    }
+
+    /// 4 KiB blocks that differ between two freezes.
+    pub fn differing_bytes(&self, before: i64, after: i64) -> u64 {
+        let inner = self.inner.lock().unwrap();
+        let disks = inner.history[&before].iter().zip(&inner.history[&after]);
+        disks
+            .flat_map(|(a, b)| a.chunks(4096).zip(b.chunks(4096)))
+            .filter(|(a, b)| a != b)
+            .map(|(_, b)| b.len() as u64)
+            .sum()
     }
 
     pub fn fail_reads(&self, fail: bool) {
@@ -210,6 +294,15 @@ impl FakeHost {
                 )
             };
             for (id, expected) in ids.iter().zip(&expected) {
+                let Some(disk) = view.disks().iter().find(|disk| disk.id == id.0) else {
+                    continue;
+                };
+                assert_eq!(
+                    disk.size_bytes,
+                    expected.len() as u64,
+                    "size of disk {id} at position {}",
+                    point.position.0
+                );
                 let got = view.read(id.0, 0, expected.len()).await.unwrap();
                 if got != ***expected {
                     let block = (0..expected.len() / BLOCK).find(|block| {
@@ -258,11 +351,16 @@ impl Inner {
             self.random.below(256) as u8
         };
         let length = 512 * (1 + self.random.below(8) as usize);
-        self.disks[disk].data[offset..offset + length].fill(value);
+        self.write(disk, offset, &vec![value; length]);
+    }
+
+    fn write(&mut self, disk: usize, offset: usize, data: &[u8]) {
+        let length = data.len();
+        self.disks[disk].data[offset..offset + length].copy_from_slice(data);
         let blocks = offset / BLOCK..=(offset + length - 1) / BLOCK;
         for block in blocks {
             self.disks[disk].allocated.insert(block);
-            if let Some((_, dirty)) = self.tracking.last_mut() {
+            if let Some((_, dirty, _)) = self.tracking.last_mut() {
                 dirty.insert((disk, block));
             }
             if let Some(mut newest) = self.written.last_entry() {
@@ -366,7 +464,7 @@ impl Hypervisor for FakeHost {
             return Err(error(ErrorKind::Busy));
         }
         assert!(
-            inner.tracking.iter().all(|(id, _)| *id < next),
+            inner.tracking.iter().all(|(id, ..)| *id < next),
             "tracking ids must grow"
         );
         inner.frozen = true;
@@ -379,11 +477,12 @@ impl Hypervisor for FakeHost {
             .collect();
         inner.history.insert(taken_unix_ms, snapshot.clone());
         inner.written.insert(taken_unix_ms, BTreeSet::new());
-        let from = since.and_then(|since| inner.tracking.iter().position(|(id, _)| *id == since));
+        let from = since.and_then(|since| inner.tracking.iter().position(|(id, ..)| *id == since));
+        let tracked_disks = from.map_or(0, |from| inner.tracking[from].2);
         let dirty: Option<BTreeSet<(usize, usize)>> = from.map(|from| {
             inner.tracking[from..]
                 .iter()
-                .flat_map(|(_, blocks)| blocks.iter().copied())
+                .flat_map(|(_, blocks, _)| blocks.iter().copied())
                 .collect()
         });
         let dirty = dirty.map(|mut dirty| {
@@ -393,7 +492,8 @@ impl Hypervisor for FakeHost {
             dirty
         });
         let forgotten = inner.forgotten_disk.take();
-        inner.tracking.push((next, BTreeSet::new()));
+        let disk_count = inner.disks.len();
+        inner.tracking.push((next, BTreeSet::new(), disk_count));
         let frozen = disks
             .iter()
             .map(|id| {
@@ -414,7 +514,10 @@ impl Hypervisor for FakeHost {
                 Ok(FrozenDisk {
                     disk: *id,
                     size_bytes: inner.disks[index].data.len() as u64,
-                    changes: match dirty.as_ref().filter(|_| forgotten != Some(index)) {
+                    changes: match dirty
+                        .as_ref()
+                        .filter(|_| forgotten != Some(index) && index < tracked_disks)
+                    {
                         Some(dirty) => Changes::Since(extents(
                             dirty
                                 .iter()
@@ -454,7 +557,7 @@ impl Hypervisor for FakeHost {
             .unwrap()
             .tracking
             .iter()
-            .map(|(id, _)| *id)
+            .map(|(id, ..)| *id)
             .collect())
     }
 
@@ -463,7 +566,7 @@ impl Hypervisor for FakeHost {
             .lock()
             .unwrap()
             .tracking
-            .retain(|(id, _)| *id >= older_than);
+            .retain(|(id, ..)| *id >= older_than);
         Ok(())
     }
 

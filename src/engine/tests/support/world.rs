@@ -25,11 +25,17 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64) -> Self {
+        Self::with_disks(seed, &[40, 33])
+    }
+
+    /// With disks of so many blocks.
+    pub fn with_disks(seed: u64, blocks: &[usize]) -> Self {
         // Thousands of syncs: in memory where the machine has such a folder.
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
-        let host = Arc::new(FakeHost::new(&folder.path().join("vm"), seed));
+        let vm = folder.path().join("vm");
+        let host = Arc::new(FakeHost::with_disks(&vm, seed, blocks));
         std::fs::create_dir_all(folder.path().join("state")).unwrap();
         std::fs::create_dir_all(folder.path().join("store")).unwrap();
         Self {
