@@ -27,7 +27,9 @@ pub(crate) fn checked(attribute: Attribute, rule: fn(&str) -> Result<(), Violati
 
 /// A broken rule as the end of a sentence that begins with the attribute's name.
 pub(crate) fn refused(broken: &Violation) -> String {
-    format!("is not allowed: {} {}", broken.message, broken.advice)
+    // The reader of this adds the full stop.
+    let advice = broken.advice.trim_end_matches('.');
+    format!("is not allowed: {} {advice}", broken.message)
 }
 
 /// Adds a rule of the model to a number attribute.

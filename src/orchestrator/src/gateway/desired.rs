@@ -141,7 +141,13 @@ async fn encryption(
     let Some(vault) = super::reports::vault_of(item) else {
         return Ok(None);
     };
-    let keys = vault_keys::load(app, &vault).await?;
+    let mut keys = vault_keys::load(app, &vault).await?;
+    if keys.keys.is_empty() && encrypts {
+        // What a policy promises is never left out for want of a key.
+        keys = vault_keys::ensure(app, &vault)
+            .await
+            .map_err(|fault| StoreError::Backend(Box::new(fault)))?;
+    }
     if keys.keys.is_empty() {
         return Ok(None);
     }

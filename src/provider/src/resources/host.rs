@@ -10,6 +10,8 @@
 //! The hash of the installed engine and whether it runs are in the state, so a damaged, old or stopped engine is a
 //! difference that the next apply mends. Heartbeat and connection are not: they change by themselves.
 
+mod checks;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,7 @@ use tf_provider::{
     Presence, Resource, ResourceState, Schema, Type, Value,
 };
 
+use self::checks::{absolute, check, reachable, recovered_in};
 use super::association::site_id;
 use crate::Session;
 use crate::errors::{Fields, deploy_failed};
@@ -356,115 +359,6 @@ async fn throttle(
     Ok(())
 }
 
-fn absolute(value: &Value) -> Result<(), String> {
-    match value.as_str() {
-        Some(text)
-            if !text.starts_with('/')
-                || text == "/"
-                || text.split('/').any(|part| part == "..") =>
-        {
-            Err("must be an absolute path below the root, without ..".to_owned())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Checked at the whole argument: Terraform shows the line of an argument, but not that of a member.
-fn reachable(value: &Value) -> Result<(), String> {
-    match value
-        .as_object()
-        .and_then(|connection| connection.str("type"))
-    {
-        Some(other) if other != "local" => Err(format!(
-            "can't have the type {other:?}: this version deploys the engine onto the machine that runs Terraform only, type = \"local\""
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn recovered_in(data_folder: &str) -> String {
-    format!("{}/recovered", data_folder.trim_end_matches('/'))
-}
-
-/// Checks of the arguments against one another.
-fn check(config: &Object, report: &mut Diagnostics) {
-    limits::check_throttles(config, report);
-    let roles = config.get("roles");
-    let known_roles = config.strings("roles");
-    for role in &known_roles {
-        if role != "source" && role != "recovery" {
-            report.push_error(
-                "roles",
-                "No such role",
-                format!("{role:?} is not a role; use \"source\" and \"recovery\"."),
-            );
-        }
-    }
-    if roles.as_elements().is_some_and(<[_]>::is_empty) {
-        report.push_error(
-            "roles",
-            "The host has no role",
-            "Give at least one of \"source\" and \"recovery\".",
-        );
-    }
-    let is_source = roles.is_null() || known_roles.iter().any(|role| role == "source");
-    if is_source && config.is_null("vm_folder") {
-        report.push_error(
-            "vm_folder",
-            "The folder of the VMs is missing",
-            "A host with the role \"source\" needs vm_folder, the folder with one folder for each VM.",
-        );
-    }
-    let data = if config.is_null("data_folder") {
-        Some("/var/lib/siterecovery")
-    } else {
-        config.str("data_folder")
-    };
-    if data.is_some_and(|folder| folder.len() > LONGEST_DATA_FOLDER) {
-        report.push_error(
-            "data_folder",
-            "The path is too long",
-            format!("At most {LONGEST_DATA_FOLDER} bytes are possible."),
-        );
-    }
-    let recovery = match (config.is_null("recovery_folder"), data) {
-        (true, Some(data)) => Some(recovered_in(data)),
-        (true, None) => None,
-        (false, _) => config.str("recovery_folder").map(ToOwned::to_owned),
-    };
-    if let Some(recovery) = &recovery {
-        if recovery.len() > LONGEST_RECOVERY_FOLDER {
-            report.push_error(
-                "recovery_folder",
-                "The path is too long",
-                format!(
-                    "At most {LONGEST_RECOVERY_FOLDER} bytes are possible; {recovery:?} has {}.",
-                    recovery.len()
-                ),
-            );
-        }
-        if let Some(vms) = config.str("vm_folder")
-            && (PathBuf::from(vms).starts_with(recovery)
-                || PathBuf::from(recovery).starts_with(vms))
-        {
-            report.push_error(
-                "recovery_folder",
-                "Two kinds of VMs in one folder",
-                "Recovered VMs and the VMs of the host must not share a folder.",
-            );
-        }
-    }
-    if let (Some(vms), Some(data)) = (config.str("vm_folder"), data)
-        && PathBuf::from(vms).starts_with(data)
-    {
-        report.push_error(
-            "vm_folder",
-            "The VMs lie in the engine's folder",
-            "data_folder is removed together with the host; the VMs must lie elsewhere.",
-        );
-    }
-}
-
 fn deployment(session: &Session, object: &Object) -> Result<Deployment, Diagnostics> {
     let has = |role: &str| object.strings("roles").iter().any(|own| own == role);
     let data_folder = object.require_str("data_folder")?;
@@ -572,58 +466,4 @@ async fn observe(
     object.set("engine_version", seen.engine_version);
     object.set("engine_running", seen.running);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problems(config: &Object) -> Vec<String> {
-        let mut report = Diagnostics::new();
-        check(config, &mut report);
-        report.iter().map(|d| d.attribute.to_string()).collect()
-    }
-
-    #[test]
-    fn a_source_needs_the_folder_of_its_vms() {
-        assert_eq!(problems(&Object::new()), ["vm_folder"]);
-        let only_recovery = Object::new().with("roles", Value::set(["recovery"]));
-        assert!(problems(&only_recovery).is_empty());
-    }
-
-    #[test]
-    fn folders_that_would_endanger_vms_are_refused_at_their_attribute() {
-        let base = Object::new().with("data_folder", "/d");
-        assert_eq!(
-            problems(&base.clone().with("vm_folder", "/d/vms")),
-            ["vm_folder"]
-        );
-        assert_eq!(
-            problems(
-                &base
-                    .clone()
-                    .with("vm_folder", "/vms")
-                    .with("recovery_folder", "/vms/r")
-            ),
-            ["recovery_folder"]
-        );
-        assert!(problems(&base.with("vm_folder", "/vms")).is_empty());
-    }
-
-    #[test]
-    fn unknown_folders_are_not_judged() {
-        let config = Object::new()
-            .with("vm_folder", Value::unknown())
-            .with("data_folder", Value::unknown())
-            .with("roles", Value::unknown());
-        assert!(problems(&config).is_empty());
-    }
-
-    #[test]
-    fn paths_too_long_for_a_socket_are_refused_at_plan_time() {
-        let config = Object::new()
-            .with("vm_folder", "/vms")
-            .with("data_folder", format!("/{}", "d".repeat(100)));
-        assert_eq!(problems(&config), ["data_folder", "recovery_folder"]);
-    }
 }
