@@ -12,7 +12,9 @@ use engine::group::Groups;
 use engine::replicator::pauses::NoPauses;
 use engine::replicator::policy::Policy;
 use engine::replicator::spec::{Spec, Wish};
+use engine::replicator::throttle::Limit;
 use engine::replicator::{Context, Replicator};
+use engine::throttle::Limiter;
 use engine_protocol::v1::recovery_point::Kind;
 use engine_protocol::v1::{RecoveryPoint, ReplicationStatus};
 use hypervisor::{
@@ -283,6 +285,53 @@ fn only_what_the_guest_confirmed_is_called_application_consistent() {
         host.agent.store(true, Ordering::SeqCst);
         wait_until(&items, "it confirms again", |all| {
             application(&all[0]) > before.0 + 1 && all[0].findings.is_empty()
+        })
+        .await;
+        replicator.stop().await;
+    });
+}
+
+#[test]
+fn a_limit_of_nothing_holds_points_back_says_why_and_ends_at_once() {
+    let world = World::new(51);
+    life(async {
+        let host = Host::new(&[&world]);
+        let (context, spec) = item(&world, &host, &Arc::default(), 0);
+        let clock = world.host.clone();
+        let limiter = Limiter::new(Arc::new(move || clock.now()));
+        let mut context = Arc::into_inner(context).unwrap();
+        context.throttle = Arc::new(limiter);
+        let context = Arc::new(context);
+        let wish = |bytes_per_second: Option<u64>| {
+            let limit = bytes_per_second.map(|bytes_per_second| Limit {
+                bytes_per_second,
+                windows: Vec::new(),
+            });
+            Wish::Active(Box::new(Policy {
+                throttles: limit.into_iter().collect(),
+                ..policy()
+            }))
+        };
+        let replicator = Replicator::start(context.clone(), spec.clone(), wish(None));
+        let items = [(&world, &context, &spec)];
+        wait_until(&items, "points", |all| all[0].recovery_points.len() >= 3).await;
+
+        assert!(replicator.adopt(&spec, wish(Some(0))));
+        let status = wait_until(&items, "degraded", |all| {
+            all[0].degraded_reason.contains("bandwidth limit")
+        })
+        .await;
+        assert!(status[0].effective_interval_seconds > 10);
+        assert!(status[0].backlog_cycles > 1 && has(&status[0], "REPLICATION_DEGRADED"));
+        let before = status[0].recovery_points.len();
+
+        assert!(replicator.adopt(&spec, wish(None)));
+        wait_until(&items, "all is well again", |all| {
+            all[0].recovery_points.len() > before + 3
+                && all[0].backlog_cycles == 0
+                && all[0].degraded_reason.is_empty()
+                && all[0].effective_interval_seconds == 10
+                && all[0].findings.is_empty()
         })
         .await;
         replicator.stop().await;

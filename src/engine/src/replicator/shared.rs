@@ -9,7 +9,6 @@ use hypervisor::{DiskId, Hypervisor, TrackingId};
 use replica_store::fault::Faults;
 use replica_store::{DiskSpec, ReplicaReader, ReplicaWriter, WriterOptions};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -112,12 +111,11 @@ impl Item {
 
     /// Returns when `bytes` may be sent to the store.
     pub async fn may_send(&self, bytes: u64, class: Class) {
-        let begin = Instant::now();
+        let _wait = self.meter.wait();
         self.context
             .throttle
             .acquire(&self.spec.item_id, bytes, class)
             .await;
-        self.meter.throttled(begin.elapsed());
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// A cycle that was shipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shipped {
@@ -23,13 +25,16 @@ pub struct Meter(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     throttled: Duration,
+    /// Since when sending waits for a rate limit.
+    since: Option<Instant>,
     shipped: Vec<Shipped>,
 }
 
 impl Meter {
-    /// Sending waited so long for a rate limit.
-    pub fn throttled(&self, waited: Duration) {
-        self.lock().throttled += waited;
+    /// Sending waits for a rate limit until the answer is dropped.
+    pub fn wait(&self) -> Wait<'_> {
+        self.lock().since = Some(Instant::now());
+        Wait(self)
     }
 
     /// A cycle begins to be shipped.
@@ -51,7 +56,8 @@ impl Meter {
 
     /// How long the cycle that is being shipped has waited for a rate limit until now.
     pub fn throttled_now(&self) -> Duration {
-        self.lock().throttled
+        let inner = self.lock();
+        inner.throttled + inner.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// What was shipped since the last call.
@@ -62,5 +68,18 @@ impl Meter {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         // Each change is whole by itself.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, sending waits for a rate limit.
+#[derive(Debug)]
+pub struct Wait<'a>(&'a Meter);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        if let Some(since) = inner.since.take() {
+            inner.throttled += since.elapsed();
+        }
     }
 }

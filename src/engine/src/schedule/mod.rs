@@ -1,4 +1,4 @@
-//! When the next freeze comes, and of which kind: pure, time is passed in and counts from any fixed instant.
+//! When the next freeze comes, and of which kind: pure but for [`meter`]; time is passed in, from any fixed instant.
 //!
 //! ```text
 //!   captured, shipped ─► predict (churn, capture, ship) ─┐
