@@ -31,6 +31,7 @@ pub struct Place {
     /// The replica.
     pub key: ReplicaKey,
     faults: Option<Arc<dyn Faults>>,
+    at_files: bool,
 }
 
 impl Place {
@@ -40,7 +41,14 @@ impl Place {
             target,
             key,
             faults: None,
+            at_files: false,
         }
+    }
+
+    /// Faults strike at each durable step of a folder, not at each call of the medium.
+    pub fn at_files(mut self) -> Self {
+        self.at_files = true;
+        self
     }
 }
 

@@ -33,6 +33,8 @@ use crate::view::{Show, View};
 const KIND_VERIFIED: &str = "verified";
 /// One read of the head.
 const PIECE: u64 = 1 << 20;
+/// How closely damage in a piece is looked at.
+const BLOCK: u64 = 4096;
 /// More findings than anyone reads.
 const MAX_FINDINGS: usize = 1000;
 
@@ -307,8 +309,9 @@ impl Work<'_> {
                         None => round.compared = false,
                     },
                     Err(error) => match error.kind() {
-                        // An object that was found above, or base is cut.
-                        ErrorKind::Corrupt => self.unreadable(&view, &disk, at..at + length),
+                        ErrorKind::Corrupt => {
+                            self.look_closer(&view, check, &disk, at..at + length, round)?;
+                        }
                         // Base has moved past the head of then: the next call goes on.
                         ErrorKind::Expired | ErrorKind::NotFound => return Ok(false),
                         _ => return Err(error),
@@ -346,17 +349,43 @@ impl Work<'_> {
         }
     }
 
-    /// A range of the head that can't be read and that no damaged object explains is base's.
-    fn unreadable(&mut self, view: &View, disk: &DiskSpec, range: Range<u64>) {
-        let is_known = self.found.iter().any(|found| {
-            found.damage.disk == disk.id
-                && found.damage.offset < range.end
-                && range.start < found.damage.offset + found.damage.length
-        });
-        if !is_known && view.is_base(disk.id, &range) {
-            let damage = self.base_damage(view, disk, &range);
-            self.find(damage, Place::Base);
+    /// Goes through a range block by block of which something can't be read. A block that no damaged
+    /// object explains is base's.
+    fn look_closer(
+        &mut self,
+        view: &View,
+        check: Option<&Arc<dyn BlockCheck>>,
+        disk: &DiskSpec,
+        range: Range<u64>,
+        round: &VerifyRound,
+    ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let block = at..range.end.min(at + BLOCK);
+            match view.read(disk.id, at, (block.end - at) as usize) {
+                Ok(data) => {
+                    if let Some(check) = check {
+                        self.compare(view, check.as_ref(), disk, at, &data);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    let known = self.found.iter().map(|found| &found.damage);
+                    let known = known.chain(round.findings.iter().map(|finding| &finding.damage));
+                    let is_known = known.into_iter().any(|damage| {
+                        damage.disk == disk.id
+                            && damage.offset < block.end
+                            && block.start < damage.offset + damage.length
+                    });
+                    if !is_known && view.is_base(disk.id, &block) {
+                        let damage = self.base_damage(view, disk, &block);
+                        self.find(damage, Place::Base);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            at = block.end;
         }
+        Ok(())
     }
 }
 

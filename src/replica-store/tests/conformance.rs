@@ -38,6 +38,18 @@ async fn a_life_that_is_cut_at_any_call_is_resumed() {
     }
 }
 
+/// The same at each durable step: file written, synced, named, folder synced.
+#[tokio::test]
+async fn a_life_that_is_cut_at_any_durable_step_is_resumed() {
+    for at in 0.. {
+        let store = Store::new();
+        if !conformance::killed(&place(&store).at_files(), 3, at).await {
+            assert!(at > 200, "the life has only {at} steps");
+            break;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_whole_suite_passes() {
     let stores: Vec<Store> = (0..4).map(|_| Store::new()).collect();

@@ -171,9 +171,16 @@ impl World {
         if let Some(writer) = &self.writer {
             return Ok(writer.clone());
         }
+        let faults = self.place.faults.clone();
+        let (faults, medium_faults) = if self.place.at_files {
+            (faults, None)
+        } else {
+            (None, faults)
+        };
         let options = WriterOptions {
             any_disks: true,
-            medium_faults: self.place.faults.clone(),
+            faults,
+            medium_faults,
             ..WriterOptions::default()
         };
         let writer = ReplicaWriter::open_with(
