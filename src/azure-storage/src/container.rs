@@ -22,6 +22,7 @@ use futures::TryStreamExt as _;
 use crate::clock::{Clock, SystemClock};
 use crate::credential::{CredentialHandle, Secret};
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::http::http_client;
 use crate::integrity::Integrity;
 use crate::pace::Limits;
 use crate::retry::RetryPolicy;
@@ -271,16 +272,57 @@ impl Container {
 
     /// A whole blob; `None` when there is none.
     pub async fn get(&self, name: &str) -> Result<Option<Content>> {
-        let answer = none_if_missing(self.read(name, None, None, None).await)?;
-        answer.map(|answer| content(name, answer)).transpose()
+        match self.whole(name, None).await? {
+            Newer::Changed(content) => Ok(Some(content)),
+            Newer::Unchanged | Newer::Gone => Ok(None),
+        }
     }
 
     /// A whole blob, unless it is still this version.
     pub async fn get_newer(&self, name: &str, etag: &str) -> Result<Newer> {
-        match none_if_missing(self.read(name, None, None, Some(etag)).await)? {
-            None => Ok(Newer::Gone),
-            Some(answer) if answer.status == 304 => Ok(Newer::Unchanged),
-            Some(answer) => Ok(Newer::Changed(content(name, answer)?)),
+        self.whole(name, Some(etag)).await
+    }
+
+    /// A whole blob, in ranges that the service has checksums for.
+    async fn whole(&self, name: &str, unless: Option<&str>) -> Result<Newer> {
+        loop {
+            let first = match self.read(name, None, Some(0..CHECKED_RANGE), unless).await {
+                // An empty blob has no range at all.
+                Err(error) if error.code() == Some("InvalidRange") => {
+                    self.read(name, None, None, unless).await
+                }
+                other => other,
+            };
+            let first = match none_if_missing(first)? {
+                None => return Ok(Newer::Gone),
+                Some(answer) if answer.status == 304 => return Ok(Newer::Unchanged),
+                Some(answer) => content(name, answer)?,
+            };
+            let mut bytes = first.bytes.len() as u64;
+            if bytes >= first.blob_length {
+                return Ok(Newer::Changed(first));
+            }
+            let mut whole = first.bytes.to_vec();
+            while bytes < first.blob_length {
+                let until = first.blob_length.min(bytes + CHECKED_RANGE);
+                let more = none_if_missing(self.read(name, None, Some(bytes..until), None).await)?;
+                let more = more.map(|answer| content(name, answer)).transpose()?;
+                // Another version: from the start.
+                let Some(more) = more.filter(|more| more.etag == first.etag) else {
+                    break;
+                };
+                if more.bytes.is_empty() {
+                    return Err(not_understood(name, "range"));
+                }
+                bytes += more.bytes.len() as u64;
+                whole.extend_from_slice(&more.bytes);
+            }
+            if bytes == first.blob_length {
+                return Ok(Newer::Changed(Content {
+                    bytes: whole.into(),
+                    ..first
+                }));
+            }
         }
     }
 
@@ -440,42 +482,6 @@ impl fmt::Debug for Container {
     }
 }
 
-/// A client with proxy and authorities for storage and for tokens.
-pub fn http_client(proxy: Option<&str>, ca_pem: &[String]) -> Result<reqwest::Client> {
-    // Another part of the program may have installed one already; either is fine.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let wrong = |what: &str, error: reqwest::Error| {
-        Error::new(ErrorKind::Invalid, what).caused_by(&error.without_url())
-    };
-    let mut builder = reqwest::Client::builder()
-        .http1_only()
-        .tcp_nodelay(true)
-        .connect_timeout(Duration::from_secs(10))
-        .pool_idle_timeout(Duration::from_secs(60))
-        .redirect(reqwest::redirect::Policy::none());
-    if let Some(proxy) = proxy.filter(|proxy| !proxy.is_empty()) {
-        let proxy = reqwest::Proxy::all(proxy).map_err(|error| {
-            wrong(
-                "the proxy for storage is no URL: write http://host:port",
-                error,
-            )
-        })?;
-        builder = builder.proxy(proxy);
-    }
-    let mut more = Vec::new();
-    for pem in ca_pem {
-        let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes())
-            .map_err(|error| wrong("the certificate authorities for storage are no PEM", error))?;
-        more.extend(certificates);
-    }
-    if !more.is_empty() {
-        builder = builder.tls_certs_merge(more);
-    }
-    builder
-        .build()
-        .map_err(|error| wrong("TLS for storage can't be set up", error))
-}
-
 pub(crate) fn content(name: &str, answer: Answer) -> Result<Content> {
     let blob_length = match answer.header("content-range") {
         Some(range) => range
@@ -532,7 +538,8 @@ pub(crate) fn from_sdk(error: azure_core::Error, doing: &str) -> Error {
     match error.into_downcast::<Error>() {
         Ok(error) => error,
         Err(error) => Error::new(
-            ErrorKind::Invalid,
+            // It may be a proxy that speaks in the service's place for a while.
+            ErrorKind::Unavailable,
             format!(
                 "{doing}: the answer can't be read: is there a blob service behind the endpoint?"
             ),

@@ -32,6 +32,7 @@ pub mod double;
 #[cfg(feature = "double")]
 pub mod emulator;
 mod error;
+mod http;
 mod integrity;
 mod lease;
 pub mod oauth;
@@ -44,10 +45,11 @@ mod transport;
 
 pub use container::{
     CHECKED_RANGE, Condition, Container, ContainerOptions, Content, ListedBlob, Newer, Properties,
-    SERVICE_VERSION, http_client,
+    SERVICE_VERSION,
 };
 pub use credential::{Credential, CredentialHandle};
 pub use error::{Error, ErrorKind, Outcome};
+pub use http::http_client;
 pub use integrity::Integrity;
 pub use pace::Limits;
 pub use page::{ChangedRanges, MAX_PUT_PAGE, PAGE, SequenceCondition};

@@ -149,7 +149,7 @@ impl Transport {
         };
         let carries_data = !body.is_empty()
             && request.method() == Method::Put
-            && (matches!(comp.as_deref(), Some("page" | "block"))
+            && (matches!(comp.as_deref(), Some("page" | "block" | "blocklist"))
                 || comp.is_none() && header("x-ms-blob-type").is_some());
         let crc =
             (carries_data && self.integrity == Integrity::Crc64).then(|| integrity::crc64(&body));

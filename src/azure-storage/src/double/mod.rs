@@ -22,6 +22,7 @@ mod blobs;
 mod faults;
 mod limits;
 mod operations;
+mod page_operations;
 mod pages;
 mod server;
 
