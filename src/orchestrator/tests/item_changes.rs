@@ -321,6 +321,12 @@ async fn nobody_deletes_points_before_their_time_and_a_change_of_policy_keeps_th
         .app
         .advance(Duration::from_secs(11 * 3_600));
     world.sign_in_again().await;
+    // The host counts as away until its next report.
+    world
+        .until(&engine.provider_id, |host| {
+            host["properties"]["connectionStatus"] == "Connected"
+        })
+        .await;
     world
         .until(&item, |_| {
             wanted(&engine, WEB)
