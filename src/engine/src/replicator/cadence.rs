@@ -30,6 +30,8 @@ pub(super) struct Done {
     pub took: Duration,
     /// Bytes in the logs.
     pub changed_bytes: u64,
+    /// Disks were compared in it, or waited for that.
+    pub compared: bool,
 }
 
 /// A frozen point, and what its recovery point may be called.
@@ -99,7 +101,13 @@ impl<'a> Cadence<'a> {
                 _ = waiting.changed() => {}
             }
         }
-        let count = *self.shared.waiting().borrow();
+        // A comparison fills the spool by itself, and is no reason to come less often.
+        let whole = self.shared.captured().await.knowledge.is_whole();
+        let count = if whole {
+            *self.shared.waiting().borrow()
+        } else {
+            0
+        };
         let kind = self.plan.begin(self.start.elapsed(), count);
         self.tell();
         kind
@@ -174,7 +182,10 @@ impl<'a> Cadence<'a> {
 
     /// What was frozen last is captured.
     pub fn captured(&mut self, done: Done) {
-        self.plan.captured(done.changed_bytes, done.took);
+        // What a comparison takes says nothing about ordinary cycles.
+        if !done.compared {
+            self.plan.captured(done.changed_bytes, done.took);
+        }
     }
 
     /// What was frozen last came to nothing, and there is no reason to wait for the next.

@@ -306,6 +306,7 @@ async fn frozen(
             pace.cadence.captured(Done {
                 took: begin.elapsed(),
                 changed_bytes: record.changed_bytes,
+                compared: !whole || !record.recoverable,
             });
             tracing::info!(
                 item = item.spec.item_id,
