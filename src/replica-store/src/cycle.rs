@@ -139,7 +139,6 @@ pub(crate) fn begin(
         let options = BuildOptions {
             compression: plan.compression,
             encryption: keys.active().is_some().then_some(&*keys),
-            ..BuildOptions::default()
         };
         let builder = JournalBuilder::with_options(staged, header, options)
             .map_err(|error| building(replica, error))?;

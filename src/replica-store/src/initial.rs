@@ -62,7 +62,7 @@ pub(crate) fn base_write(
     generation: Generation,
     disk: Uuid,
     offset: u64,
-    data: Bytes,
+    data: &Bytes,
 ) -> Result<()> {
     let piece = |manifest: &Manifest| {
         let spec = manifest

@@ -12,6 +12,8 @@ use crate::error::{ErrorKind, StoreError};
 /// Where replicas are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+// There are a handful of them, one per replica: a box would only be in the way.
+#[allow(clippy::large_enum_variant)]
 pub enum StoreTarget {
     /// A folder of this machine, or one that is mounted.
     Folder(PathBuf),

@@ -53,6 +53,9 @@ pub(crate) const RACES: usize = 100;
 /// Journal objects by position, with the generation that counts there.
 pub(crate) type JournalNames = BTreeMap<Position, (Generation, String)>;
 
+/// Base of a disk that is open for writing, and the fence that it was opened under.
+type OpenBase = (Fence, Arc<dyn BaseWrite>);
+
 /// One replica. Synchronous; the public types call it from blocking threads.
 #[derive(Debug)]
 pub(crate) struct Replica {
@@ -62,7 +65,7 @@ pub(crate) struct Replica {
     pub(crate) points: PointCache,
     generation: Mutex<Option<Seen<StoredGeneration>>>,
     manifest: Mutex<Option<Seen<Manifest>>>,
-    bases: Mutex<HashMap<Uuid, (Fence, Arc<dyn BaseWrite>)>>,
+    bases: Mutex<HashMap<Uuid, OpenBase>>,
     /// Short sections of one process do not meet, whatever the medium excludes.
     short: Mutex<()>,
 }

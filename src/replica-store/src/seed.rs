@@ -67,7 +67,7 @@ pub(crate) fn seed(
         if wanted != present {
             for (start, run) in differing(&wanted, &present) {
                 seeded.written_bytes += run.len() as u64;
-                initial::base_write(replica, generation, disk, at + start, run)?;
+                initial::base_write(replica, generation, disk, at + start, &run)?;
             }
         }
         at += length;

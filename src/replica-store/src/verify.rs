@@ -173,7 +173,7 @@ pub(crate) fn verify(
     };
     let is_finished = work.journal(&mut round)? && work.head(&mut round, request)?;
     let found = std::mem::take(&mut work.found);
-    let findings = with_points(replica, found)?;
+    let findings = with_points(replica, &found)?;
     round.findings.extend(findings);
     round.findings.truncate(MAX_FINDINGS);
     if is_finished {
@@ -391,7 +391,7 @@ impl Work<'_> {
 
 /// Which points show what was found: the journal is merged once more, and at each point it is looked
 /// where the range comes from.
-fn with_points(replica: &Replica, found: Vec<Found>) -> Result<Vec<Finding>> {
+fn with_points(replica: &Replica, found: &[Found]) -> Result<Vec<Finding>> {
     let mut findings: Vec<Finding> = found
         .iter()
         .map(|found| Finding {

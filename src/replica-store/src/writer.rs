@@ -140,7 +140,7 @@ impl ReplicaWriter {
     /// complete. Several may be in flight; large pieces (1 MiB and more) are fast.
     pub async fn base_write(&self, disk: Uuid, offset: u64, data: Bytes) -> Result<()> {
         self.run(move |replica, generation| {
-            initial::base_write(replica, generation, disk, offset, data)
+            initial::base_write(replica, generation, disk, offset, &data)
         })
         .await
     }
