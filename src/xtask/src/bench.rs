@@ -1,105 +1,314 @@
-//! Comparisons with a peer: same input, same run, output verified, printed as a ratio with the machine's ceiling beside it.
-
-mod provider_start;
-mod vhdx_read;
+//! `bench`: builds what the comparisons need, runs them one by one, and writes the table into `docs/benchmarks.md`.
+//!
+//! The comparisons themselves are in `tests/bench`, a program of its own, so that this one stays light. A comparison that
+//! breaks does not keep the others from running; one that misses its bound is said at the end, with exit code 1.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
+use serde_json::Value;
 
-/// One comparison's outcome.
-#[derive(Serialize)]
-pub struct Outcome {
-    /// Its name on the command line.
-    pub name: &'static str,
-    /// What was compared.
-    pub what: String,
-    /// Ours.
-    pub ours: f64,
-    /// The peer.
-    pub peer: f64,
-    /// Unit of both.
-    pub unit: &'static str,
-    /// Ours divided by the peer.
-    pub ratio: f64,
-    /// What the machine itself can do, in the same unit; nothing where no such limit applies.
-    pub ceiling: Option<f64>,
+/// How the comparisons are run.
+pub struct Options<'a> {
+    /// Which one; all of them without a name.
+    pub name: Option<&'a str>,
+    /// JSON lines in place of text.
+    pub json: bool,
+    /// Factor on all sizes.
+    pub scale: f64,
+    /// How often cheap measurements are repeated.
+    pub rounds: usize,
 }
 
-type Comparison = fn(&Path) -> Result<Outcome>;
+/// Exit code of `bench` when a bound is not met; the figures are printed all the same.
+const NOT_MET: i32 = 3;
 
-const COMPARISONS: &[(&str, Comparison)] = &[
-    ("provider-start", provider_start::run),
-    ("vhdx-read", vhdx_read::run),
-];
-
-/// Runs one comparison, or all; all of them also write the table into `docs/benchmarks.md`.
-pub fn run(root: &Path, name: Option<&str>, json: bool) -> Result<()> {
-    let chosen: Vec<_> = COMPARISONS
-        .iter()
-        .filter(|(known, _)| name.is_none_or(|name| name == *known))
-        .collect();
-    if chosen.is_empty() {
-        let known: Vec<&str> = COMPARISONS.iter().map(|(known, _)| *known).collect();
-        bail!(
-            "no comparison of the name `{}`; there are: {}",
-            name.unwrap_or(""),
-            known.join(", ")
-        );
+/// Runs one comparison, or all; all of them also write the table.
+pub fn run(root: &Path, options: &Options<'_>) -> Result<()> {
+    let mut packages = vec!["engine", "bench"];
+    if options.name.is_none_or(|name| name == "provider-start") {
+        packages.push("provider");
     }
-    crate::cargo(&["build", "--release", "--bins", "--quiet"])?;
-    let mut outcomes = Vec::new();
-    for (name, comparison) in chosen {
-        let outcome = comparison(root).with_context(|| format!("comparison `{name}`"))?;
-        if json {
-            println!("{}", serde_json::to_string(&outcome)?);
+    let mut build = vec!["build", "--release", "--quiet"];
+    for package in packages {
+        build.extend(["--package", package]);
+    }
+    crate::cargo(&build)?;
+    let program = root.join("target/release/bench");
+    let names = match options.name {
+        Some(name) => vec![name.to_owned()],
+        None => names(&program)?,
+    };
+    let begin = Instant::now();
+    let (mut outcomes, mut troubles) = (Vec::new(), Vec::new());
+    for name in &names {
+        match one(&program, name, options) {
+            Ok(outcome) => {
+                if options.json {
+                    println!("{outcome}");
+                } else {
+                    println!("{}", text(&outcome));
+                }
+                outcomes.push(outcome);
+            }
+            Err(error) if names.len() > 1 => {
+                eprintln!("{name}: {error:#}");
+                troubles.push(name.clone());
+            }
+            Err(error) => return Err(error),
         }
-        outcomes.push(outcome);
     }
-    let table = table(&outcomes)?;
-    if !json {
-        println!("{table}");
+    if options.name.is_none() {
+        let page = page(&outcomes, &troubles, options, begin.elapsed().as_secs());
+        fs::write(root.join("docs/benchmarks.md"), page).context("write docs/benchmarks.md")?;
     }
-    if name.is_none() {
-        let text = format!(
-            "# Benchmarks\n\nWritten by `cargo xtask bench`: ours and a peer on the same input in one run.\n\n{table}"
+    let missed: Vec<&str> = outcomes
+        .iter()
+        .filter(|outcome| !is_met(outcome))
+        .filter_map(|outcome| outcome["name"].as_str())
+        .collect();
+    if !troubles.is_empty() || !missed.is_empty() {
+        bail!(
+            "not measured: {}; bound not met: {}",
+            list(&troubles),
+            list(&missed)
         );
-        fs::write(root.join("docs/benchmarks.md"), text).context("write docs/benchmarks.md")?;
     }
     Ok(())
 }
 
-fn table(outcomes: &[Outcome]) -> Result<String> {
-    let mut text = String::from(
-        "| name | what | ours | peer | unit | ratio ours/peer | machine ceiling |\n|---|---|---:|---:|---|---:|---:|\n",
-    );
-    for outcome in outcomes {
-        let Outcome {
-            name,
-            what,
-            ours,
-            peer,
-            unit,
-            ratio,
-            ceiling,
-        } = outcome;
-        let ceiling = ceiling.map_or_else(|| "-".to_owned(), |ceiling| format!("{ceiling:.1}"));
-        writeln!(
-            text,
-            "| {name} | {what} | {ours:.1} | {peer:.1} | {unit} | {ratio:.2} | {ceiling} |"
-        )?;
+fn list<T: AsRef<str>>(names: &[T]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
     }
-    Ok(text)
+    names
+        .iter()
+        .map(AsRef::as_ref)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
-/// The middle one of several measurements.
-fn median(mut values: Vec<f64>) -> Result<f64> {
-    values.sort_by(f64::total_cmp);
-    values
-        .get(values.len() / 2)
-        .copied()
-        .context("nothing was measured")
+fn names(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new(program)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("start {}", program.display()))?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+fn one(program: &Path, name: &str, options: &Options<'_>) -> Result<Value> {
+    let output = Command::new(program)
+        .args([name, "--json"])
+        .args(["--scale", &options.scale.to_string()])
+        .args(["--rounds", &options.rounds.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", program.display()))?;
+    if !output.status.success() && output.status.code() != Some(NOT_MET) {
+        bail!("it could not be measured; what it printed above says why");
+    }
+    serde_json::from_slice(&output.stdout).context("read what it printed")
+}
+
+/// A measure and those that belong to it, each as an object.
+fn measures(outcome: &Value) -> Vec<&Value> {
+    let further = outcome["further"].as_array().into_iter().flatten();
+    std::iter::once(outcome).chain(further).collect()
+}
+
+fn is_met(outcome: &Value) -> bool {
+    measures(outcome)
+        .iter()
+        .all(|measure| measure["met"] == Value::Bool(true))
+}
+
+/// What was measured: the first measure keeps its words under another key.
+fn measured(measure: &Value) -> &str {
+    measure["measured"]
+        .as_str()
+        .or(measure["what"].as_str())
+        .unwrap_or_default()
+}
+
+fn text(outcome: &Value) -> String {
+    let mut text = String::new();
+    // Writing into a String can't fail.
+    let _infallible = writeln!(
+        text,
+        "{}: {}",
+        plain(&outcome["name"]),
+        plain(&outcome["what"])
+    );
+    for measure in measures(outcome) {
+        let _infallible = writeln!(
+            text,
+            "  {}: ours {}, peer {} {}; ratio {} ({}){}",
+            measured(measure),
+            plain(&measure["ours"]),
+            plain(&measure["peer"]),
+            plain(&measure["unit"]),
+            plain(&measure["ratio"]),
+            plain(&measure["bound"]),
+            if measure["met"] == Value::Bool(true) {
+                ""
+            } else {
+                "  NOT MET"
+            }
+        );
+    }
+    if !outcome["ceiling"].is_null() {
+        let _infallible = writeln!(
+            text,
+            "  machine ceiling: {} ({})",
+            plain(&outcome["ceiling"]),
+            plain(&outcome["ceilingWhat"])
+        );
+    }
+    for note in outcome["notes"].as_array().into_iter().flatten() {
+        let _infallible = writeln!(text, "  {}", plain(note));
+    }
+    text
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn page(outcomes: &[Value], troubles: &[String], options: &Options<'_>, seconds: u64) -> String {
+    let mut page = String::from(
+        "# Benchmarks\n\n\
+         Written by `cargo xtask bench`. Each comparison gives ours and a peer the same input, in turn, in one run, and\n\
+         checks what both made of it. Absolute figures are those of this machine; what carries over to others is the ratio.\n\n",
+    );
+    page.push_str(&machine());
+    let _infallible = writeln!(
+        page,
+        "Sizes times {}, {} rounds (the middle one counts), {} minutes in all.\n",
+        options.scale,
+        options.rounds,
+        seconds.div_ceil(60)
+    );
+    page.push_str(
+        "| name | measured | ours | peer | unit | ratio | bound | met |\n|---|---|---:|---:|---|---:|---|---|\n",
+    );
+    for outcome in outcomes {
+        for measure in measures(outcome) {
+            let _infallible = writeln!(
+                page,
+                "| `{}` | {} | {} | {} | {} | {} | {} | {} |",
+                plain(&outcome["name"]),
+                measured(measure),
+                plain(&measure["ours"]),
+                plain(&measure["peer"]),
+                plain(&measure["unit"]),
+                plain(&measure["ratio"]),
+                plain(&measure["bound"]),
+                match (measure["bound"].as_str(), &measure["met"]) {
+                    (Some("reported"), _) => "",
+                    (_, Value::Bool(true)) => "yes",
+                    _ => "**no**",
+                }
+            );
+        }
+    }
+    page.push_str("\n## What was compared\n\n");
+    for outcome in outcomes {
+        let _infallible = writeln!(
+            page,
+            "- `{}`: {}.",
+            plain(&outcome["name"]),
+            plain(&outcome["what"])
+        );
+        if !outcome["ceiling"].is_null() {
+            let _infallible = writeln!(
+                page,
+                "  The machine itself: {} ({}).",
+                plain(&outcome["ceiling"]),
+                plain(&outcome["ceilingWhat"])
+            );
+        }
+        for note in outcome["notes"].as_array().into_iter().flatten() {
+            let _infallible = writeln!(page, "  {}.", plain(note));
+        }
+    }
+    if !troubles.is_empty() {
+        let _infallible = writeln!(page, "\nNot measured this time: {}.", list(troubles));
+    }
+    page.push_str(
+        "\n## How to read it\n\n\
+         The ratio is the quantity that its bound is about: time, bytes or processor time of ours by that of the peer; a rate\n\
+         of ours by that of the peer; for `heal` how many times faster ours is; for `delta-scaling` the costliest disk size by\n\
+         the cheapest. Both sides find the page cache in the same state, and nothing of an earlier measurement waits to be\n\
+         written. Run one with `cargo xtask bench NAME`; `siterecovery-engine bench` tells what the machine itself can do.\n",
+    );
+    page
+}
+
+/// The machine and the day.
+fn machine() -> String {
+    let processor = fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        })
+        .unwrap_or_else(|| "unknown processor".to_owned());
+    let memory = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+            let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            Some(kib >> 20)
+        })
+        .unwrap_or_default();
+    let date = Command::new("date")
+        .args(["-u", "+%Y-%m-%d"])
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_default();
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("Machine: {processor}, {count} cores, {memory} GiB of memory. {date}.\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_page_says_what_is_not_met_and_what_was_not_measured() {
+        let outcome = json!({
+            "name": "points", "what": "24 points", "measured": "stored bytes",
+            "ours": 1.0, "peer": 2.0, "unit": "MiB", "ratio": 0.5, "bound": "at most 1", "met": true,
+            "ceiling": null, "ceilingWhat": null, "notes": ["equal by hash"],
+            "further": [{ "what": "processor time", "ours": 2.0, "peer": 2.0, "unit": "s", "ratio": 1.0,
+                "bound": "at most 0.5", "met": false }],
+        });
+        assert!(!is_met(&outcome));
+        let options = Options {
+            name: None,
+            json: false,
+            scale: 1.0,
+            rounds: 3,
+        };
+        let page = page(&[outcome.clone()], &["heal".to_owned()], &options, 61);
+        assert!(
+            page.contains("| `points` | stored bytes | 1.0 | 2.0 | MiB | 0.5 | at most 1 | yes |")
+        );
+        assert!(page.contains("| at most 0.5 | **no** |"));
+        assert!(page.contains("Not measured this time: heal."));
+        assert!(text(&outcome).contains("NOT MET"));
+    }
 }

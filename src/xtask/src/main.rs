@@ -80,9 +80,15 @@ enum Word {
     Bench {
         /// Which comparison; all of them without a name
         name: Option<String>,
-        /// Print JSON lines in place of a table
+        /// Print JSON lines in place of text
         #[arg(long)]
         json: bool,
+        /// Factor on all sizes: below 1 for a smoke test, whose figures mean nothing
+        #[arg(long, default_value_t = 1.0)]
+        scale: f64,
+        /// How often cheap measurements are repeated
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
     },
 }
 
@@ -143,7 +149,20 @@ fn main() -> Result<()> {
                 keep,
             },
         ),
-        Word::Bench { name, json } => bench::run(&root()?, name.as_deref(), json),
+        Word::Bench {
+            name,
+            json,
+            scale,
+            rounds,
+        } => bench::run(
+            &root()?,
+            &bench::Options {
+                name: name.as_deref(),
+                json,
+                scale,
+                rounds,
+            },
+        ),
     }
 }
 

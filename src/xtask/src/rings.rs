@@ -28,6 +28,7 @@ const RING_3: &[&str] = &[
     "engine",
     "cli",
     "xtask",
+    "bench",
     "lab-guest",
     "system-tests",
     "crash-tests",

@@ -150,11 +150,6 @@ impl Series {
         self.samples.push((bytes, seconds));
     }
 
-    /// How many samples there are.
-    pub fn len(&self) -> usize {
-        self.samples.len()
-    }
-
     /// Figures that do not depend on the policy.
     pub fn summary(&self) -> Value {
         let seconds: f64 = self.samples.iter().map(|(_, seconds)| seconds).sum();

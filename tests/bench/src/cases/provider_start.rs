@@ -1,4 +1,5 @@
-//! Time from the provider's start to its handshake line, beside `terraform version`, the least that any Terraform command costs.
+//! `provider-start`: from the provider's start to its handshake line, beside `terraform version`, the least that any
+//! Terraform command costs.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -7,7 +8,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Outcome, median};
+use crate::outcome::{Measure, Outcome, median};
+use crate::process::execute;
+use crate::setting::Setting;
 
 const ROUNDS: usize = 15;
 /// What Terraform sets so that a provider knows it was not started by hand.
@@ -17,31 +20,24 @@ const COOKIE: (&str, &str) = (
 );
 
 /// Both in turn, so that a change of the machine's mood meets both.
-pub fn run(root: &Path) -> Result<Outcome> {
-    let provider = root.join("target/release/terraform-provider-siterecovery");
+pub fn run(setting: &Setting) -> Result<Outcome> {
+    let provider = setting
+        .root
+        .join("target/release/terraform-provider-siterecovery");
     let terraform = std::env::var_os("TERRAFORM").unwrap_or_else(|| "terraform".into());
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         ours.push(handshake(&provider)?);
-        let start = Instant::now();
-        let ended = Command::new(&terraform)
-            .arg("version")
-            .env("CHECKPOINT_DISABLE", "1")
-            .output()
-            .context("start terraform")?;
-        ensure!(ended.status.success(), "terraform version failed");
-        peer.push(start.elapsed().as_secs_f64() * 1000.0);
+        let mut command = Command::new(&terraform);
+        let (_, cost) = execute(command.arg("version").env("CHECKPOINT_DISABLE", "1"))?;
+        peer.push(cost.wall * 1000.0);
     }
-    let (ours, peer) = (median(ours)?, median(peer)?);
-    let what = "start to handshake line; peer: `terraform version`".to_owned();
     Ok(Outcome {
         name: "provider-start",
-        what,
-        ours,
-        peer,
-        unit: "ms",
-        ratio: ours / peer,
+        what: "start to handshake line; peer: `terraform version`".to_owned(),
+        measures: vec![Measure::new("time", median(ours), median(peer), "ms")],
         ceiling: None,
+        notes: Vec::new(),
     })
 }
 
