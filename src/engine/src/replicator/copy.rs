@@ -9,6 +9,8 @@
 //! What base has already, of an earlier try or of a seed, is not sent again: below the mark that the map keeps the
 //! map tells, above it base itself is read.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use engine_protocol::v1::replication_status::State;
 use futures::StreamExt as _;
@@ -21,7 +23,7 @@ use uuid::Uuid;
 
 use super::buffers;
 use super::capture::allocated_bytes;
-use super::hashes::{BLOCK, BlockHash};
+use super::hashes::{BLOCK, BlockHash, BlockMap};
 use super::judge::{Judge, whole_blocks};
 use super::pauses;
 use super::ranges::{self, PIECE};
@@ -164,6 +166,8 @@ struct Placed {
     piece: Extent,
     hashes: Vec<BlockHash>,
     sent: u64,
+    /// Base changed where the map had vouched for it.
+    doubted: bool,
 }
 
 impl Filling<'_> {
@@ -203,12 +207,15 @@ impl Filling<'_> {
         let pieces = ranges::pieces(&todo).map(|piece| place.piece(piece));
         let mut pieces = stream::iter(pieces).buffered(PIECES);
         let mut marked = 0;
+        let mut later = Vec::new();
         while let Some(placed) = pieces.try_next().await? {
             self.sent += placed.sent;
             self.done += placed.piece.length;
             marked += placed.sent;
             let end = placed.piece.offset + placed.piece.length;
-            if let Some(map) = map.clone() {
+            if placed.doubted {
+                later.push((placed.piece.offset / BLOCK, placed.hashes));
+            } else if let Some(map) = map.clone() {
                 let note = move || map.set(placed.piece.offset / BLOCK, &placed.hashes);
                 blocking(note)
                     .await
@@ -219,16 +226,16 @@ impl Filling<'_> {
                 .progress(self.done, self.total.max(self.done));
             self.item.pass(pauses::BASE_WRITING).await;
             if until.is_some_and(|until| Instant::now() >= until) {
-                self.mark(frozen, end).await?;
+                self.mark(frozen, end, later).await?;
                 return Ok(end);
             }
             if marked >= MARK_BYTES && end > place.known_to {
-                self.mark(frozen, end).await?;
+                self.mark(frozen, end, std::mem::take(&mut later)).await?;
                 marked = 0;
             }
         }
         drop(pieces);
-        self.mark(frozen, frozen.size_bytes).await?;
+        self.mark(frozen, frozen.size_bytes, later).await?;
         Ok(frozen.size_bytes)
     }
 
@@ -253,28 +260,48 @@ impl Filling<'_> {
         };
         let pieces = ranges::pieces(dirty).map(|piece| place.piece(piece));
         let mut pieces = stream::iter(pieces).buffered(PIECES);
+        let mut later = Vec::new();
         while let Some(placed) = pieces.try_next().await? {
             self.sent += placed.sent;
-            if let Some(map) = place.judge.map.clone() {
-                let note = move || map.set(placed.piece.offset / BLOCK, &placed.hashes);
-                blocking(note)
-                    .await
-                    .map_err(Trouble::io("note block hashes"))?;
+            if placed.doubted {
+                later.push((placed.piece.offset / BLOCK, placed.hashes));
             }
+        }
+        drop(pieces);
+        if !later.is_empty() {
+            self.writer.base_flush().await?;
+            note_all(place.judge.map.clone(), later).await?;
         }
         Ok(())
     }
 
     /// What is in base up to here stays known after a kill: base first, then the map that vouches for it.
-    async fn mark(&self, frozen: &FrozenDisk, to: u64) -> Result<(), Trouble> {
+    async fn mark(&self, frozen: &FrozenDisk, to: u64, later: Later) -> Result<(), Trouble> {
         let Some(map) = self.shared.maps.get(frozen.disk) else {
             return Ok(());
         };
         self.writer.base_flush().await?;
+        note_all(Some(map.clone()), later).await?;
         blocking(move || map.commit(|header| header.filled_to = Some(to)))
             .await
             .map_err(Trouble::io("note how far base is filled"))
     }
+}
+
+/// Hashes of blocks that were in doubt: they count once base is durable.
+type Later = Vec<(u64, Vec<BlockHash>)>;
+
+async fn note_all(map: Option<Arc<BlockMap>>, later: Later) -> Result<(), Trouble> {
+    let Some(map) = map.filter(|_| !later.is_empty()) else {
+        return Ok(());
+    };
+    blocking(move || {
+        later
+            .iter()
+            .try_for_each(|(first, hashes)| map.set(*first, hashes))
+    })
+    .await
+    .map_err(Trouble::io("note block hashes"))
 }
 
 /// How pieces of one disk get into base.
@@ -315,19 +342,48 @@ impl Place<'_> {
             } else {
                 self.differing(piece, &data).await?
             };
+            let doubted = !self.base_is_empty && end <= self.known_to && !writes.is_empty();
+            if doubted {
+                self.doubt(&writes).await?;
+            }
             let mut sent = 0;
             for run in writes {
                 sent += self.write(run).await?;
             }
-            Ok::<_, Trouble>(sent)
+            Ok::<_, Trouble>((sent, doubted))
         };
         let hashes = async { hashes.await.map_err(Trouble::io("hash blocks")) };
-        let (hashes, sent) = tokio::try_join!(hashes, place)?;
+        let (hashes, (sent, doubted)) = tokio::try_join!(hashes, place)?;
         Ok(Placed {
             piece,
             hashes,
             sent,
+            doubted,
         })
+    }
+
+    /// Before base changes where the map vouches for it, the map stops doing so, durably: whether a write that
+    /// was cut has happened is not known, and the source may go back to what the map remembers.
+    async fn doubt(&self, writes: &[Run]) -> Result<(), Trouble> {
+        let Some(map) = self.judge.map.clone() else {
+            return Ok(());
+        };
+        let blocks: Vec<(u64, usize)> = writes
+            .iter()
+            .map(|run| {
+                let (Run::Data(offset, _) | Run::Zeroes(offset, _)) = run;
+                let (first, end) = (offset / BLOCK, (offset + run.length()).div_ceil(BLOCK));
+                (first, (end - first) as usize)
+            })
+            .collect();
+        blocking(move || {
+            for (first, count) in blocks {
+                map.set(first, &vec![BlockHash::UNKNOWN; count])?;
+            }
+            map.commit(|_| {})
+        })
+        .await
+        .map_err(Trouble::io("note that block hashes are in doubt"))
     }
 
     async fn differing(&self, piece: Extent, data: &Bytes) -> Result<Vec<Run>, Trouble> {
