@@ -220,10 +220,18 @@ fn a_long_comparison_runs_in_slices_and_points_come_when_every_disk_is_known() {
                 .is_some_and(|disk| disk.compared_bytes > 8 << 20)
         })
         .await;
-        wait_for(&context, &world.host, "protected again", |status| {
-            status.state() == State::Protected && points(before + 5)(status)
+        wait_for(&context, &world.host, "its end", |status| {
+            status
+                .disks
+                .first()
+                .is_some_and(|disk| disk.compared_bytes > 12 << 20)
         })
         .await;
+        wait_for(&context, &world.host, "protected again", |status| {
+            status.state() == State::Protected
+        })
+        .await;
+        wait_for(&context, &world.host, "points again", points(before + 3)).await;
         replicator.stop().await;
         let all = world.host.check_store(&world.store()).await;
         let newest = all.last().unwrap().position.0 as usize;
