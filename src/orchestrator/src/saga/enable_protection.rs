@@ -260,9 +260,15 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
                 .clone_from(&present.record.last_test_failover);
             wanted.drill_job.clone_from(&present.record.drill_job);
             if present.record.machine.generation != generation {
-                let (machine, _) =
-                    protection::step(wanted.machine, Event::Activate { generation })?;
-                wanted.machine = machine;
+                match protection::step(wanted.machine, Event::Activate { generation }) {
+                    Ok((machine, _)) => wanted.machine = machine,
+                    // What was stuck has gone on by itself in the meantime: nothing is left to be activated anew.
+                    Err(_) if goes_on(&present.record, &wanted) => {
+                        let present = present.record.machine.generation.0;
+                        run.job.remember("generation", present);
+                    }
+                    Err(refusal) => return Err(refusal.into()),
+                }
             }
             Expect::Etag(present.etag)
         }
