@@ -95,7 +95,7 @@ pub struct DiskImage {
 #[derive(Debug)]
 enum Inner {
     Raw(RawImage),
-    Vhd(VhdImage),
+    Vhd(Box<VhdImage>),
     Vhdx(Box<VhdxImage>),
 }
 
@@ -137,9 +137,12 @@ impl DiskImage {
                 Some(path),
                 &mut descent,
             )?)),
-            Some("vhd" | "avhd") => {
-                Inner::Vhd(VhdImage::open(file, access, Some(path), &mut descent)?)
-            }
+            Some("vhd" | "avhd") => Inner::Vhd(Box::new(VhdImage::open(
+                file,
+                access,
+                Some(path),
+                &mut descent,
+            )?)),
             Some("raw" | "img") => return Self::open_raw(file, access, 512),
             _ => Self::detect(file, access, Some(path), &mut descent)?,
         };
@@ -172,7 +175,9 @@ impl DiskImage {
             let image = VhdxImage::open(file, access, path, descent)?;
             Ok(Inner::Vhdx(Box::new(image)))
         } else if crate::vhd::detect(file.as_ref())? {
-            Ok(Inner::Vhd(VhdImage::open(file, access, path, descent)?))
+            Ok(Inner::Vhd(Box::new(VhdImage::open(
+                file, access, path, descent,
+            )?)))
         } else {
             Err(ImageError::new(
                 ErrorKind::NotAnImage,
@@ -214,7 +219,9 @@ impl DiskImage {
     ) -> Result<Self, ImageError> {
         let inner = match options.format {
             Format::Raw => Inner::Raw(RawImage::create(file, options)?),
-            Format::VhdFixed | Format::VhdDynamic => Inner::Vhd(VhdImage::create(file, options)?),
+            Format::VhdFixed | Format::VhdDynamic => {
+                Inner::Vhd(Box::new(VhdImage::create(file, options)?))
+            }
             Format::VhdxFixed | Format::VhdxDynamic => {
                 Inner::Vhdx(Box::new(VhdxImage::create(file, options)?))
             }
@@ -261,9 +268,9 @@ impl DiskImage {
         options: &CreateOptions,
     ) -> Result<Self, ImageError> {
         let inner = match parent.inner {
-            Inner::Vhd(parent) => {
-                Inner::Vhd(VhdImage::create_child(file, parent, locators, options)?)
-            }
+            Inner::Vhd(parent) => Inner::Vhd(Box::new(VhdImage::create_child(
+                file, *parent, locators, options,
+            )?)),
             Inner::Vhdx(parent) => Inner::Vhdx(Box::new(VhdxImage::create_child(
                 file, *parent, locators, options,
             )?)),

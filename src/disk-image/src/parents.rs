@@ -238,7 +238,8 @@ pub(crate) fn locators_from(child: &Path, parent: &Path) -> Result<Vec<ParentLoc
         parent.components().peekable(),
     );
     while from.peek().is_some() && from.peek() == to.peek() {
-        (from.next(), to.next());
+        from.next();
+        to.next();
     }
     let up = from.map(|_| "..".to_owned());
     let down = to.map(|part| part.as_os_str().to_string_lossy().into_owned());

@@ -258,9 +258,12 @@ fn log_entry(
     entry
 }
 
+/// Place in the ring, sequence number, tail, whether it belongs to this log, BAT sector.
+type Logged<'a> = (usize, u64, u32, bool, &'a [u8]);
+
 /// The sample with a log that was never applied: its table lies in the log only. `entries` are
 /// (place in the ring, sequence number, tail, belongs to this log, BAT sector).
-fn with_log(entries: &[(usize, u64, u32, bool, &[u8])]) -> (Vec<u8>, Vec<u8>) {
+fn with_log(entries: &[Logged<'_>]) -> (Vec<u8>, Vec<u8>) {
     let (mut bytes, model) = vhdx();
     let guid = [0x42; 16];
     let length = bytes.len() as u64;
@@ -286,7 +289,7 @@ fn logs_that_wrap_begin_anywhere_and_hold_stale_entries_are_replayed() {
     let table = &good[BAT..BAT + 4096];
     let zero = vec![0; 4096];
     let last = MIB - 4096;
-    let cases: [(&str, Vec<(usize, u64, u32, bool, &[u8])>, u64); 5] = [
+    let cases: [(&str, Vec<Logged<'_>>, u64); 5] = [
         (
             "in the middle",
             vec![(40 << 10, 9, 40 << 10, true, table)],

@@ -15,7 +15,7 @@ const IN_FLIGHT: usize = 4;
 /// Creates the image in `file` and fills it.
 pub(super) fn write(
     source: &DiskImage,
-    segments: Vec<Segment<'_>>,
+    segments: &[Segment<'_>],
     file: File,
     options: &ConvertOptions,
     progress: &(dyn Fn(u64, u64) + Sync),

@@ -86,7 +86,7 @@ pub fn convert(
         Format::Raw | Format::VhdFixed => {
             flat::write(source, segments, &partial.file, options, progress)?
         }
-        _ => blocks::write(source, segments, partial.handle()?, options, progress)?,
+        _ => blocks::write(source, &segments, partial.handle()?, options, progress)?,
     };
     done.virtual_size = size;
     if options.durable {

@@ -45,7 +45,7 @@ impl VhdImage {
         write_new(
             file.as_ref(),
             &options,
-            Some((link, parent.footer.timestamp)),
+            Some(&(link, parent.footer.timestamp)),
         )?;
         let mut image = Self::open_alone(file, Access::ReadWrite)?;
         image.parent = Some(Box::new(parent));
@@ -56,7 +56,7 @@ impl VhdImage {
 fn write_new(
     file: &dyn ImageFile,
     options: &CreateOptions,
-    parent: Option<(VhdParent, u32)>,
+    parent: Option<&(VhdParent, u32)>,
 ) -> Result<(), ImageError> {
     let (size, block_size) = plan(options)?;
     let id = options.id.unwrap_or_else(Uuid::new_v4);
@@ -87,11 +87,11 @@ fn write_new(
             entries: size.div_ceil(u64::from(block_size)) as u32,
             block_size,
             is_differencing: parent.is_some(),
-            raw: [0; 1024],
+            raw: Box::new([0; 1024]),
         };
         let table = vec![0xff; (u64::from(header.entries) * 4).next_multiple_of(SECTOR) as usize];
         let mut end = header.table_offset + table.len() as u64;
-        if let Some((parent, timestamp)) = &parent {
+        if let Some((parent, timestamp)) = parent {
             let (data, behind) = parent.write(&mut header.raw, *timestamp, end);
             for (at, bytes) in data {
                 write(&bytes, at)?;

@@ -29,7 +29,7 @@ pub(super) struct DynamicHeader {
     /// Whether the footer says so: what isn't in this file is the parent's.
     pub(super) is_differencing: bool,
     /// As it is in the file: what is not known here stays when the header is written again.
-    pub(super) raw: [u8; 1024],
+    pub(super) raw: Box<[u8; 1024]>,
 }
 
 impl DynamicHeader {
@@ -67,7 +67,7 @@ impl DynamicHeader {
             entries: be32(bytes, 28),
             block_size,
             is_differencing: false,
-            raw: *bytes,
+            raw: Box::new(*bytes),
         })
     }
 
@@ -81,7 +81,7 @@ impl DynamicHeader {
     }
 
     pub(super) fn to_bytes(&self) -> [u8; 1024] {
-        let mut bytes = self.raw;
+        let mut bytes = *self.raw;
         put(&mut bytes, 0, COOKIE);
         put(&mut bytes, 8, &u64::MAX.to_be_bytes());
         put(&mut bytes, 16, &self.table_offset.to_be_bytes());

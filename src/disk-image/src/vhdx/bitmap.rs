@@ -159,7 +159,7 @@ fn same_bits(bytes: &[u8], from: u64, limit: u64) -> (bool, u64) {
     let mut length = 1;
     while length < limit {
         let at = from + length;
-        if at % 8 == 0 && limit - length >= 8 && bytes[(at / 8) as usize] == whole {
+        if at.is_multiple_of(8) && limit - length >= 8 && bytes[(at / 8) as usize] == whole {
             length += 8;
         } else if bit(at) == first {
             length += 1;
