@@ -4,14 +4,24 @@
 #   peers.sh nbdcopy restic rsync
 set -euo pipefail
 
-declare -A package=([nbdcopy]=libnbd-bin [restic]=restic [rsync]=rsync [qemu-img]=qemu-utils [qemu-nbd]=qemu-utils)
+declare -A package=([nbdcopy]=libnbd-bin [restic]=restic [rsync]=rsync [qemu-img]=qemu-utils [qemu-nbd]=qemu-utils
+    [libsecret]=libsecret-1-0)
+
+present() {
+    case $1 in
+        libsecret) ldconfig -p 2>/dev/null | grep -q 'libsecret-1\.so\.0' ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+# Tools in sbin are not on an ordinary user's PATH.
+PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for program in "$@"; do
     if [[ -z ${package[$program]:-} ]]; then
         echo "peers.sh knows no $program; it knows: ${!package[*]}" >&2
         exit 2
     fi
-    command -v "$program" >/dev/null || missing+=("${package[$program]}")
+    present "$program" || missing+=("${package[$program]}")
 done
 if ((${#missing[@]} == 0)); then
     exit 0
