@@ -70,8 +70,10 @@ impl Container {
             Condition::NotExists => options.if_none_match = Some("*".to_owned().into()),
             Condition::Matches(etag) => options.if_match = Some(etag.to_owned().into()),
         }
-        let mut blocks = BlockLookupList::default();
-        blocks.uncommitted = Some(ids.to_vec());
+        let blocks = BlockLookupList {
+            uncommitted: Some(ids.to_vec()),
+            ..BlockLookupList::default()
+        };
         let doing = "put block list";
         let blocks: RequestContent<BlockLookupList, azure_core::http::XmlFormat> =
             blocks.try_into().map_err(|error| from_sdk(error, doing))?;

@@ -241,7 +241,7 @@ impl Container {
 }
 
 fn aligned(name: &str, offset: u64, length: u64) -> Result<()> {
-    if offset % PAGE == 0 && length % PAGE == 0 {
+    if offset.is_multiple_of(PAGE) && length.is_multiple_of(PAGE) {
         return Ok(());
     }
     Err(Error::new(

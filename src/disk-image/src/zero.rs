@@ -61,6 +61,7 @@ mod tests {
             [4096..12288, 196_608..200_704, (1 << 20) - 4096..1 << 20]
         );
         assert!(data_runs(&[0; 100_000]).is_empty());
-        assert_eq!(data_runs(&[1; 100]), [0..100]);
+        assert_eq!(data_runs(&[1; 100]).first(), Some(&(0..100)));
+        assert_eq!(data_runs(&[1; 100]).len(), 1);
     }
 }

@@ -218,7 +218,7 @@ impl Bar {
 
     fn show(&self, seen: u64, all: u64) {
         let step = if self.is_terminal { 1 } else { 100 };
-        let part = if all == 0 { 1000 } else { seen * 1000 / all } / step * step;
+        let part = (seen * 1000).checked_div(all).unwrap_or(1000) / step * step;
         if self.drawn.swap(part, Ordering::Relaxed) == part {
             return;
         }

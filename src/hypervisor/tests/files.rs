@@ -182,6 +182,35 @@ async fn an_untouched_file_has_no_changes_and_a_touched_one_has_unknown_ones() {
 }
 
 #[tokio::test]
+async fn a_checkpoint_hides_the_images_that_it_stands_on() {
+    let lab = Lab::new();
+    let folder = lab.folder.path().join("web01");
+    let before = lab.vm("web01").await;
+    let (base, newest) = (folder.join("a-os.vhdx"), folder.join("a-os_1F.avhdx"));
+    let gate = disk_image::FolderGate::new([&folder]).unwrap();
+    let options = CreateOptions::new(Format::VhdxDifferencing, SIZE);
+    let mut child = DiskImage::create_differencing(&newest, &base, &options, &gate).unwrap();
+    child.write_at(&[0x66; 512], 0).unwrap();
+    child.close().unwrap();
+    age(&newest);
+    let vm = lab.vm("web01").await;
+    assert!(vm.findings.is_empty(), "{:?}", vm.findings);
+    let names: Vec<&str> = vm.disks.iter().map(|disk| disk.name.as_str()).collect();
+    assert_eq!(names, ["a-os_1F.avhdx", "data.vhd"]);
+    assert_eq!(vm.id, before.id);
+    let point = lab.freeze(&vm, None, 1).await.unwrap();
+    let reader = &point.disks[0].reader;
+    let own = reader.read(0, 512).await.unwrap();
+    let below = reader.read(3 * BLOCK, 512).await.unwrap();
+    assert!(own.iter().all(|byte| *byte == 0x66) && below.iter().all(|byte| *byte == 0x11));
+    // A parent that changes changes the disk.
+    let file = fs::File::options().write(true).open(&base).unwrap();
+    file.set_modified(SystemTime::now()).unwrap();
+    let error = reader.read(0, 512).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_written_while_it_is_frozen_is_not_read() {
     let lab = Lab::new();
     let vm = lab.vm("db.raw").await;

@@ -18,8 +18,11 @@ fn account_key() -> String {
 
 fn account(azure: &Azure, more: Value) -> Value {
     let mut properties = json!({ "blobEndpoint": azure.endpoint() });
-    for (name, value) in more.as_object().expect("fields") {
-        properties[name] = value.clone();
+    let Value::Object(fields) = more else {
+        panic!("{more} has no fields");
+    };
+    for (name, value) in fields {
+        properties[name] = value;
     }
     json!({ "location": "northeurope", "sku": { "name": "Standard_GRS" }, "kind": "StorageV2", "properties": properties })
 }
@@ -35,8 +38,8 @@ async fn in_azure(world: &World, body: Value) {
 }
 
 fn target(engine: &Engine, vm: &str) -> v1::AzureStorage {
-    let wanted = engine.last().replications.into_iter();
-    let wanted = wanted.filter(|one| one.vm_id == vm).last().expect("item");
+    let mut wanted = engine.last().replications.into_iter();
+    let wanted = wanted.rfind(|one| one.vm_id == vm).expect("item");
     match wanted.store.and_then(|store| store.kind) {
         Some(store_target::Kind::Azure(azure)) => azure,
         other => panic!("no Azure store: {other:?}"),

@@ -303,7 +303,12 @@ mod tests {
             scale: 1.0,
             rounds: 3,
         };
-        let page = page(&[outcome.clone()], &["heal".to_owned()], &options, 61);
+        let page = page(
+            std::slice::from_ref(&outcome),
+            &["heal".to_owned()],
+            &options,
+            61,
+        );
         assert!(
             page.contains("| `points` | stored bytes | 1.0 | 2.0 | MiB | 0.5 | at most 1 | yes |")
         );

@@ -179,6 +179,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Serialises as its JSON.
+impl Serialize for Outcome {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json().serialize(serializer)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,12 +224,5 @@ mod tests {
         assert!(!Bound::AtLeast(1.0).holds(f64::NAN));
         assert!(median(Vec::new()).is_nan());
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-    }
-}
-
-/// Serialises as its JSON.
-impl Serialize for Outcome {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.json().serialize(serializer)
     }
 }

@@ -39,7 +39,7 @@ impl Workload {
                 let offset = random.below((SIZE - length as u64) / 4096) * 4096;
                 let data = match random.below(3) {
                     0 => vec![0; length],
-                    1 => vec![random.next() as u8; length],
+                    1 => vec![random.number() as u8; length],
                     _ => random.bytes(length),
                 };
                 model[offset as usize..][..length].copy_from_slice(&data);

@@ -176,7 +176,7 @@ impl State {
             }),
             ("reordered", &mut |what| match what {
                 What::Names(count) => Pick::At(random.below(count as u64) as usize),
-                What::Content if random.chance(70) => Pick::Mixed(random.next()),
+                What::Content if random.chance(70) => Pick::Mixed(random.number()),
                 What::Content => Pick::New,
             }),
         ];

@@ -64,7 +64,7 @@ fn changes(seed: u64, position: u64) -> Vec<(u128, usize, usize, Option<u64>)> {
             let (disk, size) = sizes[at];
             let length = 1 + random.below(30_000) as usize;
             let offset = random.below((size - length) as u64) as usize;
-            let content = (!random.chance(25)).then(|| random.next());
+            let content = (!random.chance(25)).then(|| random.number());
             (disk, offset, length, content)
         })
         .collect()
@@ -180,7 +180,9 @@ impl Life<'_> {
         }
         writer.base_flush().await?;
         writer.complete_base(point(0)).await?;
-        self.known(|known| drop(known.acknowledged.insert(0)));
+        self.known(|known| {
+            known.acknowledged.insert(0);
+        });
         Ok(())
     }
 
@@ -213,7 +215,9 @@ impl Life<'_> {
 
     async fn point(&self, writer: &ReplicaWriter, position: u64) -> Result<(), StoreError> {
         writer.add_point(point(position)).await?;
-        self.known(|known| drop(known.acknowledged.insert(position)));
+        self.known(|known| {
+            known.acknowledged.insert(position);
+        });
         Ok(())
     }
 
@@ -305,6 +309,10 @@ async fn points(reader: &ReplicaReader, model: &[Disks]) -> Result<BTreeSet<u64>
     Ok(positions)
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "goes where `map_err` wants a function"
+)]
 fn text(error: StoreError) -> String {
     error.to_string()
 }

@@ -89,7 +89,7 @@ pub fn default_container(vault_key: &str) -> String {
 /// The rule that is broken.
 pub fn account_key(key: &str) -> Result<(), Violation> {
     let body = key.trim_end_matches('=');
-    let shaped = key.len() % 4 == 0
+    let shaped = key.len().is_multiple_of(4)
         && key.len() - body.len() <= 2
         && body
             .bytes()

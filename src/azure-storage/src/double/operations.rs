@@ -255,7 +255,7 @@ fn blob(shared: &Shared, account: &mut Account, call: &Received, now: Duration) 
             match (call.method.as_str(), comp) {
                 ("PUT", "page") => write_pages(blob, call, etag),
                 ("PUT", "properties") => properties(blob, call, etag),
-                ("PUT", "snapshot") => snapshot(blob, premium, etag, now),
+                ("PUT", "snapshot") => snapshot(blob, premium, &etag, now),
                 ("PUT", "lease") => lease(blob, call, now),
                 (_, "pagelist") => page_ranges(shared, blob, call),
                 _ => read(blob, call),

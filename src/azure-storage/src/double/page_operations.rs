@@ -89,7 +89,7 @@ pub(super) fn properties(blob: &mut Blob, call: &Received, etag: String) -> Outc
     Ok(reply)
 }
 
-pub(super) fn snapshot(blob: &mut Blob, premium: bool, etag: String, now: Duration) -> Outcome {
+pub(super) fn snapshot(blob: &mut Blob, premium: bool, etag: &str, now: Duration) -> Outcome {
     if premium {
         if blob.snapshots.len() >= 100 {
             return refuse(409, "SnapshotCountExceeded");

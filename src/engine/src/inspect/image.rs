@@ -59,6 +59,13 @@ fn vhd(details: &VhdInfo) -> Value {
         "savedState": details.saved_state,
         "footerFromCopy": details.footer_from_copy,
         "tableEntries": details.table_entries,
+        "parent": details.parent.as_ref().map(|parent| json!({
+            "id": parent.id,
+            "locators": parent.locators.iter().map(|locator| json!({
+                "kind": format!("{:?}", locator.kind),
+                "path": locator.path,
+            })).collect::<Vec<_>>(),
+        })),
     })
 }
 
@@ -83,6 +90,11 @@ fn vhdx(details: &VhdxInfo) -> Value {
         })).collect::<Vec<_>>(),
         "leaveBlocksAllocated": details.leave_blocks_allocated,
         "hasParent": details.has_parent,
+        "parent": details.parent.as_ref().map(|parent| json!({
+            "linkage": parent.linkage,
+            "linkage2": parent.linkage2,
+            "locator": parent.values.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect::<Vec<_>>(),
+        })),
         "tableEntries": details.table_entries,
         "log": match &details.log {
             LogInfo::Clean => json!({ "state": "clean" }),

@@ -3,7 +3,7 @@
 //! ```text
 //! piece of the frozen disk ─► read ─┬─ hash ─► map of block hashes
 //!                                   └─ what base has not ─► base          several pieces at once
-//! every now and then: base durable ─► map durable, with how far it counts
+//! every now and then: base durable ─► map durable, with how far it counts (base is flushed behind the writes all along)
 //! ```
 //!
 //! What base has already, of an earlier try or of a seed, is not sent again: below the mark that the map keeps the
@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::buffers;
 use super::capture::allocated_bytes;
+use super::flush_behind::FlushBehind;
 use super::hashes::{BLOCK, BlockHash, BlockMap};
 use super::judge::{Judge, whole_blocks};
 use super::pauses;
@@ -208,7 +209,9 @@ impl Filling<'_> {
         let mut pieces = stream::iter(pieces).buffered(PIECES);
         let mut marked = 0;
         let mut later = Vec::new();
+        let mut flushes = FlushBehind::new(self.writer);
         while let Some(placed) = pieces.try_next().await? {
+            flushes.wrote(placed.sent).await?;
             self.sent += placed.sent;
             self.done += placed.piece.length;
             marked += placed.sent;
@@ -226,6 +229,7 @@ impl Filling<'_> {
                 .progress(self.done, self.total.max(self.done));
             self.item.pass(pauses::BASE_WRITING).await;
             if until.is_some_and(|until| Instant::now() >= until) {
+                flushes.settle().await?;
                 self.mark(frozen, end, later).await?;
                 return Ok(end);
             }
@@ -235,6 +239,7 @@ impl Filling<'_> {
             }
         }
         drop(pieces);
+        flushes.settle().await?;
         self.mark(frozen, frozen.size_bytes, later).await?;
         Ok(frozen.size_bytes)
     }

@@ -17,6 +17,7 @@ mod copy;
 mod cycle;
 mod cycle_log;
 mod disks;
+mod flush_behind;
 pub mod hashes;
 mod joining;
 mod judge;

@@ -5,6 +5,8 @@
 //!
 //! `cargo xtask sim --seeds 500` runs many seeds, `cargo xtask sim --seed 7` replays one and tells what happens.
 
+#![allow(clippy::print_stdout, reason = "a replay tells what happens")]
+
 mod clock;
 #[path = "../support/faults.rs"]
 #[allow(dead_code, reason = "the other test programs use the rest")]

@@ -7,6 +7,8 @@
 )]
 
 pub mod faults;
+pub mod item;
+mod reader;
 pub mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +25,8 @@ use hypervisor::{
 use replica_store::{PointSelector, RecoveryPoint, ReplicaKey, ReplicaReader, StoreTarget};
 use uuid::Uuid;
 
+use reader::Reader;
+
 pub use faults::{BadStore, Random, StopAt};
 pub use world::{World, active, life, wait_for};
 
@@ -37,12 +41,15 @@ struct Disk {
     allocated: BTreeSet<usize>,
 }
 
+/// An interval of tracking, the blocks written in it, and how many disks there were at its begin.
+type Interval = (TrackingId, BTreeSet<(usize, usize)>, usize);
+
 struct Inner {
     disks: Vec<Disk>,
     running: bool,
     frozen: bool,
-    /// Intervals, oldest first, with the blocks written in each, and how many disks there were at its begin.
-    tracking: Vec<(TrackingId, BTreeSet<(usize, usize)>, usize)>,
+    /// Oldest first.
+    tracking: Vec<Interval>,
     /// What each disk held at each freeze.
     history: BTreeMap<i64, Vec<Arc<Vec<u8>>>>,
     /// Blocks written since each freeze.
@@ -367,29 +374,6 @@ impl Inner {
                 newest.get_mut().insert((disk, block));
             }
         }
-    }
-}
-
-struct Reader {
-    inner: Arc<Mutex<Inner>>,
-    data: Arc<Vec<u8>>,
-}
-
-#[async_trait]
-impl FrozenReader for Reader {
-    async fn read(&self, offset: u64, length: usize) -> Result<Bytes, HypervisorError> {
-        tokio::task::yield_now().await;
-        let mut inner = self.inner.lock().unwrap();
-        if inner.fail_reads {
-            return Err(HypervisorError::new(ErrorKind::Io, "read of a frozen disk"));
-        }
-        assert!(inner.frozen, "read of a point that was given back");
-        inner.read_bytes += length as u64;
-        // The guest does not stop for us.
-        inner.guest_writes();
-        Ok(Bytes::copy_from_slice(
-            &self.data[offset as usize..offset as usize + length],
-        ))
     }
 }
 

@@ -6,36 +6,61 @@
 //! root.vhdx                       one VM "root.vhdx", when the root itself is an image
 //! ```
 //!
+//! A differencing image (checkpoint) hides the images that it stands on: the newest one is the disk. Parents are opened only
+//! out of the folder that the image itself lies in.
+//!
 //! Promise: a VM keeps its id while its name stays, a disk keeps its id while the image does. An image that can't be used
 //! becomes a finding of its VM, never a VM that is silently smaller.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use disk_image::{Access, DiskImage};
+use disk_image::{Access, Details, DiskImage, FolderGate, ImageError};
 use uuid::Uuid;
 
 use crate::{DiskId, Finding, Generation, PowerState, VirtualDisk, VirtualMachine, VmId};
 
 /// Name space of ids that are made of names. A fixed random number.
 const NAMES: Uuid = Uuid::from_u128(0x7b0e_4c2a_93d1_4f5e_8a66_0d1f_52c9_e3b7);
-const IMAGE_EXTENSIONS: [&str; 4] = ["vhdx", "vhd", "raw", "img"];
+const IMAGE_EXTENSIONS: [&str; 6] = ["vhdx", "vhd", "avhdx", "avhd", "raw", "img"];
 
 /// A VM and the files of its disks.
 #[derive(Clone, Debug)]
 pub(super) struct Listed {
     pub vm: VirtualMachine,
-    pub files: HashMap<DiskId, PathBuf>,
+    /// The disk's image first, then the images that it stands on.
+    pub files: HashMap<DiskId, Vec<PathBuf>>,
+}
+
+/// Opens an image that may stand on others of its folder.
+pub(super) fn open(path: &Path) -> Result<DiskImage, ImageError> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => {
+            let gate = FolderGate::new([folder])?;
+            DiskImage::open_with_parents(path, Access::ReadOnly, &gate)
+        }
+        _ => DiskImage::open(path, Access::ReadOnly),
+    }
 }
 
 /// All VMs below `root`, by name.
 pub(super) fn survey(root: &Path) -> io::Result<Vec<Listed>> {
     if fs::metadata(root)?.is_file() {
-        return Ok(vec![describe(name_of(root), vec![root.to_owned()])]);
+        // Its parents may lie beside it.
+        let around: Vec<PathBuf> = match root.parent() {
+            Some(folder) => sorted(folder)?
+                .into_iter()
+                .filter(|file| is_image(file))
+                .collect(),
+            None => Vec::new(),
+        };
+        let chain = chain(root, &around);
+        return Ok(vec![describe(base_name(&chain), vec![chain])]);
     }
     let mut listed = Vec::new();
+    let mut lone = Vec::new();
     for path in sorted(root)? {
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
@@ -52,12 +77,16 @@ pub(super) fn survey(root: &Path) -> io::Result<Vec<Listed>> {
                 .filter(|file| is_image(file))
                 .collect();
             if !images.is_empty() {
-                listed.push(describe(name_of(&path), images));
+                listed.push(describe(name_of(&path), chains(&images)));
             }
         } else if is_image(&path) {
-            listed.push(describe(name_of(&path), vec![path]));
+            lone.push(path);
         }
     }
+    for chain in chains(&lone) {
+        listed.push(describe(base_name(&chain), vec![chain]));
+    }
+    listed.sort_by(|a, b| a.vm.name.cmp(&b.vm.name));
     mark_copies(&mut listed);
     Ok(listed)
 }
@@ -88,15 +117,73 @@ fn is_image(path: &Path) -> bool {
             .and_then(|extension| extension.to_str())
             .is_some_and(|extension| {
                 let extension = extension.to_ascii_lowercase();
-                IMAGE_EXTENSIONS.contains(&extension.as_str()) || is_checkpoint(&extension)
+                IMAGE_EXTENSIONS.contains(&extension.as_str())
             })
 }
 
-fn is_checkpoint(extension: &str) -> bool {
-    matches!(extension, "avhdx" | "avhd")
+/// The images of a folder as chains, newest image first. An image that another one stands on begins no chain.
+fn chains(images: &[PathBuf]) -> Vec<Vec<PathBuf>> {
+    let all: Vec<Vec<PathBuf>> = images.iter().map(|image| chain(image, images)).collect();
+    let below: HashSet<&PathBuf> = all.iter().flat_map(|chain| chain.iter().skip(1)).collect();
+    all.iter()
+        .filter(|chain| chain.first().is_some_and(|newest| !below.contains(newest)))
+        .cloned()
+        .collect()
 }
 
-fn describe(name: String, images: Vec<PathBuf>) -> Listed {
+/// The image and those of `around` that it stands on. A chain that leads elsewhere or in a circle ends there; opening it
+/// says what is wrong.
+fn chain(image: &Path, around: &[PathBuf]) -> Vec<PathBuf> {
+    let mut chain = vec![image.to_owned()];
+    while let Some(below) = chain.last().and_then(|last| parent(last, around)) {
+        if chain.contains(&below) {
+            break;
+        }
+        chain.push(below);
+    }
+    chain
+}
+
+fn parent(image: &Path, around: &[PathBuf]) -> Option<PathBuf> {
+    let names = parent_names(&open(image).ok()?.info().ok()?.details);
+    names.iter().find_map(|name| {
+        around
+            .iter()
+            .find(|path| name_of(path).eq_ignore_ascii_case(name))
+            .cloned()
+    })
+}
+
+/// File names under which an image looks for its parent.
+fn parent_names(details: &Details) -> Vec<String> {
+    let name = |path: &str| {
+        path.rsplit(['\\', '/'])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    match details {
+        Details::Vhdx(details) => details
+            .parent
+            .iter()
+            .flat_map(|parent| parent.values.iter().map(|(_, value)| name(value)))
+            .collect(),
+        Details::Vhd(details) => details
+            .parent
+            .iter()
+            .flat_map(|parent| parent.locators.iter())
+            .map(|locator| name(&locator.path))
+            .collect(),
+        Details::Raw => Vec::new(),
+    }
+}
+
+/// Checkpoints come and go; the name of the oldest image stays.
+fn base_name(chain: &[PathBuf]) -> String {
+    chain.last().map(|path| name_of(path)).unwrap_or_default()
+}
+
+fn describe(name: String, chains: Vec<Vec<PathBuf>>) -> Listed {
     let mut vm = VirtualMachine {
         id: VmId(Uuid::new_v5(&NAMES, name.as_bytes())),
         name,
@@ -111,7 +198,10 @@ fn describe(name: String, images: Vec<PathBuf>) -> Listed {
         findings: Vec::new(),
     };
     let mut files = HashMap::new();
-    for path in images {
+    for chain in chains {
+        let Some(path) = chain.first().cloned() else {
+            continue;
+        };
         let file = name_of(&path);
         match look(&vm, &path, &file) {
             Ok((id, size_bytes)) if !files.contains_key(&id) => {
@@ -121,7 +211,7 @@ fn describe(name: String, images: Vec<PathBuf>) -> Listed {
                     size_bytes,
                     operating_system: vm.disks.is_empty(),
                 });
-                files.insert(id, path);
+                files.insert(id, chain);
             }
             Ok((id, _)) => vm.findings.push(copy_of(&file, id)),
             Err(problem) => vm.findings.push(Finding {
@@ -138,7 +228,7 @@ fn describe(name: String, images: Vec<PathBuf>) -> Listed {
 }
 
 fn look(vm: &VirtualMachine, path: &Path, file: &str) -> Result<(DiskId, u64), String> {
-    let image = DiskImage::open(path, Access::ReadOnly).map_err(|error| chain(&error))?;
+    let image = open(path).map_err(|error| with_causes(&error))?;
     let id = image.id().unwrap_or_else(|| {
         // A raw image has none in it.
         Uuid::new_v5(&vm.id.0, file.as_bytes())
@@ -146,7 +236,7 @@ fn look(vm: &VirtualMachine, path: &Path, file: &str) -> Result<(DiskId, u64), S
     Ok((DiskId(id), image.virtual_size()))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

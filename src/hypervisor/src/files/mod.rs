@@ -11,6 +11,7 @@
 //!
 //! Used for offline copies, by the benches, and where no hypervisor is at hand.
 
+mod buffers;
 mod inventory;
 mod stamp;
 
@@ -21,7 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use disk_image::{Access, DiskImage};
+use disk_image::DiskImage;
 
 use crate::{
     Changes, Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenDisk, FrozenPoint,
@@ -45,7 +46,7 @@ pub struct FilesDriver {
 struct State {
     frozen: Option<TrackingId>,
     /// Instants, oldest first, with the stamps of the files then.
-    instants: Vec<(TrackingId, HashMap<DiskId, Stamp>)>,
+    instants: Vec<(TrackingId, HashMap<DiskId, Vec<Stamp>>)>,
 }
 
 impl FilesDriver {
@@ -150,15 +151,21 @@ impl Drop for Reservation<'_> {
 
 struct Opened {
     disk: DiskId,
-    path: PathBuf,
     image: DiskImage,
-    stamp: Stamp,
+    /// Of the image and of all that it stands on.
+    files: Vec<(PathBuf, Stamp)>,
+}
+
+impl Opened {
+    fn stamps(&self) -> Vec<Stamp> {
+        self.files.iter().map(|(_, stamp)| *stamp).collect()
+    }
 }
 
 /// Opens the images at an instant at which none of them is being written.
 async fn open_quiet(
     step: &str,
-    files: &[(DiskId, PathBuf)],
+    files: &[(DiskId, Vec<PathBuf>)],
 ) -> Result<Vec<Opened>, HypervisorError> {
     for _ in 0..QUIET_TRIES {
         let (work, name) = (files.to_vec(), step.to_owned());
@@ -178,7 +185,7 @@ async fn open_quiet(
 /// `None` = somebody wrote a moment ago.
 fn open_all(
     step: &str,
-    files: &[(DiskId, PathBuf)],
+    files: &[(DiskId, Vec<PathBuf>)],
 ) -> Result<Option<Vec<Opened>>, HypervisorError> {
     let failed = |path: &Path, error: std::io::Error| {
         HypervisorError::with_source(
@@ -188,38 +195,42 @@ fn open_all(
         )
     };
     let mut opened = Vec::with_capacity(files.len());
-    for (disk, path) in files {
-        let file = std::fs::File::open(path).map_err(|error| failed(path, error))?;
-        if has_writer(&file) {
-            return Err(HypervisorError::new(
-                ErrorKind::Busy,
-                format!(
-                    "{step}: {} is open for writing, as by a running vm; shut it down, or replicate it with the driver of its hypervisor",
-                    path.display()
-                ),
-            ));
+    for (disk, chain) in files {
+        let mut stamps = Vec::with_capacity(chain.len());
+        for path in chain {
+            let file = std::fs::File::open(path).map_err(|error| failed(path, error))?;
+            if has_writer(&file) {
+                return Err(HypervisorError::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "{step}: {} is open for writing, as by a running vm; shut it down, or replicate it with the driver of its hypervisor",
+                        path.display()
+                    ),
+                ));
+            }
+            let stamp = Stamp::of(path).map_err(|error| failed(path, error))?;
+            if !stamp.settled(SystemTime::now()) {
+                return Ok(None);
+            }
+            stamps.push((path.clone(), stamp));
         }
-        let stamp = Stamp::of(path).map_err(|error| failed(path, error))?;
-        if !stamp.settled(SystemTime::now()) {
-            return Ok(None);
-        }
-        let image = DiskImage::open(path, Access::ReadOnly).map_err(|error| {
+        let newest = chain.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+        let image = inventory::open(newest).map_err(|error| {
             HypervisorError::with_source(
                 ErrorKind::Configuration,
-                format!("{step}: open {}", path.display()),
+                format!("{step}: open {}", newest.display()),
                 error,
             )
         })?;
         opened.push(Opened {
             disk: *disk,
-            path: path.clone(),
             image,
-            stamp,
+            files: stamps,
         });
     }
     // One instant over all: none of them has changed while the others were opened.
-    for one in &opened {
-        if Stamp::of(&one.path).map_err(|error| failed(&one.path, error))? != one.stamp {
+    for (path, stamp) in opened.iter().flat_map(|one| &one.files) {
+        if Stamp::of(path).map_err(|error| failed(path, error))? != *stamp {
             return Ok(None);
         }
     }
@@ -246,28 +257,31 @@ struct Reader {
 }
 
 struct Inner {
-    path: PathBuf,
     image: DiskImage,
-    stamp: Stamp,
+    files: Vec<(PathBuf, Stamp)>,
 }
 
 impl Inner {
     fn read(&self, offset: u64, length: usize) -> Result<Bytes, HypervisorError> {
-        let step = || format!("read {length} bytes at {offset} of {}", self.path.display());
-        let mut buffer = vec![0; length];
+        let step = |path: &Path| format!("read {length} bytes at {offset} of {}", path.display());
+        let failed = |path: &Path, error: Box<dyn std::error::Error + Send + Sync>| {
+            HypervisorError::with_source(ErrorKind::Io, step(path), error)
+        };
+        let newest = self.files.first().map(|(path, _)| path.as_path());
+        let mut buffer = buffers::take(length);
         self.image
-            .read_at(&mut buffer, offset)
-            .map_err(|error| HypervisorError::with_source(ErrorKind::Io, step(), error))?;
+            .read_at(buffer.as_mut(), offset)
+            .map_err(|error| failed(newest.unwrap_or(Path::new("")), error.into()))?;
         // After the read: whatever was written before it shows now.
-        let stamp = Stamp::of(&self.path)
-            .map_err(|error| HypervisorError::with_source(ErrorKind::Io, step(), error))?;
-        if stamp != self.stamp {
-            return Err(HypervisorError::new(
-                ErrorKind::Busy,
-                format!("{}: the file was changed since the freeze", step()),
-            ));
+        for (path, stamp) in &self.files {
+            if Stamp::of(path).map_err(|error| failed(path, error.into()))? != *stamp {
+                return Err(HypervisorError::new(
+                    ErrorKind::Busy,
+                    format!("{}: the file was changed since the freeze", step(path)),
+                ));
+            }
         }
-        Ok(Bytes::from(buffer))
+        Ok(Bytes::from_owner(buffer))
     }
 }
 
@@ -311,7 +325,7 @@ impl Hypervisor for FilesDriver {
     ) -> Result<FrozenPoint, HypervisorError> {
         let listed = self.find(vm, "freeze").await?;
         let step = format!("freeze vm {}", listed.vm.name);
-        let mut files: Vec<(DiskId, PathBuf)> = Vec::with_capacity(disks.len());
+        let mut files: Vec<(DiskId, Vec<PathBuf>)> = Vec::with_capacity(disks.len());
         for disk in disks {
             if files.iter().any(|(known, _)| known == disk) {
                 return Err(HypervisorError::new(
@@ -347,7 +361,7 @@ impl Hypervisor for FilesDriver {
                 .iter()
                 .find(|(id, _)| Some(*id) == since)
                 .map(|(_, stamps)| stamps.clone());
-            let stamps = opened.iter().map(|one| (one.disk, one.stamp)).collect();
+            let stamps = opened.iter().map(|one| (one.disk, one.stamps())).collect();
             state.instants.push((next, stamps));
             found.unwrap_or_default()
         });
@@ -432,7 +446,7 @@ impl Hypervisor for FilesDriver {
         listed
             .files
             .get(&disk)
-            .cloned()
+            .and_then(|chain| chain.first().cloned())
             .ok_or_else(|| no_disk(&format!("vm {}", listed.vm.name), disk))
     }
 
@@ -465,8 +479,8 @@ impl Hypervisor for FilesDriver {
     }
 }
 
-fn frozen_disk(opened: Opened, before: &HashMap<DiskId, Stamp>) -> FrozenDisk {
-    let unchanged = before.get(&opened.disk) == Some(&opened.stamp);
+fn frozen_disk(opened: Opened, before: &HashMap<DiskId, Vec<Stamp>>) -> FrozenDisk {
+    let unchanged = before.get(&opened.disk) == Some(&opened.stamps());
     let size_bytes = opened.image.virtual_size();
     let allocated = opened
         .image
@@ -488,9 +502,8 @@ fn frozen_disk(opened: Opened, before: &HashMap<DiskId, Stamp>) -> FrozenDisk {
         allocated,
         reader: Box::new(Reader {
             inner: Arc::new(Inner {
-                path: opened.path,
                 image: opened.image,
-                stamp: opened.stamp,
+                files: opened.files,
             }),
         }),
     }

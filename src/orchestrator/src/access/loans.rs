@@ -33,9 +33,13 @@ pub struct Loans {
 
 impl Loans {
     /// Remembers what is wrong.
-    pub(super) fn trouble(&self, account: &str, why: String) {
+    pub(super) fn trouble(&self, account: &str, why: &str) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        if troubles.insert(account.to_owned(), why.clone()).as_ref() != Some(&why) {
+        if troubles
+            .insert(account.to_owned(), why.to_owned())
+            .as_deref()
+            != Some(why)
+        {
             warn!(%account, %why, "no credential for a storage account");
         }
     }
@@ -119,7 +123,7 @@ pub async fn renew(app: &App) -> Result<(), StoreError> {
             && left(app, &account).await? < RENEW_MS
             && let Err(why) = borrow(app, &account).await?
         {
-            app.loans.trouble(&account.key, why);
+            app.loans.trouble(&account.key, &why);
         }
     }
     Ok(())
@@ -131,7 +135,7 @@ pub(super) async fn ensure(app: &App, account: &Account) -> Result<(), Fault> {
         return Ok(());
     }
     borrow(app, account).await?.map_err(|why| {
-        app.loans.trouble(&account.key, why.clone());
+        app.loans.trouble(&account.key, &why);
         azure::refusal(&account.name, &why)
     })
 }
@@ -144,7 +148,7 @@ pub async fn try_out(app: &App, account: &Account) -> Result<(), StoreError> {
     if account.client.is_some()
         && let Err(why) = borrow(app, account).await?
     {
-        app.loans.trouble(&account.key, why);
+        app.loans.trouble(&account.key, &why);
     }
     Ok(())
 }

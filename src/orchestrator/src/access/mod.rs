@@ -99,7 +99,7 @@ async fn signer(app: &App, account: &Account) -> Result<Option<Signer>, StoreErr
             Some(Signer::Key(key))
         }
         Err(error) => {
-            app.loans.trouble(&account.key, error.to_string());
+            app.loans.trouble(&account.key, &error.to_string());
             None
         }
     })
@@ -114,10 +114,8 @@ async fn secret(
     let name = records::account_secret_key(&account.key);
     let stored = records::get::<AccountSecret>(app.store.as_ref(), &name).await?;
     let Some(sealed) = stored.as_ref().and_then(|stored| which(&stored.record)) else {
-        app.loans.trouble(
-            &account.key,
-            "the storage account has no credential".to_owned(),
-        );
+        app.loans
+            .trouble(&account.key, "the storage account has no credential");
         return Ok(None);
     };
     let opened = app.sealer.open(&name, sealed).ok();
@@ -125,7 +123,7 @@ async fn secret(
     if opened.is_none() {
         app.loans.trouble(
             &account.key,
-            "the stored credential can't be opened with this installation's secrets.key; give it again".to_owned(),
+            "the stored credential can't be opened with this installation's secrets.key; give it again",
         );
     }
     Ok(opened)

@@ -317,9 +317,7 @@ impl Resource<Session> for ProtectedVm {
         let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
         let id: ProtectedItemId = stored_id(&state.value)?;
         let changed = |name: &&str| change.changed(name);
-        if CHANGEABLE.iter().any(|name| changed(name))
-            || EXTENSIONS.iter().any(|name| changed(name))
-        {
+        if CHANGEABLE.iter().any(&changed) || EXTENSIONS.iter().any(changed) {
             let planned = &change.planned;
             let body = patch(planned, |name| change.changed(name));
             let answer: Answer<ProtectedItemProperties> =

@@ -150,7 +150,7 @@ mod tests {
         for change in changes {
             match change {
                 Change::Put(offset, bytes) => {
-                    assert!(offset % PAGE == 0 && bytes.len() as u64 % PAGE == 0);
+                    assert!(offset % PAGE == 0 && (bytes.len() as u64).is_multiple_of(PAGE));
                     assert!(bytes.len() as u64 <= MAX_PUT_PAGE && !bytes.is_empty());
                     disk[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
                 }

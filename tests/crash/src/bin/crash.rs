@@ -17,7 +17,10 @@ struct Arguments {
 }
 
 /// The components, the longest first so that both threads end together.
-const COMPONENTS: [(&str, fn(u64) -> Tally); 5] = [
+/// Enumerates the cuts of one component from a seed.
+type Enumerate = fn(u64) -> Tally;
+
+const COMPONENTS: [(&str, Enumerate); 5] = [
     ("manifest, points, journal, base", store::enumerate),
     ("VHDX and VHD writers", image::enumerate),
     ("block hashes", hash_map::enumerate),

@@ -3,6 +3,8 @@
 //! `cargo xtask soak --minutes 20` runs it. After each fault every VM must get a newer recovery point by itself. At the end
 //! every point is read out of the store and judged by the guest's checker, against what the consoles showed at that time.
 
+#![allow(clippy::print_stdout, reason = "a command talks to its terminal")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -115,7 +115,7 @@ fn cycle(position: u64) -> Vec<(u64, Vec<u8>)> {
         .map(|number| (number * 41 * position) % BLOCKS)
         .chain([PAGE_HASHES])
         .map(|block| {
-            let zero = (block + position) % 5 == 0;
+            let zero = (block + position).is_multiple_of(5);
             (block, vec![if zero { 0 } else { position as u8 }; 64])
         })
         .collect()

@@ -1,0 +1,58 @@
+//! Buffers for reads, used again and again: new memory for each would cost as much as the read itself.
+
+use std::sync::{Mutex, PoisonError};
+
+/// What is kept for later; more than is ever in flight is given back.
+const MOST_KEPT: usize = 16;
+
+static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// A buffer that goes back when it is dropped.
+pub(super) struct Buffer(Vec<u8>);
+
+/// A buffer of `length` bytes, whose content is whatever an earlier read left: it must be filled whole.
+pub(super) fn take(length: usize) -> Buffer {
+    let kept = {
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = kept.iter().position(|buffer| buffer.len() >= length);
+        fits.map(|at| kept.swap_remove(at))
+    };
+    let mut buffer = kept.unwrap_or_else(|| vec![0; length]);
+    buffer.truncate(length);
+    Buffer(buffer)
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MOST_KEPT {
+            kept.push(std::mem::take(&mut self.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_has_the_length_that_was_asked_for() {
+        for length in [4096, 1 << 20, 100, 1 << 20] {
+            let mut buffer = take(length);
+            assert_eq!(buffer.as_ref().len(), length);
+            buffer.as_mut().fill(7);
+        }
+    }
+}
