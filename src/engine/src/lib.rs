@@ -29,6 +29,7 @@ pub mod inspect;
 pub mod instance;
 pub mod location;
 pub mod logging;
+pub mod memory;
 pub mod profile;
 pub mod progress;
 pub mod reconcile;

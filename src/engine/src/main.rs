@@ -139,6 +139,7 @@ enum VmCommand {
 }
 
 fn main() -> ExitCode {
+    engine::memory::limit_arenas();
     let arguments = Arguments::parse();
     match execute(arguments.command) {
         Ok(code) => code,

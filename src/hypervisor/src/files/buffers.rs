@@ -2,13 +2,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// What is kept for later; more than is ever in flight is given back.
-const MOST_KEPT: usize = 16;
+/// What is kept for later.
+const MOST_KEPT: usize = 6;
 
 static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// A buffer that goes back when it is dropped.
-pub(super) struct Buffer(Vec<u8>);
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    /// It may be longer than what was asked for.
+    length: usize,
+}
 
 /// A buffer of `length` bytes, whose content is whatever an earlier read left: it must be filled whole.
 pub(super) fn take(length: usize) -> Buffer {
@@ -17,20 +21,21 @@ pub(super) fn take(length: usize) -> Buffer {
         let fits = kept.iter().position(|buffer| buffer.len() >= length);
         fits.map(|at| kept.swap_remove(at))
     };
-    let mut buffer = kept.unwrap_or_else(|| vec![0; length]);
-    buffer.truncate(length);
-    Buffer(buffer)
+    Buffer {
+        bytes: kept.unwrap_or_else(|| vec![0; length]),
+        length,
+    }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.bytes[..self.length]
     }
 }
 
 impl AsMut<[u8]> for Buffer {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.bytes[..self.length]
     }
 }
 
@@ -38,7 +43,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < MOST_KEPT {
-            kept.push(std::mem::take(&mut self.0));
+            kept.push(std::mem::take(&mut self.bytes));
         }
     }
 }
