@@ -54,16 +54,29 @@ pub fn disk_not_found(name: &str, disk: &str) -> Finding {
     )
 }
 
-/// The replica's folder can't be used.
-pub fn store_unavailable(folder: &Path, cause: &str) -> Finding {
+/// The replica's place can't be used: a folder, or the URL of a container.
+pub fn store_unavailable(place: &Path, cause: &str) -> Finding {
+    let (what, causes, action) = if crate::stores::is_container(place) {
+        (
+            "container",
+            "The network to it is down, the account's firewall refuses this host, or the account's credential is no longer good.",
+            "Check the way from the host to the account and the account's credential. Captured changes are kept on the host and shipped when it answers.",
+        )
+    } else {
+        (
+            "folder",
+            "The folder is missing, read-only or on a volume that is not mounted, or the network to it is down.",
+            "Make the folder writable for the engine. Captured changes are kept on the host and shipped when it is back.",
+        )
+    };
     finding(
         "STORE_UNAVAILABLE",
         format!(
-            "storage account folder {} can't be used: {cause}",
-            folder.display()
+            "storage account {what} {} can't be used: {cause}",
+            place.display()
         ),
-        "The folder is missing, read-only or on a volume that is not mounted, or the network to it is down.",
-        "Make the folder writable for the engine. Captured changes are kept on the host and shipped when it is back.",
+        causes,
+        action,
         true,
     )
 }

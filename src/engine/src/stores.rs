@@ -54,6 +54,11 @@ pub fn named(place: &Path) -> Option<StoreTarget> {
     }
 }
 
+/// Whether a store that is called so is a container rather than a folder.
+pub fn is_container(place: &Path) -> bool {
+    place.to_str().is_some_and(is_url)
+}
+
 fn is_url(text: &str) -> bool {
     text.starts_with("https://") || text.starts_with("http://")
 }

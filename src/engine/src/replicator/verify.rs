@@ -77,6 +77,10 @@ pub(super) async fn step(item: &Item, shared: &Shared) -> Result<bool, Trouble> 
         return Ok(false);
     };
     let state = shared.state().await;
+    if !state.complete {
+        // There is no point yet that could be verified.
+        return Ok(false);
+    }
     let now = (item.context.clock)();
     if state.last_verified_unix_ms > 0
         && !shared.is_verifying()

@@ -219,6 +219,11 @@ impl FakeHost {
         }
     }
 
+    /// Writes what a disk holds into a raw image.
+    pub fn save_raw(&self, disk: usize, path: &Path) {
+        std::fs::write(path, &self.inner.lock().unwrap().disks[disk].data).unwrap();
+    }
+
     /// 4 KiB blocks that differ between two freezes.
     pub fn differing_bytes(&self, before: i64, after: i64) -> u64 {
         let inner = self.inner.lock().unwrap();
