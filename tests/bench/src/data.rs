@@ -114,6 +114,16 @@ pub fn warm(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Drops a file out of the page cache: the next reader reads the disk, as with images larger than memory.
+pub fn forget(path: &Path) -> Result<()> {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    // Pages that are not yet written would stay.
+    file.sync_all()?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .with_context(|| format!("drop {} out of the page cache", path.display()))
+}
+
 /// Bytes that a folder or file takes on the disk.
 pub fn stored_bytes(path: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt as _;

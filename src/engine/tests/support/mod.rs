@@ -219,7 +219,6 @@ impl FakeHost {
         }
     }
 
-    /// Writes what a disk holds into a raw image.
     pub fn save_raw(&self, disk: usize, path: &Path) {
         std::fs::write(path, &self.inner.lock().unwrap().disks[disk].data).unwrap();
     }

@@ -29,25 +29,42 @@ pub fn run(setting: &Setting) -> Result<Outcome> {
     execute(Command::new("cp").arg(&image).arg(&copy))?;
     let mut random = Random::new(8);
     let (mut ours, mut theirs, mut reads) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut our_warm, mut their_warm) = (Vec::new(), Vec::new());
     let mut last = None;
-    for _ in 0..setting.rounds {
+    for round in 0..setting.rounds * 2 {
+        let is_cold = round % 2 == 0;
         let file = std::fs::File::options().write(true).open(&image)?;
         for write in data::scattered(&mut random, size, size / 100) {
             file.write_at(&write.data, write.offset)?;
         }
         drop(file);
-        data::warm(&image)?;
-        data::warm(&copy)?;
-        settle()?;
+        let prepare = || -> Result<()> {
+            settle()?;
+            for path in [&image, &copy] {
+                if is_cold {
+                    data::forget(path)?;
+                } else {
+                    data::warm(path)?;
+                }
+            }
+            Ok(())
+        };
+        prepare()?;
         // A new process: it knows nothing of what changed.
-        let (value, cost) = run_json(&mut replicate(setting, &vms, &store, &state))?;
-        ours.push(cost.wall);
+        let (value, our_cost) = run_json(&mut replicate(setting, &vms, &store, &state))?;
         last = Some(value);
-        settle()?;
+        prepare()?;
         let mut command = Command::new("rsync");
         command.args(["--inplace", "--no-whole-file", "--ignore-times", "--fsync"]);
-        let (_, cost) = execute(command.arg(&image).arg(&copy))?;
-        theirs.push(cost.wall);
+        let (_, their_cost) = execute(command.arg(&image).arg(&copy))?;
+        if !is_cold {
+            our_warm.push(our_cost.wall);
+            their_warm.push(their_cost.wall);
+            continue;
+        }
+        ours.push(our_cost.wall);
+        theirs.push(their_cost.wall);
+        prepare()?;
         let begin = std::time::Instant::now();
         data::warm(&image)?;
         reads.push(begin.elapsed().as_secs_f64());
@@ -64,13 +81,15 @@ pub fn run(setting: &Setting) -> Result<Outcome> {
             size >> 20
         ),
         measures: vec![
-            Measure::new("wall time", median(ours), median(theirs), "s")
+            Measure::new("wall time, from the disk", median(ours), median(theirs), "s")
                 .speed_up()
                 .bound(Bound::AtLeast(3.0)),
+            Measure::new("wall time, all in memory", median(our_warm), median(their_warm), "s")
+                .speed_up(),
         ],
-        ceiling: Some((median(reads), "plain read of the source")),
+        ceiling: Some((median(reads), "plain read of the source from the disk, s")),
         notes: vec![
-            "page cache warm on both sides; ratio = how many times faster; both results equal by BLAKE3"
+            "ratio = how many times faster; from the disk: page cache dropped before each of the two, as with disks larger than memory; both results equal by BLAKE3"
                 .to_owned(),
         ],
     })
