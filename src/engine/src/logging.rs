@@ -18,9 +18,15 @@ pub const LIMIT_BYTES: u64 = 16 << 20;
 /// How many files are kept beside the current one.
 pub const KEPT: u32 = 3;
 
+/// The SDK tells of every refusal, and conditions that are refused are daily bread: whoever asked for them tells what counts.
+const EXPECTED: &str = "typespec_client_core=warn,azure_core=warn";
+
 /// Sets up the process's log. `file` = `None` writes to standard error.
 pub fn set_up(config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
-    let filter: EnvFilter = config.log_level.parse().context("log_level")?;
+    // What a person asks for comes last, and wins.
+    let filter: EnvFilter = format!("{EXPECTED},{}", config.log_level)
+        .parse()
+        .context("log_level")?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(true);

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 #[test]
 fn an_application_shares_its_points_at_rest_encrypted_and_in_azure_storage() -> Result<()> {
-    let mut lab = Lab::new("application-group")?;
+    let mut lab = Lab::new("app-group")?;
     let outcome = protect(&lab);
     if outcome.is_err() {
         lab.failed();
