@@ -113,7 +113,9 @@ fn protect(lab: &Lab) -> Result<()> {
     terraform.variables(&wanted)?;
     terraform.apply()?;
     wait_for("new cycles are encrypted with the new key", LIMIT, || {
-        Ok((key_in_use(&cli)? != old_key).then_some(()))
+        Ok(key_in_use(&cli)
+            .is_ok_and(|key| key != old_key)
+            .then_some(()))
     })?;
     points_go_on(&cli, &positions(&cli)?)?;
 
@@ -205,7 +207,7 @@ fn points_go_on(cli: &Cli, before: &[(&'static str, u64)]) -> Result<()> {
 /// Key that the newest objects of the first VM are encrypted with.
 fn key_in_use(cli: &Cli) -> Result<String> {
     let item = cli.json(&["item", "show", GUESTS[0].0])?;
-    item.pointer("/properties/providerSpecificDetails/activeKeyId")
+    item.pointer("/properties/providerSpecificDetails/encryptionKeyId")
         .and_then(Value::as_str)
         .map(str::to_owned)
         .context("the item names no key")
