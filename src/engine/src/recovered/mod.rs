@@ -10,6 +10,7 @@
 //! longer desired leaves nothing: no VM, no folder, no pin.
 
 mod machine;
+mod read_ahead;
 mod record;
 mod view;
 

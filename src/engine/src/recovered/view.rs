@@ -10,17 +10,21 @@ use hypervisor::nbd::{self, BlockReader, NbdError, NbdExport, NbdServer};
 use replica_store::ReplicaView;
 use uuid::Uuid;
 
+use super::read_ahead::ReadAhead;
 use crate::replicator::trouble::chain;
 
 struct DiskOfView {
     view: ReplicaView,
     disk: Uuid,
+    size_bytes: u64,
+    ahead: ReadAhead,
 }
 
 #[async_trait]
 impl BlockReader for DiskOfView {
     async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        self.view.read(self.disk, offset, length).await.map_err(|error| {
+        let read = |offset, length| self.view.read(self.disk, offset, length);
+        self.ahead.read(self.size_bytes, offset, length, read).await.map_err(|error| {
             tracing::error!(disk = %self.disk, offset, length, error = chain(&error), "a recovered VM could not read its recovery point");
             io::Error::other(error)
         })
@@ -38,6 +42,8 @@ pub async fn serve(view: &ReplicaView, socket: &Path) -> Result<NbdServer, NbdEr
             reader: Arc::new(DiskOfView {
                 view: view.clone(),
                 disk: disk.id,
+                size_bytes: disk.size_bytes,
+                ahead: ReadAhead::default(),
             }),
         })
         .collect();
