@@ -255,7 +255,7 @@ proptest! {
                 let _ = stream.read_to_end(&mut rest).await;
             });
             let talk = async {
-                let mut client = NbdClient::connect(&path, "disk", &["c".to_owned()]).await?;
+                let client = NbdClient::connect(&path, "disk", &["c".to_owned()]).await?;
                 client.read(0, 512).await?;
                 client.extents(|flags| flags != 0).await
             };
@@ -288,7 +288,7 @@ async fn read_with(reply: &[u8]) -> Result<Bytes, NbdError> {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
     });
-    let mut client = NbdClient::connect(&path, "disk", &["c".to_owned()]).await?;
+    let client = NbdClient::connect(&path, "disk", &["c".to_owned()]).await?;
     assert_eq!(client.size_bytes(), MIB);
     client.read(0, 512).await
 }
@@ -348,4 +348,176 @@ async fn answers_that_do_not_fit_the_question_are_refused() {
         }) => assert_eq!(message, "bad"),
         other => panic!("{other:?}"),
     }
+}
+
+/// A scripted server that has come through the handshake, and a client that talks to it.
+async fn scripted(folder: &Path) -> (UnixStream, NbdClient) {
+    let path = folder.join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(VALID).await.unwrap();
+        stream
+    };
+    let contexts = ["c".to_owned()];
+    let client = NbdClient::connect(&path, "disk", &contexts);
+    let (mut stream, client) = tokio::join!(server, client);
+    // Flags, structured replies, one context, the export.
+    let mut handshake = [0; 4 + 16 + (16 + 4 + 4 + 4 + 4 + 1) + (16 + 4 + 4 + 2)];
+    stream.read_exact(&mut handshake).await.unwrap();
+    (stream, client.unwrap())
+}
+
+/// Takes a request for 512 bytes; gives its cookie and what the answer is to begin with: its offset.
+async fn asked(stream: &mut UnixStream) -> (u64, u64) {
+    let mut message = [0; 28];
+    stream.read_exact(&mut message).await.unwrap();
+    assert_eq!(message[..4], 0x2560_9513u32.to_be_bytes());
+    assert_eq!(message[24..], 512u32.to_be_bytes());
+    let number = |at: usize| u64::from_be_bytes(message[at..at + 8].try_into().unwrap());
+    (number(8), number(16))
+}
+
+/// Bytes of the block at an offset.
+fn block(offset: u64) -> [u8; 512] {
+    [(offset / 512) as u8 + 1; 512]
+}
+
+#[tokio::test]
+async fn reads_under_way_are_answered_in_any_order_even_chunk_by_chunk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut stream, client) = scripted(folder.path()).await;
+    let server = async {
+        let mut open = Vec::new();
+        for _ in 0..4 {
+            open.push(asked(&mut stream).await);
+        }
+        // The first halves in one order, the second ones in another.
+        for (cookie, offset) in open.iter().rev() {
+            let half = chunk(false, 1, *cookie, &data(*offset, &block(*offset)[..256]));
+            stream.write_all(&half).await.unwrap();
+        }
+        open.rotate_left(1);
+        for (cookie, offset) in &open {
+            let half = chunk(
+                true,
+                1,
+                *cookie,
+                &data(*offset + 256, &block(*offset)[..256]),
+            );
+            stream.write_all(&half).await.unwrap();
+        }
+    };
+    let read = |offset: u64| client.read(offset, 512);
+    let ((), a, b, c, d) = tokio::join!(server, read(0), read(512), read(1024), read(4096));
+    for (offset, answer) in [(0, a), (512, b), (1024, c), (4096, d)] {
+        assert_eq!(answer.unwrap(), block(offset)[..], "at {offset}");
+    }
+    assert!(client.is_usable());
+}
+
+#[tokio::test]
+async fn a_read_that_fails_harms_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut stream, client) = scripted(folder.path()).await;
+    let words = [&5u32.to_be_bytes()[..], &3u16.to_be_bytes()[..], b"bad"].concat();
+    let server = async {
+        let (bad, good) = (asked(&mut stream).await, asked(&mut stream).await);
+        let late = asked(&mut stream).await;
+        let answers = [
+            // An error need not be the end of an answer.
+            chunk(false, 1 << 15 | 1, bad.0, &words),
+            chunk(true, 1, good.0, &data(good.1, &block(good.1))),
+            chunk(true, 0, bad.0, &[]),
+            chunk(true, 1, late.0, &data(late.1, &block(late.1))),
+        ];
+        stream.write_all(&answers.concat()).await.unwrap();
+        let (cookie, offset) = asked(&mut stream).await;
+        let answer = chunk(true, 1, cookie, &data(offset, &block(offset)));
+        stream.write_all(&answer).await.unwrap();
+    };
+    let reads = async {
+        let read = |offset: u64| client.read(offset, 512);
+        let (bad, good, late) = tokio::join!(read(0), read(512), read(1024));
+        assert!(
+            matches!(&bad, Err(NbdError::Command { code: 5, message, .. }) if message == "bad"),
+            "{bad:?}"
+        );
+        assert_eq!(good.unwrap(), block(512)[..]);
+        assert_eq!(late.unwrap(), block(1024)[..]);
+        assert_eq!(read(2048).await.unwrap(), block(2048)[..]);
+    };
+    tokio::join!(server, reads);
+    assert!(client.is_usable());
+}
+
+#[tokio::test]
+async fn a_read_whose_caller_has_gone_leaves_the_connection_usable() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut stream, client) = scripted(folder.path()).await;
+    let gone = tokio::select! {
+        biased;
+        _ = client.read(0, 512) => panic!("nobody has answered"),
+        gone = asked(&mut stream) => gone,
+    };
+    let server = async {
+        let (cookie, offset) = asked(&mut stream).await;
+        let answers = [
+            chunk(true, 1, gone.0, &data(gone.1, &block(gone.1))),
+            chunk(true, 1, cookie, &data(offset, &block(offset))),
+        ];
+        stream.write_all(&answers.concat()).await.unwrap();
+    };
+    let ((), answer) = tokio::join!(server, client.read(512, 512));
+    assert_eq!(answer.unwrap(), block(512)[..]);
+    assert!(client.is_usable());
+}
+
+#[tokio::test]
+async fn a_broken_connection_fails_every_read_under_way_and_later_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut stream, client) = scripted(folder.path()).await;
+    let server = async {
+        let first = asked(&mut stream).await;
+        asked(&mut stream).await;
+        asked(&mut stream).await;
+        // In the middle of an answer.
+        let answer = chunk(true, 1, first.0, &data(first.1, &block(first.1)));
+        stream.write_all(&answer[..100]).await.unwrap();
+        drop(stream);
+    };
+    let read = |offset: u64| client.read(offset, 512);
+    let ((), a, b, c) = tokio::join!(server, read(0), read(512), read(1024));
+    for answer in [a, b, c, read(0).await] {
+        assert!(matches!(answer, Err(NbdError::Connection(_))), "{answer:?}");
+    }
+    assert!(!client.is_usable());
+}
+
+#[tokio::test]
+async fn nonsense_in_one_answer_ends_the_connection_for_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut stream, client) = scripted(folder.path()).await;
+    let server = async {
+        let (first, _) = (asked(&mut stream).await, asked(&mut stream).await);
+        let whole = chunk(true, 1, first.0, &data(first.1, &block(first.1)));
+        // Its answer has come to its end already.
+        stream.write_all(&whole).await.unwrap();
+        stream.write_all(&whole).await.unwrap();
+    };
+    let ((), first, second) = tokio::join!(server, client.read(0, 512), client.read(512, 512));
+    assert_eq!(first.unwrap(), block(0)[..]);
+    assert!(matches!(second, Err(NbdError::Protocol(_))), "{second:?}");
+    assert!(!client.is_usable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_nothing_is_given_up_for_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_stream, client) = scripted(folder.path()).await;
+    let (a, b) = tokio::join!(client.read(0, 512), client.read(512, 512));
+    for answer in [a, b] {
+        assert!(matches!(answer, Err(NbdError::Timeout(120))), "{answer:?}");
+    }
+    assert!(!client.is_usable());
 }

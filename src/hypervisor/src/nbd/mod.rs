@@ -8,6 +8,8 @@
 //! connection with an error.
 
 mod client;
+mod handshake;
+mod pipeline;
 mod server;
 mod wire;
 

@@ -239,7 +239,7 @@ impl QemuDriver {
                     error,
                 )
             };
-            let mut client = NbdClient::connect(&found.folder.nbd_socket(), &export, &contexts)
+            let client = NbdClient::connect(&found.folder.nbd_socket(), &export, &contexts)
                 .await
                 .map_err(failed)?;
             let size_bytes = client.size_bytes();

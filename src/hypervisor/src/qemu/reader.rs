@@ -1,6 +1,7 @@
 //! Reads a frozen disk from QEMU's NBD server, for the engine.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,12 +10,12 @@ use tokio::sync::Mutex;
 use crate::nbd::{NbdClient, NbdError};
 use crate::{ErrorKind, FrozenReader, HypervisorError};
 
-/// Reads over NBD; connects anew when the connection is out of step, as after a read that was dropped.
+/// Reads over NBD, several pieces at once over one connection; connects anew when that has ended.
 pub(super) struct NbdReader {
     step: String,
     socket: PathBuf,
     export: String,
-    client: Mutex<Option<NbdClient>>,
+    client: Mutex<Option<Arc<NbdClient>>>,
 }
 
 impl NbdReader {
@@ -30,18 +31,24 @@ impl NbdReader {
 
     /// Gives it a connection that is there already.
     pub(super) async fn keep(&self, client: NbdClient) {
-        *self.client.lock().await = Some(client);
+        *self.client.lock().await = Some(Arc::new(client));
+    }
+
+    /// The connection. Only making a new one is waited for.
+    async fn client(&self) -> Result<Arc<NbdClient>, HypervisorError> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = slot.as_ref().filter(|client| client.is_usable()) {
+            return Ok(client.clone());
+        }
+        let client = connect_export(&self.socket, &self.export, &self.step).await?;
+        Ok(slot.insert(Arc::new(client)).clone())
     }
 }
 
 #[async_trait]
 impl FrozenReader for NbdReader {
     async fn read(&self, offset: u64, length: usize) -> Result<Bytes, HypervisorError> {
-        let mut slot = self.client.lock().await;
-        let client = match slot.take().filter(NbdClient::is_usable) {
-            Some(client) => slot.insert(client),
-            None => slot.insert(connect_export(&self.socket, &self.export, &self.step).await?),
-        };
+        let client = self.client().await?;
         client
             .read(offset, length)
             .await
