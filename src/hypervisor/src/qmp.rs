@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::trace;
+use uuid::Uuid;
 
 /// Longest line that is taken: a VM with hundreds of nodes answers in less than one megabyte.
 const MAX_LINE: u64 = 16 << 20;
@@ -76,6 +77,9 @@ pub struct Qmp {
     events: VecDeque<Event>,
     /// Kept between calls: a read that timed out leaves the beginning of a line here.
     line: Vec<u8>,
+    /// In the id of each command. QEMU writes the answer to a command of a connection that has gone meanwhile to the
+    /// one that is there now: numbers alone, which begin anew with each connection, would take it for their own.
+    connection: Uuid,
     next_id: u64,
 }
 
@@ -106,6 +110,7 @@ impl Qmp {
             writer,
             events: VecDeque::new(),
             line: Vec::new(),
+            connection: Uuid::new_v4(),
             next_id: 1,
         };
         let greeting = timeout(patience, qmp.message("greeting"))
@@ -128,9 +133,9 @@ impl Qmp {
     /// # Errors
     /// [`QmpError::Refused`] with QEMU's class and words; others when the connection is no longer usable.
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        let id = self.next_id;
+        let id = format!("{}.{}", self.connection.simple(), self.next_id);
         self.next_id += 1;
-        let mut request = json!({ "execute": command, "id": id });
+        let mut request = json!({ "execute": command, "id": &id });
         if !arguments.is_null() {
             request["arguments"] = arguments;
         }
@@ -145,7 +150,7 @@ impl Qmp {
                     step: command.to_owned(),
                     source,
                 })?;
-            self.answer(command, id).await
+            self.answer(command, &id).await
         };
         timeout(COMMAND_TIMEOUT, work).await.unwrap_or_else(|_| {
             Err(QmpError::Timeout {
@@ -154,7 +159,7 @@ impl Qmp {
         })
     }
 
-    async fn answer(&mut self, command: &str, id: u64) -> Result<Value, QmpError> {
+    async fn answer(&mut self, command: &str, id: &str) -> Result<Value, QmpError> {
         loop {
             let mut message = self.message(command).await?;
             if self.keep_event(&message) {
@@ -162,7 +167,7 @@ impl Qmp {
             }
             // An answer to a command whose caller gave up belongs to nobody; QEMU can't name the id of a command that
             // it could not parse, and we have one command on the way at a time.
-            if message.get("id").is_some_and(|echoed| echoed != &json!(id)) {
+            if message.get("id").is_some_and(|echoed| echoed != id) {
                 continue;
             }
             if let Some(error) = message.get("error") {
@@ -273,7 +278,7 @@ mod tests {
 
     use super::*;
 
-    /// A QEMU that says `lines` after each line it gets, and first the greeting.
+    /// A QEMU that says `lines` after each line it gets, and first the greeting; `ID` in them is the id of what it got.
     async fn fake(lines: Vec<&'static [u8]>) -> (tempfile::TempDir, Result<Qmp, QmpError>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("q");
@@ -288,8 +293,9 @@ mod tests {
                 .await
                 .unwrap();
             for line in lines {
-                if matches!(requests.next_line().await, Ok(Some(_))) {
-                    writer.write_all(line).await.unwrap();
+                if let Ok(Some(request)) = requests.next_line().await {
+                    let request: Value = serde_json::from_str(&request).unwrap();
+                    writer.write_all(&answer_to(&request, line)).await.unwrap();
                 }
             }
         });
@@ -297,13 +303,20 @@ mod tests {
         (folder, qmp)
     }
 
+    fn answer_to(request: &Value, line: &[u8]) -> Vec<u8> {
+        match std::str::from_utf8(line) {
+            Ok(text) => text.replace("ID", &request["id"].to_string()).into_bytes(),
+            Err(_) => line.to_vec(),
+        }
+    }
+
     const HELLO: &[u8] = b"{\"QMP\": {}}\r\n";
-    const YES: &[u8] = b"{\"return\": {}, \"id\": 1}\r\n";
+    const YES: &[u8] = b"{\"return\": {}, \"id\": ID}\r\n";
 
     #[tokio::test]
     async fn events_before_an_answer_are_kept_in_order() {
         let answer =
-            b"{\"event\":\"A\",\"data\":{\"x\":1}}\n{\"event\":\"B\"}\n{\"return\":7,\"id\":2}\n";
+            b"{\"event\":\"A\",\"data\":{\"x\":1}}\n{\"event\":\"B\"}\n{\"return\":7,\"id\":ID}\n";
         let (_folder, qmp) = fake(vec![HELLO, YES, answer]).await;
         let mut qmp = qmp.unwrap();
         assert_eq!(qmp.execute("x", Value::Null).await.unwrap(), json!(7));
@@ -322,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_keeps_class_and_words() {
         let answer =
-            b"{\"id\":2,\"error\":{\"class\":\"DeviceNotFound\",\"desc\":\"no such thing\"}}\n";
+            b"{\"id\":ID,\"error\":{\"class\":\"DeviceNotFound\",\"desc\":\"no such thing\"}}\n";
         let (_folder, qmp) = fake(vec![HELLO, YES, answer]).await;
         match qmp.unwrap().execute("x", json!({"a": 1})).await {
             Err(QmpError::Refused {
@@ -338,8 +351,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_to_an_older_command_is_passed_over() {
-        let answer = b"{\"return\":1,\"id\":1}\n{\"return\":2,\"id\":2}\n";
+    async fn an_answer_to_a_command_of_an_earlier_connection_is_passed_over() {
+        let answer =
+            b"{\"return\":1,\"id\":2}\n{\"return\":1,\"id\":\"f.2\"}\n{\"return\":2,\"id\":ID}\n";
         let (_folder, qmp) = fake(vec![HELLO, YES, answer]).await;
         assert_eq!(
             qmp.unwrap().execute("x", Value::Null).await.unwrap(),

@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 struct FakeAgent {
     frozen: Arc<AtomicBool>,
     thaws: Arc<AtomicU32>,
+    /// Whether it reads what it is sent.
+    hears: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -31,6 +33,8 @@ enum Freezes {
     WithAnError,
     /// It does, and never says so.
     InSilence,
+    /// It hangs in it, until the test lets it hear again.
+    AndHangs,
     /// Something thaws it right after.
     NotForLong,
 }
@@ -44,13 +48,18 @@ impl FakeAgent {
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU32::new(0)),
         );
-        let (state, count) = (frozen.clone(), thaws.clone());
+        let hears = Arc::new(AtomicBool::new(true));
+        let (state, count, hearing) = (frozen.clone(), thaws.clone(), hears.clone());
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (reader, mut writer) = stream.into_split();
                 let mut reader = BufReader::new(reader);
                 let mut line = Vec::new();
                 while reader.read_until(b'\n', &mut line).await.unwrap_or(0) > 0 {
+                    if !hearing.load(Ordering::SeqCst) {
+                        line.clear();
+                        continue;
+                    }
                     let start = line.iter().position(|byte| *byte == b'{').unwrap_or(0);
                     let request: Value = serde_json::from_slice(&line[start..]).unwrap();
                     line.clear();
@@ -59,9 +68,17 @@ impl FakeAgent {
                             Some(json!({ "return": request["arguments"]["id"] }))
                         }
                         "guest-fsfreeze-freeze" => {
-                            let freezing = matches!(freezes, Freezes::Well | Freezes::InSilence);
+                            let freezing = matches!(
+                                freezes,
+                                Freezes::Well | Freezes::InSilence | Freezes::AndHangs
+                            );
                             state.store(freezing, Ordering::SeqCst);
                             match freezes {
+                                Freezes::AndHangs if count.load(Ordering::SeqCst) == 0 => {
+                                    hearing.store(false, Ordering::SeqCst);
+                                    None
+                                }
+                                Freezes::AndHangs => Some(json!({ "return": 2 })),
                                 Freezes::Well | Freezes::NotForLong => Some(json!({ "return": 2 })),
                                 Freezes::Nothing => Some(json!({ "return": 0 })),
                                 Freezes::WithAnError => {
@@ -90,6 +107,7 @@ impl FakeAgent {
         Self {
             frozen,
             thaws,
+            hears,
             task,
         }
     }
@@ -210,6 +228,37 @@ async fn an_agent_that_hangs_in_the_freeze_is_thawed_all_the_same() {
     while agent.is_frozen() || !marks(&vm).is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_hangs_for_good_stops_no_crash_consistent_point() {
+    let lab = Lab::new();
+    let vm = lab.running_vm("deaf", 1, &[8]).await;
+    let agent = FakeAgent::in_place_of(&vm, Freezes::AndHangs);
+    let crash = |number| {
+        lab.driver
+            .freeze(vm.id, &vm.disks, None, tracking(number), Consistency::Crash)
+    };
+    for number in [1, 2] {
+        // The second is not even asked for: the first has not ended.
+        let quiescence = application_point(&lab, &vm, number).await;
+        let Quiescence::NotConfirmed { reason, .. } = quiescence else {
+            panic!("{quiescence:?}");
+        };
+        assert_eq!(reason, QuiesceReason::Timeout);
+    }
+    for number in [3, 4] {
+        let point = crash(number).await.unwrap();
+        lab.driver.release(point).await.unwrap();
+        lab.driver.clean_up(vm.id).await.unwrap();
+    }
+    assert!(agent.is_frozen() && !marks(&vm).is_empty());
+    agent.hears.store(true, Ordering::SeqCst);
+    while agent.is_frozen() || !marks(&vm).is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let quiescence = application_point(&lab, &vm, 5).await;
+    assert_eq!(quiescence, Quiescence::Confirmed { file_systems: 2 });
 }
 
 #[tokio::test(flavor = "multi_thread")]

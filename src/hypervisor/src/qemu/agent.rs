@@ -17,6 +17,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const CALL_EVERY: Duration = Duration::from_secs(1);
 /// Longest answer that is taken; the longest that is asked for is a number.
 const MAX_LINE: u64 = 1 << 20;
+/// Characters of a guest's explanation that are kept.
+const MAX_WORDS: usize = 300;
 /// Makes the agent's parser begin anew; it stands before the answer, too.
 const DELIMITER: u8 = 0xff;
 
@@ -103,10 +105,11 @@ impl Agent {
             Some(value) => Ok(value.take()),
             None => Err(AgentError::Refused {
                 command,
-                description: answer["error"]["desc"]
-                    .as_str()
-                    .unwrap_or("without a reason")
-                    .to_owned(),
+                description: printable(
+                    answer["error"]["desc"]
+                        .as_str()
+                        .unwrap_or("without a reason"),
+                ),
             }),
         }
     }
@@ -136,6 +139,21 @@ impl Agent {
             }
         }
     }
+}
+
+/// A guest's words in one line of bounded length, without what a terminal would act on: they get into findings, reports
+/// and the operator's screen.
+fn printable(text: &str) -> String {
+    text.chars()
+        .take(MAX_WORDS)
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -205,5 +223,13 @@ mod tests {
         let mut agent = Agent::call(&path, PATIENCE).await.unwrap();
         let error = agent.execute("guest-fsfreeze-freeze", SHORT).await;
         assert!(matches!(error, Err(AgentError::Timeout { .. })));
+    }
+
+    #[test]
+    fn a_guests_words_are_one_line_of_bounded_length_without_escapes() {
+        let hostile = format!("\u{1b}[2J\u{9b}31m\r\nno{}", "o".repeat(1 << 20));
+        let words = printable(&hostile);
+        assert_eq!(words.chars().count(), MAX_WORDS);
+        assert!(words.starts_with(" [2J 31m  noo"), "{words:?}");
     }
 }

@@ -107,7 +107,7 @@ impl QemuDriver {
         let left = ours(&mut qmp)
             .await
             .map_err(|error| from_qmp(format!("freeze vm {name}"), error))?;
-        if !left.is_empty() || hold::is_marked(&found) {
+        if !left.is_empty() || hold::is_paused(&found) {
             return Err(refused(
                 ErrorKind::Busy,
                 "a point is frozen already".to_owned(),

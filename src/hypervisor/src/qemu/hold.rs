@@ -8,13 +8,18 @@
 //! certain, so whoever comes after a process that died knows what to undo ([`wake`]). It needs no flush to the
 //! medium: what loses the mark (the host's end) ends the held QEMU as well. A call that is dropped in the middle wakes
 //! the guest from a task of its own. A guest is held for [`HOLD_LIMIT`] at most.
+//!
+//! A guest whose agent hangs in its freeze can't be thawed by anybody until the agent answers. A task insists meanwhile;
+//! crash-consistent points need no agent and go on.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::agent::{Agent, AgentError};
@@ -31,6 +36,10 @@ const QUIESCE_PATIENCE: Duration = Duration::from_secs(7);
 const THAW_PATIENCE: Duration = Duration::from_secs(10);
 /// For waking a guest that somebody else left at rest: its agent may be busy with the freeze still.
 const WAKE_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries of a task that insists on a thaw: an agent that is not there is found missing at once.
+const INSIST_EVERY: Duration = Duration::from_secs(2);
+/// Guests whose thaw a task of this process insists on, by their marks.
+static INSISTED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
@@ -70,7 +79,12 @@ impl Mark {
 
 /// Whether a freeze left the guest held.
 pub(super) fn is_marked(found: &FoundVm) -> bool {
-    Mark::Paused.is_set(found) || Mark::Quiesced.is_set(found)
+    is_paused(found) || Mark::Quiesced.is_set(found)
+}
+
+/// Whether a freeze left the processors standing.
+pub(super) fn is_paused(found: &FoundVm) -> bool {
+    Mark::Paused.is_set(found)
 }
 
 /// Wakes the guest if the call that holds it is dropped.
@@ -96,9 +110,10 @@ impl Drop for Guard {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move {
-                if let Err(error) = wake(&found).await {
+                if let Err(error) = resume(&found).await {
                     warn!(vm = %found.config.name, ?error, "a guest may still be held");
                 }
+                insist(&found);
             });
         }
     }
@@ -125,6 +140,10 @@ pub(super) async fn quiesce(found: &FoundVm) -> Result<Asked, HypervisorError> {
             text: error.to_string(),
         })
     };
+    if Mark::Quiesced.is_set(found) {
+        let text = "the guest agent has not yet confirmed the thaw after an earlier freeze";
+        return Ok(not(QuiesceReason::Timeout, &text));
+    }
     let mut agent = match Agent::call(&found.folder.agent_socket(), CALL_PATIENCE).await {
         Ok(agent) => agent,
         Err(error) => return Ok(not(QuiesceReason::NoAgent, &error)),
@@ -261,21 +280,83 @@ impl Paused {
     }
 }
 
-/// Lets a guest go on that a freeze left held, by its marks. A VM that is off holds nobody.
+/// Lets a guest go on that a freeze left held, by its marks. A VM that is off holds nobody. After an error of the agent
+/// a task goes on trying.
 pub(super) async fn wake(found: &FoundVm) -> Result<(), HypervisorError> {
-    if Mark::Paused.is_set(found) {
-        let mut qmp = connect(found).await?;
-        resume_marked(found, &mut qmp).await?;
+    resume(found).await?;
+    let thawed = thaw_marked(found, WAKE_PATIENCE).await;
+    if thawed.is_err() {
+        insist(found);
     }
-    thaw_marked(found).await
+    thawed
 }
 
-/// As [`wake`], for who holds the one connection to the VM.
+/// As [`wake`], for a caller whom an agent that does not answer must not stop: its processors go on or it is an error;
+/// the thaw is tried for a moment, then left to a task.
+pub(super) async fn wake_soon(found: &FoundVm) -> Result<(), HypervisorError> {
+    resume(found).await?;
+    thaw_soon(found).await;
+    Ok(())
+}
+
+/// As [`wake_soon`], for who holds the one connection to the VM.
 pub(super) async fn wake_by(found: &FoundVm, qmp: &mut Qmp) -> Result<(), HypervisorError> {
     if Mark::Paused.is_set(found) {
         resume_marked(found, qmp).await?;
     }
-    thaw_marked(found).await
+    thaw_soon(found).await;
+    Ok(())
+}
+
+async fn resume(found: &FoundVm) -> Result<(), HypervisorError> {
+    if Mark::Paused.is_set(found) {
+        let mut qmp = connect(found).await?;
+        resume_marked(found, &mut qmp).await?;
+    }
+    Ok(())
+}
+
+async fn thaw_soon(found: &FoundVm) {
+    if !is_insisted(found)
+        && let Err(error) = thaw_marked(found, CALL_PATIENCE).await
+    {
+        warn!(vm = %found.config.name, ?error, "a guest's file systems may still be frozen; a task goes on trying to thaw them");
+        insist(found);
+    }
+}
+
+fn is_insisted(found: &FoundVm) -> bool {
+    let insisted = INSISTED.lock().unwrap_or_else(PoisonError::into_inner);
+    insisted.contains(&Mark::Quiesced.path(found))
+}
+
+/// Tries to thaw, in a task of its own, until the guest's mark is gone. One such task is enough for a guest.
+fn insist(found: &FoundVm) {
+    /// Out of the list however the task ends.
+    struct Entry(PathBuf);
+    impl Drop for Entry {
+        fn drop(&mut self) {
+            let mut insisted = INSISTED.lock().unwrap_or_else(PoisonError::into_inner);
+            insisted.remove(&self.0);
+        }
+    }
+
+    let path = Mark::Quiesced.path(found);
+    let is_new = INSISTED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(path.clone());
+    if !is_new {
+        return;
+    }
+    let (entry, found) = (Entry(path), found.clone());
+    tokio::spawn(async move {
+        let _entry = entry;
+        while let Err(error) = thaw_marked(&found, WAKE_PATIENCE).await {
+            debug!(vm = %found.config.name, ?error, "not thawed yet");
+            sleep(INSIST_EVERY).await;
+        }
+    });
 }
 
 async fn resume_marked(found: &FoundVm, qmp: &mut Qmp) -> Result<(), HypervisorError> {
@@ -292,7 +373,7 @@ async fn resume_marked(found: &FoundVm, qmp: &mut Qmp) -> Result<(), HypervisorE
     Ok(())
 }
 
-async fn thaw_marked(found: &FoundVm) -> Result<(), HypervisorError> {
+async fn thaw_marked(found: &FoundVm, patience: Duration) -> Result<(), HypervisorError> {
     if !Mark::Quiesced.is_set(found) {
         return Ok(());
     }
@@ -304,7 +385,7 @@ async fn thaw_marked(found: &FoundVm) -> Result<(), HypervisorError> {
         let step = format!("thaw the file systems of vm {}", found.config.name);
         HypervisorError::with_source(ErrorKind::Timeout, step, error)
     };
-    let mut agent = Agent::call(&found.folder.agent_socket(), WAKE_PATIENCE)
+    let mut agent = Agent::call(&found.folder.agent_socket(), patience)
         .await
         .map_err(failed)?;
     let thawed = agent

@@ -36,7 +36,7 @@ impl QemuDriver {
         let swept = match self.find(vm) {
             Ok(found) => {
                 // A guest first: it waits.
-                let woken = hold::wake(&found).await;
+                let woken = hold::wake_soon(&found).await;
                 match connect(&found).await {
                     Ok(mut qmp) => self.sweep(&found, &mut qmp).await.and(woken),
                     Err(error) => Err(error),
@@ -173,28 +173,36 @@ fn device_path(index: usize) -> String {
     format!("/machine/peripheral/{}", machine::device_name(index))
 }
 
+/// The names of ours in a list that QEMU gives.
+async fn list(
+    qmp: &mut Qmp,
+    query: &str,
+    arguments: Value,
+    field: &str,
+) -> Result<Vec<String>, QmpError> {
+    let answer = qmp.execute(query, arguments).await?;
+    let items = answer.as_array().ok_or_else(|| QmpError::Protocol {
+        step: query.to_owned(),
+        problem: "the answer is no list".to_owned(),
+    })?;
+    Ok(items
+        .iter()
+        .filter_map(|item| is_ours(item, field))
+        .collect())
+}
+
 /// What of ours is in a QEMU.
 pub(super) async fn ours(qmp: &mut Qmp) -> Result<Leftovers, QmpError> {
-    let list = |value: Value, field: &str| -> Vec<String> {
-        value
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|item| is_ours(item, field))
-            .collect()
-    };
     let mut left = Leftovers {
-        exports: list(qmp.execute("query-block-exports", Value::Null).await?, "id"),
-        jobs: list(
-            qmp.execute("query-block-jobs", Value::Null).await?,
-            "device",
-        ),
+        exports: list(qmp, "query-block-exports", Value::Null, "id").await?,
+        jobs: list(qmp, "query-block-jobs", Value::Null, "device").await?,
         nodes: list(
-            qmp.execute("query-named-block-nodes", json!({ "flat": true }))
-                .await?,
+            qmp,
+            "query-named-block-nodes",
+            json!({ "flat": true }),
             "node-name",
-        ),
+        )
+        .await?,
     };
     // Their names are made so that a node comes before those it stands on.
     left.nodes.sort();
