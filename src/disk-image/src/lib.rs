@@ -8,6 +8,7 @@
 //!   convert ─────────► any of them into any other, holes and zeroes left out
 //!   live_allocation ─► block allocation table of an image another process is writing
 //!   partitions::read ─► MBR or GPT of any BlockRead
+//!   boot ─► can it start in the other generation, and the bytes that make it so
 //! ```
 //!
 //! Life cycle of an image opened for writing: `open` (a pending log is replayed) → `write_at` …
@@ -20,6 +21,7 @@
 //! checksums, offsets and sizes are verified before use, and a broken image gives an
 //! [`ImageError`] that names the object, where it lies and why it was refused.
 
+pub mod boot;
 mod bytes;
 mod convert;
 pub mod deviations;
