@@ -207,6 +207,13 @@ async fn a_premium_account_takes_no_block_blobs() {
         .await
         .expect_err("page blobs only");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    let id = [b"one".to_vec()];
+    let staged = container.stage_block("b", &id[0], Bytes::from_static(b"x"));
+    let staged = staged.await.expect_err("not even a block");
+    assert_eq!(staged.kind(), ErrorKind::Unsupported, "{staged}");
+    let listed = container.commit_blocks("b", &id, &[], Condition::None);
+    let listed = listed.await.expect_err("nor a list of blocks");
+    assert_eq!(listed.kind(), ErrorKind::Unsupported, "{listed}");
     prepare(&container, "snapshot").await;
     perform(&container, "snapshot")
         .await

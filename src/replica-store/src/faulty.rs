@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Result, StoreError};
 use crate::fault::{Fault, Faults, StepKind};
+use crate::layout;
 use crate::medium::{
     BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Piece, Put, Section, Staged, Version,
 };
@@ -148,6 +149,34 @@ impl Medium for FaultyMedium {
             });
             base
         }))
+    }
+
+    fn base_place(&self) -> Option<String> {
+        self.inner.base_place()
+    }
+
+    fn base_owner(&self) -> Result<Option<String>> {
+        self.oracle.act(StepKind::Read, layout::BASE_OWNER, || {
+            self.inner.base_owner()
+        })
+    }
+
+    fn mark_base(&self, journal: &str) -> Result<Put> {
+        self.oracle.act(StepKind::Put, layout::BASE_OWNER, || {
+            self.inner.mark_base(journal)
+        })
+    }
+
+    fn claim_base(&self) -> Result<()> {
+        self.oracle.act(StepKind::Put, layout::BASE_OWNER, || {
+            self.inner.claim_base()
+        })
+    }
+
+    fn clear_base(&self, journal: &str) -> Result<()> {
+        self.oracle.act(StepKind::Remove, layout::BASE_OWNER, || {
+            self.inner.clear_base(journal)
+        })
     }
 
     fn compares_fence(&self) -> bool {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::base::is_zero;
 use crate::durable::{Durable, DurableFile, LockGuard, TEMPORARY, Temporary};
 use crate::error::{ErrorKind, Result, StoreError};
-use crate::layout::BASE_FILE;
+use crate::layout::{BASE_FILE, BASE_OWNER};
 use crate::medium::{
     BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Piece, Put, Section, Staged, Version,
 };
@@ -133,10 +133,15 @@ impl Medium for FolderMedium {
             Err(error) if is_missing(&error) => return Ok(()),
             other => other.map_err(|error| StoreError::io("list", &self.root, error))?,
         };
+        // Base of a replica whose journal is elsewhere is not ours to remove.
+        let others = exists(&self.path(BASE_OWNER))?;
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for entry in listed {
             let entry = entry.map_err(|error| StoreError::io("list", &self.root, error))?;
             if entry.file_name() == keep || entry.file_name() == LOCK {
+                continue;
+            }
+            if others && (entry.file_name() == BASE_OWNER || holds_base(&entry.path())?) {
                 continue;
             }
             // A link is removed as a link: nothing outside the store is ever touched.
@@ -239,6 +244,31 @@ impl Medium for FolderMedium {
         }
     }
 
+    fn base_owner(&self) -> Result<Option<String>> {
+        let found = self.get(BASE_OWNER)?;
+        Ok(found.map(|(content, _)| String::from_utf8_lossy(&content).into_owned()))
+    }
+
+    fn mark_base(&self, journal: &str) -> Result<Put> {
+        self.put_new(BASE_OWNER, journal.as_bytes())
+    }
+
+    fn clear_base(&self, journal: &str) -> Result<()> {
+        if self.base_owner()?.as_deref() != Some(journal) {
+            return Ok(());
+        }
+        let listed =
+            fs::read_dir(&self.root).map_err(|error| StoreError::io("list", &self.root, error))?;
+        for entry in listed {
+            let entry = entry.map_err(|error| StoreError::io("list", &self.root, error))?;
+            if holds_base(&entry.path())? {
+                self.durable.remove_tree(&entry.path())?;
+            }
+        }
+        self.durable
+            .remove_files(&self.root, &[self.path(BASE_OWNER)])
+    }
+
     fn compares_fence(&self) -> bool {
         false
     }
@@ -334,6 +364,16 @@ fn is_missing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
     )
+}
+
+/// Whether this is the folder of a disk with a base; a link to one is not.
+fn holds_base(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => exists(&path.join(BASE_FILE)),
+        Ok(_) => Ok(false),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(StoreError::io("inspect", path, error)),
+    }
 }
 
 fn exists(path: &Path) -> Result<bool> {

@@ -17,6 +17,8 @@ pub(crate) const POINTS: &str = "points/";
 /// Pins.
 pub(crate) const PINS: &str = "pins/";
 /// Where the objects of a replica are, besides those of the disks.
+/// In the place of base, when that is elsewhere than the rest: which journal base belongs to.
+pub(crate) const BASE_OWNER: &str = ".journal";
 pub(crate) const PREFIXES: [&str; 3] = [JOURNAL, POINTS, PINS];
 
 /// File name of base in a disk's folder.
@@ -27,6 +29,14 @@ pub(crate) fn base(disk: Uuid) -> String {
 }
 
 /// Sorted by name = sorted by generation and position, which grow together.
+/// Whether a name is that of a base, or of a part of one (`base.vhd.0of4`).
+pub(crate) fn is_base(name: &str) -> bool {
+    name.rsplit('/')
+        .next()
+        .and_then(|file| file.strip_prefix(BASE_FILE))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 pub(crate) fn journal_object(generation: Generation, position: Position) -> String {
     format!("{JOURNAL}{:020}-{:020}.hrl", generation.0, position.0)
 }

@@ -26,7 +26,7 @@
 //! | verify | skips what is newer | | skips what is gone | the older generation is refused | | |
 //!
 //! The logic is written once, over a trait of what it needs of a place ([`StoreTarget`]): a folder, or a
-//! container in Azure Storage. The suite `conformance` (a feature) is what each must pass.
+//! container in Azure Storage, or one of them for base and another for the rest. The suite `conformance` (a feature) is what each must pass.
 //!
 //! What may go wrong: [`StoreError`] with [`ErrorKind`] and [`Outcome`]. Every operation may be
 //! repeated after an unknown outcome.
@@ -34,6 +34,7 @@
 mod apply;
 mod azure;
 mod base;
+mod apart;
 mod blocking;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -21,6 +21,9 @@ pub(crate) struct Manifest {
     /// The disks as of base, with their sizes then.
     pub(crate) disks: Vec<DiskSpec>,
     pub(crate) base: BaseState,
+    /// Where base is, when that is elsewhere than the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base_at: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) others: Vec<OtherDisk>,
     /// Whose journal objects count from where on, ascending. Before the first any generation's does.

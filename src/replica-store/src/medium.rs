@@ -32,6 +32,7 @@ use std::sync::Arc;
 use replication_log::ReadAt;
 
 use crate::error::Result;
+use crate::model::Generation;
 
 /// Which version of an object was seen.
 #[derive(Clone, Debug)]
@@ -89,6 +90,15 @@ pub(crate) struct Listed {
 #[serde(transparent)]
 pub(crate) struct Fence(pub(crate) u64);
 
+impl Fence {
+    /// The first fence of a generation, above all of older ones: what an older owner may still have
+    /// under way is refused also where base was removed and made anew in between.
+    pub(crate) fn first_of(generation: Generation) -> Fence {
+        // Sequence numbers of page blobs have 63 bits.
+        Fence((generation.0.min(u64::from(u32::MAX >> 1)) << 32) | 1)
+    }
+}
+
 /// A change of base.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
@@ -126,7 +136,8 @@ pub(crate) trait Medium: Debug + Send + Sync {
     /// order, so that what is named first is gone first.
     fn remove(&self, names: &[String]) -> Result<()>;
 
-    /// Removes everything of the replica but this one object; can be repeated after a cut.
+    /// Removes everything of the replica but this one object; can be repeated after a cut. Base that
+    /// belongs to a journal elsewhere is not of the replica.
     fn clear(&self, keep: &str) -> Result<()>;
 
     /// All objects whose name begins with `prefix` (empty, or ending in `/`), sorted by name, without
@@ -158,6 +169,29 @@ pub(crate) trait Medium: Debug + Send + Sync {
 
     /// Opens base for writing under a fence; `None` when it is not there.
     fn base_open(&self, name: &str, fence: Fence) -> Result<Option<Arc<dyn BaseWrite>>>;
+
+    /// Where base is, when that is elsewhere than the rest of the replica.
+    fn base_place(&self) -> Option<String> {
+        None
+    }
+
+    /// The journal elsewhere that base here belongs to, as [`Medium::mark_base`] was told it.
+    fn base_owner(&self) -> Result<Option<String>>;
+
+    /// Notes the journal that base here belongs to, in printable ASCII; `Refused` when one is noted.
+    fn mark_base(&self, journal: &str) -> Result<Put>;
+
+    /// Takes the place of base for this replica, before base is made. `Conflict` when it belongs to a
+    /// replica whose journal is elsewhere.
+    fn claim_base(&self) -> Result<()> {
+        match self.base_owner()? {
+            None => Ok(()),
+            Some(owner) => Err(crate::apart::claimed(&self.describe(""), Some(&owner))),
+        }
+    }
+
+    /// Removes every base here, and the note at last, if they belong to this journal. Can be repeated.
+    fn clear_base(&self, journal: &str) -> Result<()>;
 
     /// Whether the medium itself compares the fence at every write to base. If not, the caller
     /// compares it in a section, which then must exclude others for certain.

@@ -19,6 +19,27 @@ pub enum StoreTarget {
     Folder(PathBuf),
     /// A container of an Azure Storage account.
     Azure(AzureTarget),
+    /// Two of them; see [`StoreTarget::with_log`].
+    Apart {
+        /// Where base is.
+        base: Box<StoreTarget>,
+        /// Where everything else is.
+        log: Box<StoreTarget>,
+    },
+}
+
+impl StoreTarget {
+    /// Keeps base here and journal, points and all other objects in a log account: the way to use a
+    /// premium account, which takes page blobs only. The same place twice is that place.
+    pub fn with_log(self, log: StoreTarget) -> StoreTarget {
+        if self == log {
+            return self;
+        }
+        StoreTarget::Apart {
+            base: Box::new(self),
+            log: Box::new(log),
+        }
+    }
 }
 
 /// Names one replica in a store.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use replication_log::KeyRing;
 
-use crate::azure::AzureMedium;
+use crate::apart::ApartMedium;
+use crate::azure::{AzureMedium, Holds};
 use crate::durable::Durable;
 use crate::error::Result;
 use crate::fault::Faults;
@@ -42,7 +43,18 @@ pub(crate) fn medium(
             let durable = faults.map_or_else(Durable::default, Durable::with_faults);
             Ok(Arc::new(FolderMedium::new(folder, key, durable)))
         }
-        StoreTarget::Azure(target) => Ok(Arc::new(AzureMedium::new(target, key)?)),
+        StoreTarget::Azure(target) => Ok(Arc::new(AzureMedium::new(target, key, Holds::All)?)),
+        StoreTarget::Apart { base, log } => {
+            let base: Arc<dyn Medium> = match base.as_ref() {
+                StoreTarget::Azure(target) => Arc::new(AzureMedium::new(target, key, Holds::Base)?),
+                other => medium(other, key, faults.clone())?,
+            };
+            let log: Arc<dyn Medium> = match log.as_ref() {
+                StoreTarget::Azure(target) => Arc::new(AzureMedium::new(target, key, Holds::Log)?),
+                other => medium(other, key, faults)?,
+            };
+            Ok(Arc::new(ApartMedium::new(base, log)))
+        }
     }
 }
 

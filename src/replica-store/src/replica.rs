@@ -176,12 +176,19 @@ impl Replica {
     }
 
     pub(crate) fn find_manifest(&self) -> Result<Option<Seen<Manifest>>> {
-        self.look(
+        let found = self.look(
             &self.manifest,
             KIND_MANIFEST,
             layout::MANIFEST,
             |manifest: &Manifest| manifest.is_sane() && manifest.item == self.item_id,
-        )
+        )?;
+        let base_at = found.as_ref().map(|seen| seen.value.base_at.as_deref());
+        match base_at {
+            Some(base_at) if base_at.is_some() != self.medium.base_place().is_some() => {
+                Err(crate::apart::elsewhere(&self.place(), base_at))
+            }
+            _ => Ok(found),
+        }
     }
 
     /// Reads an object unless it still is what was seen.

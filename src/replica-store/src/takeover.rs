@@ -123,6 +123,11 @@ fn mend(locked: &Locked<'_>, disks: &[DiskSpec], rule: Disks) -> Result<()> {
     let Some(seen) = replica.find_manifest()? else {
         return create(locked, disks);
     };
+    let base_at = seen.value.base_at.as_deref();
+    if base_at != medium.base_place().as_deref() {
+        return Err(crate::apart::elsewhere(&replica.place(), base_at));
+    }
+    let generation = locked.generation();
     if seen.value.complete().is_none() {
         if !same_disks(&seen.value.disks, disks) {
             if rule == Disks::Exact {
@@ -130,7 +135,7 @@ fn mend(locked: &Locked<'_>, disks: &[DiskSpec], rule: Disks) -> Result<()> {
             }
             return remake(locked, disks);
         }
-        let taken = locked.change(|manifest| Ok(Some(next_fence(manifest))))?;
+        let taken = locked.change(|manifest| Ok(Some(next_fence(manifest, generation))))?;
         raise_fences(replica, &taken)?;
         return remove_unborn(locked);
     }
@@ -140,22 +145,21 @@ fn mend(locked: &Locked<'_>, disks: &[DiskSpec], rule: Disks) -> Result<()> {
     // What a killed writer published may not be durable yet; it is before we report it.
     medium.settle(JOURNAL)?;
     medium.settle(POINTS)?;
-    let generation = locked.generation();
     let taken = locked.change(|manifest| {
         let Some((base, _)) = manifest.complete() else {
             return Err(crate::replica::incomplete(replica));
         };
         let head = replica.head(manifest, base)?;
-        let mut new = next_fence(manifest);
+        let mut new = next_fence(manifest, generation);
         new.begin_epoch(generation, head);
         Ok(Some(new))
     })?;
     raise_fences(replica, &taken)
 }
 
-fn next_fence(manifest: &Manifest) -> Manifest {
+fn next_fence(manifest: &Manifest, generation: Generation) -> Manifest {
     let mut new = manifest.clone();
-    new.fence = Fence(manifest.fence.0.saturating_add(1));
+    new.fence = Fence(manifest.fence.0.saturating_add(1)).max(Fence::first_of(generation));
     new
 }
 
@@ -180,7 +184,8 @@ fn other_disks(replica: &Replica) -> StoreError {
 
 fn create(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
     let replica = locked.replica;
-    let fence = Fence(1);
+    let fence = Fence::first_of(locked.generation());
+    replica.medium.claim_base()?;
     for disk in disks {
         base::create(replica, disk, fence)?;
     }
@@ -188,6 +193,7 @@ fn create(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
     let made = locked.put_manifest(Manifest {
         id: Uuid::new_v4(),
         item: replica.item_id.clone(),
+        base_at: replica.medium.base_place(),
         disks: disks.to_vec(),
         base: BaseState::Empty,
         others: Vec::new(),
@@ -210,7 +216,7 @@ fn create(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
 fn remake(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
     let replica = locked.replica;
     let old = replica.manifest()?.value;
-    let mut new = next_fence(&old);
+    let mut new = next_fence(&old, locked.generation());
     new.disks = disks.to_vec();
     let kept = |disk: &DiskSpec| {
         old.disks

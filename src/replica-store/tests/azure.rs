@@ -20,15 +20,11 @@ fn key(number: u64) -> ReplicaKey {
 }
 
 async fn double() -> (Double, AzureTarget) {
-    double_with(DoubleOptions::default()).await
-}
-
-async fn double_with(options: DoubleOptions) -> (Double, AzureTarget) {
     let clock = Arc::new(ManualClock::default());
     let double = Double::start(DoubleOptions {
         clock: Arc::clone(&clock) as _,
         limits: false,
-        ..options
+        ..DoubleOptions::default()
     })
     .await
     .expect("the double starts");
@@ -184,21 +180,6 @@ async fn the_service_itself_refuses_a_writer_whose_fence_was_passed() {
     );
     let read = new.base_read(DISK, 0, 4096).await.expect("read");
     assert_eq!(read, pattern(2, 4096));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_premium_account_is_refused_with_what_to_do() {
-    let (_double, target) = double_with(DoubleOptions {
-        premium: true,
-        ..DoubleOptions::default()
-    })
-    .await;
-    let target = StoreTarget::Azure(target.premium(true));
-    let error = ReplicaWriter::open(&target, &key(1), Generation(1), &disks())
-        .await
-        .expect_err("no journal there");
-    assert_eq!(error.kind(), ErrorKind::Invalid);
-    assert!(error.to_string().contains("standard account"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -218,6 +218,9 @@ fn blob(shared: &Shared, account: &mut Account, call: &Received, now: Duration) 
             Ok(Reply::new(201))
         }
         ("PUT", "blocklist") => {
+            if premium {
+                return refuse(400, "BlobTypeNotSupported");
+            }
             conditions(existing, call)?;
             let text = String::from_utf8_lossy(&call.body);
             let staged = keep.staged.remove(&call.blob).unwrap_or_default();

@@ -6,6 +6,7 @@
 //! <vault_key>/<item_id>/<disk>/base.vhd                                page blob; its sequence number is the fence
 //! <vault_key>/<item_id>/<disk>/base.vhd.<i>of<n>                       the same as stripes of 4 MiB
 //! <vault_key>/<item_id>/.round                                         leased during a round of maintenance
+//! <vault_key>/<item_id>/.journal                                       which log account base belongs to, if it does
 //! ```
 //!
 //! Every write is refused by the service itself when its condition doesn't hold (ETag, absence, sequence number), so
@@ -22,19 +23,24 @@ mod target;
 use std::sync::Arc;
 use std::time::Duration;
 
-use azure_storage::{Condition, Container, Error, Outcome};
+use azure_storage::{Condition, Container, Error, ListedBlob, Outcome, PAGE};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 pub use target::AzureTarget;
+pub(crate) use target::Holds;
 
 use crate::error::{ErrorKind, Result, StoreError};
+use crate::layout;
 use crate::medium::{
     BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Put, Section, Staged, Version,
 };
 use crate::model::ReplicaKey;
+
+/// Metadata of the blob that says whose base is.
+const OWNER: &str = "journal";
 
 /// Names that begin so are ours alone.
 const OWN: &str = ".round";
@@ -73,7 +79,7 @@ pub(crate) struct AzureMedium {
 }
 
 impl AzureMedium {
-    pub(crate) fn new(target: &AzureTarget, key: &ReplicaKey) -> Result<Self> {
+    pub(crate) fn new(target: &AzureTarget, key: &ReplicaKey, holds: Holds) -> Result<Self> {
         let runtime = Handle::try_current().map_err(|_| {
             StoreError::new(
                 ErrorKind::Io,
@@ -82,7 +88,7 @@ impl AzureMedium {
         })?;
         Ok(AzureMedium {
             remote: Remote {
-                container: target.open()?,
+                container: target.open(holds)?,
                 runtime,
             },
             root: format!("{}/{}/", key.vault_key(), key.item_id()),
@@ -120,6 +126,18 @@ impl AzureMedium {
             },
             Err(error) => Err(failed("write", &self.describe(name), error)),
         }
+    }
+
+    async fn remove_all(
+        &self,
+        blobs: impl Iterator<Item = ListedBlob>,
+    ) -> std::result::Result<(), Error> {
+        futures::stream::iter(blobs)
+            .map(|blob| async move { self.remove_blob(&blob.name).await })
+            .buffer_unordered(SIDE_BY_SIDE)
+            .try_collect::<Vec<()>>()
+            .await
+            .map(drop)
     }
 
     /// Removes one blob; a lease on it is broken first.
@@ -229,7 +247,7 @@ impl Medium for AzureMedium {
 
     fn remove(&self, names: &[String]) -> Result<()> {
         for name in names {
-            let blobs = if is_base(name) {
+            let blobs = if layout::is_base(name) {
                 base::blobs_of(&self.remote, &self.blob(name))
                     .map_err(|error| failed("look at", &self.describe(name), error))?
             } else {
@@ -245,18 +263,18 @@ impl Medium for AzureMedium {
     }
 
     fn clear(&self, keep: &str) -> Result<()> {
-        let keep = self.blob(keep);
+        let (keep, owner) = (self.blob(keep), self.blob(layout::BASE_OWNER));
         self.remote
             .wait(async {
                 let listed = self.container().list(&self.root, false).await?;
-                futures::stream::iter(listed)
-                    .filter(|blob| std::future::ready(blob.name != keep))
-                    .map(|blob| async move { self.remove_blob(&blob.name).await })
-                    .buffer_unordered(SIDE_BY_SIDE)
-                    .try_collect::<Vec<()>>()
+                // Base of a replica whose journal is elsewhere is not ours to remove.
+                let others = listed.iter().any(|blob| blob.name == owner);
+                let ours = |name: &str| {
+                    name != keep && !(others && (name == owner || layout::is_base(name)))
+                };
+                self.remove_all(listed.into_iter().filter(|blob| ours(&blob.name)))
                     .await
             })
-            .map(drop)
             .map_err(|error| failed("remove", &self.describe(""), error))
     }
 
@@ -301,7 +319,7 @@ impl Medium for AzureMedium {
     }
 
     fn open(&self, name: &str) -> Result<Option<Arc<dyn Object>>> {
-        let opened = if is_base(name) {
+        let opened = if layout::is_base(name) {
             base::open_for_reading(&self.remote, &self.blob(name))
         } else {
             objects::open(&self.remote, &self.blob(name))
@@ -326,6 +344,48 @@ impl Medium for AzureMedium {
 
     fn base_open(&self, name: &str, fence: Fence) -> Result<Option<Arc<dyn BaseWrite>>> {
         base::open_for_writing(&self.remote, &self.blob(name), fence)
+    }
+
+    fn base_owner(&self) -> Result<Option<String>> {
+        let found = self
+            .remote
+            .wait(self.container().properties(&self.blob(layout::BASE_OWNER)))
+            .map_err(|error| failed("look at", &self.describe(layout::BASE_OWNER), error))?;
+        Ok(found.map(|found| {
+            let mut metadata = found.metadata.into_iter();
+            let journal = metadata.find(|(name, _)| name == OWNER);
+            journal.map(|(_, journal)| journal).unwrap_or_default()
+        }))
+    }
+
+    fn mark_base(&self, journal: &str) -> Result<Put> {
+        // A page blob, because it may be all that the account takes.
+        let marked = self.remote.wait(self.container().create_page_blob(
+            &self.blob(layout::BASE_OWNER),
+            PAGE,
+            0,
+            &[(OWNER, journal.to_owned())],
+            Condition::NotExists,
+        ));
+        match marked {
+            Ok(()) => Ok(Put::Done(Version::Etag(String::new()))),
+            Err(error) if is_refusal(&error) => Ok(Put::Refused),
+            Err(error) => Err(failed("write", &self.describe(layout::BASE_OWNER), error)),
+        }
+    }
+
+    fn clear_base(&self, journal: &str) -> Result<()> {
+        if self.base_owner()?.as_deref() != Some(journal) {
+            return Ok(());
+        }
+        self.remote
+            .wait(async {
+                let listed = self.container().list(&self.root, false).await?;
+                let bases = listed.into_iter().filter(|blob| layout::is_base(&blob.name));
+                self.remove_all(bases).await?;
+                self.remove_blob(&self.blob(layout::BASE_OWNER)).await
+            })
+            .map_err(|error| failed("remove", &self.describe(""), error))
     }
 
     fn compares_fence(&self) -> bool {
@@ -381,10 +441,6 @@ impl Medium for AzureMedium {
             renewing,
         }))
     }
-}
-
-fn is_base(name: &str) -> bool {
-    name.rsplit('/').next() == Some(crate::layout::BASE_FILE)
 }
 
 #[derive(Debug)]

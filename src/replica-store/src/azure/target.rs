@@ -9,6 +9,17 @@ use azure_storage::{Container, ContainerOptions, CredentialHandle};
 use crate::azure::failed;
 use crate::error::{ErrorKind, Result, StoreError};
 
+/// What of a replica is kept in a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// All of it.
+    All,
+    /// Base.
+    Base,
+    /// All but base.
+    Log,
+}
+
 /// A container of an Azure Storage account. Two targets are equal when they are the same place reached in the same
 /// way; the credential, which changes every few hours, has no part in it and is in no `Debug`.
 #[derive(Clone)]
@@ -40,7 +51,8 @@ impl AzureTarget {
         }
     }
 
-    /// A premium page blob account, which takes no block blobs.
+    /// A premium page blob account, which takes no block blobs: it holds base, and the journal is in a log account
+    /// (see [`crate::StoreTarget::with_log`]).
     pub fn premium(mut self, premium: bool) -> Self {
         self.premium = premium;
         self
@@ -80,12 +92,20 @@ impl AzureTarget {
         self.stripes
     }
 
-    pub(crate) fn open(&self) -> Result<Container> {
-        if self.premium {
+    pub(crate) fn open(&self, holds: Holds) -> Result<Container> {
+        let action = match holds {
+            _ if !self.premium => None,
+            Holds::Base => None,
+            Holds::All => {
+                Some("give the VM a log storage account, or protect it to a standard account")
+            }
+            Holds::Log => Some("the log storage account must be a standard one"),
+        };
+        if let Some(action) = action {
             return Err(StoreError::new(
                 ErrorKind::Invalid,
                 format!(
-                    "container {} at {} is in a premium page blob account, which can't hold a journal: protect the VM to a standard account",
+                    "container {} at {} is in a premium page blob account, which can't hold a journal: {action}",
                     self.options.container, self.options.endpoint
                 ),
             ));
