@@ -26,6 +26,7 @@ pub mod conformance;
 mod error;
 mod extents;
 mod files;
+mod grub;
 mod model;
 pub mod nbd;
 mod qemu;
@@ -39,6 +40,7 @@ use bytes::Bytes;
 pub use error::{ErrorKind, GroupFreezeError, HypervisorError, Retry};
 pub use extents::{Extent, ExtentSet};
 pub use files::FilesDriver;
+pub use grub::bios_boot_loader;
 pub use model::{
     Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
     Generation, HostFacts, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState,
