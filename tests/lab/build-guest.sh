@@ -3,12 +3,13 @@
 #
 #   build-guest.sh --generation 1|2 --name N --id GUID --out FOLDER --work FOLDER
 #                  [--memory-mib 256] [--data-mib 128] [--append 'lab.rate=50 lab.marker=TEXT']
-#                  [--app-mib N]
+#                  [--app-mib N] [--layout esp|debian|entries|blscfg|tight]
 #
 #   FOLDER/N/vm.toml        the machine
 #   FOLDER/N/N-os.vhdx      128 MiB:  generation 1: MBR, GRUB in the gap, ext4 with kernel and grub.cfg
 #                                     generation 2: GPT, ESP with GRUB, kernel and grub.cfg
-#                                     both: the last partition (4 MiB at 123 MiB) takes the OS stamps
+#                                     generation 2 with --layout: as uefi-layouts.sh says
+#                                     all: the last partition (4 MiB at 123 MiB) takes the OS stamps
 #   FOLDER/N/N-data.vhdx    raw stamps, thin
 #   FOLDER/N/N-app.vhdx     with --app-mib (16 or more): an ext4 file system; the guest then has the guest agent on COM2,
 #                           which can bring this file system to rest
@@ -27,7 +28,7 @@ usage() {
     exit 2
 }
 
-generation='' name='' id='' out='' work='' memory_mib=256 data_mib=128 append='' app_mib=0
+generation='' name='' id='' out='' work='' memory_mib=256 data_mib=128 append='' app_mib=0 layout=''
 while (($# > 0)); do
     (($# > 1)) || usage
     case $1 in
@@ -40,6 +41,7 @@ while (($# > 0)); do
         --data-mib) data_mib=$2 ;;
         --append) append=$2 ;;
         --app-mib) app_mib=$2 ;;
+        --layout) layout=$2 ;;
         *) usage ;;
     esac
     shift 2
@@ -55,6 +57,10 @@ if [[ ! $data_mib =~ ^[0-9]+$ ]] || ((data_mib < 32)); then
 fi
 if [[ ! $app_mib =~ ^[0-9]+$ ]] || ((app_mib > 0 && app_mib < 16)); then
     echo "--app-mib $app_mib: the application's disk needs 16 MiB or more" >&2
+    exit 2
+fi
+if [[ -n $layout && ! ($generation == 2 && $layout =~ ^(esp|debian|entries|blscfg|tight)$) ]]; then
+    echo "--layout $layout: generation 2 has esp, debian, entries, blscfg, tight" >&2
     exit 2
 fi
 if [[ -e $out/$name ]]; then
@@ -175,6 +181,8 @@ if ((generation == 1)); then
     place "$work/core.img" "$disk" 1
     # core.img's first sector loads the rest: its block list says where that starts.
     patch "$disk" $((512 + 0x1f4)) "$(le 8 2)"
+elif [[ -n $layout ]]; then
+    . "$here/uefi-layouts.sh"
 else
     filesystem=$build/esp.fat
     truncate -s ${boot_mib}M "$filesystem"
