@@ -1,8 +1,9 @@
 //! Whatever is read as a partition table is read the same twice, and its partitions lie inside the
-//! disk.
+//! disk. The disk is judged for a boot conversion without an error, and what is free is no partition's.
 
 #![no_main]
 
+use disk_image::boot;
 use disk_image::partitions;
 use disk_image::{Access, DiskImage, MemoryFile};
 use fuzz::Input;
@@ -46,6 +47,15 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     for partition in first.iter().flat_map(|table| &table.partitions) {
         let end = partition.start.checked_add(partition.length);
         assert!(partition.length > 0 && end.is_some_and(|end| end <= disk.len() as u64));
+    }
+    let found = boot::inspect(&open()).expect("reading memory does not fail");
+    boot::judge(&found, 20 * 512);
+    for free in &found.free {
+        assert!(free.length > 0 && free.end() <= disk.len() as u64);
+        assert!(found.partitions.iter().all(|held| {
+            let (start, length) = (held.partition.start, held.partition.length);
+            start >= free.end() || start + length <= free.offset
+        }));
     }
 });
 
