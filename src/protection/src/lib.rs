@@ -12,14 +12,18 @@
 //! ```
 //!
 //! The two axes are independent: no drill event changes the replication state, and no report of an engine
-//! changes the drill state. There is no clock, no network and no store in here.
+//! changes the drill state. Around both lies [`life`]: where the VM may run, from failover to failback.
+//! There is no clock, no network and no store in here. `cargo xtask model` explores [`life`] with lost, repeated and
+//! late messages, crashes and two orchestrators.
 
 pub mod health;
+pub mod life;
 pub mod machine;
 pub mod plan;
 pub mod rpo;
 
 pub use health::{Health, worst};
+pub use life::Life;
 pub use machine::{
     Disabled, DrillState, Effect, Event, Generation, Item, Observed, Operation, Refusal,
     ReplicationState, step,

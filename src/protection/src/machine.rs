@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Generation(pub u64);
 
 /// Where replication stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ReplicationState {
     /// Wanted, but the engine has not begun.
     EnablingProtection,
@@ -27,7 +27,7 @@ pub enum ReplicationState {
 }
 
 /// Where a drill stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DrillState {
     /// No test VM.
     None,
@@ -108,7 +108,7 @@ pub enum Effect {
 }
 
 /// How protection is switched off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Disabled {
     /// Whether the replica goes too.
     pub delete_replica: bool,
@@ -125,6 +125,24 @@ pub enum Operation {
     TestFailoverCleanup,
     /// Compare source and replica.
     RepairReplication,
+    /// Move to the recovery side without loss.
+    PlannedFailover,
+    /// Move to the recovery side with what is there.
+    UnplannedFailover,
+    /// Another recovery point, before commit.
+    ChangePit,
+    /// Accept a failover or a failback.
+    Commit,
+    /// Take back what is not committed.
+    CancelFailover,
+    /// Stay at the recovery side and end protection.
+    CompleteMigration,
+    /// Move back.
+    Failback,
+    /// Stop the recovered VM and move the rest.
+    FinalizeFailback,
+    /// Protect again after a failback.
+    ReverseReplicate,
 }
 
 /// An event that the state doesn't allow.
@@ -142,7 +160,7 @@ pub struct Refusal {
 }
 
 /// The state of one protected VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Item {
     /// Replication.
     pub replication: ReplicationState,
@@ -219,6 +237,15 @@ impl Operation {
             Self::TestFailover => "TestFailover",
             Self::TestFailoverCleanup => "TestFailoverCleanup",
             Self::RepairReplication => "RepairReplication",
+            Self::PlannedFailover => "PlannedFailover",
+            Self::UnplannedFailover => "UnplannedFailover",
+            Self::ChangePit => "ChangePit",
+            Self::Commit => "Commit",
+            Self::CancelFailover => "CancelFailover",
+            Self::CompleteMigration => "CompleteMigration",
+            Self::Failback => "Failback",
+            Self::FinalizeFailback => "FinalizeFailback",
+            Self::ReverseReplicate => "ReverseReplicate",
         }
     }
 }
@@ -526,6 +553,7 @@ mod tests {
                     Operation::TestFailover => Event::DrillStart,
                     Operation::TestFailoverCleanup => Event::CleanupStart,
                     Operation::RepairReplication => Event::Resynchronise,
+                    other => panic!("an item alone does not offer {other:?}"),
                 };
                 prop_assert!(step(item, event).is_ok());
             }

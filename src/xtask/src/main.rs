@@ -62,6 +62,11 @@ enum Word {
         #[arg(long, default_value_t = 2)]
         threads: u64,
     },
+    /// Model checker of failover and failback: every state of orchestrators, hosts, store and network
+    Model {
+        /// Only the world whose name has this in it
+        world: Option<String>,
+    },
     /// Build the fuzz targets with coverage and run them for a bounded time from kept seeds
     Fuzz {
         /// Which target; all of them without a name
@@ -134,6 +139,21 @@ fn main() -> Result<()> {
         } => {
             let seeds = seed.map_or(crash::Seeds::Count(seeds), crash::Seeds::One);
             crash::simulate(&seeds, threads)
+        }
+        Word::Model { world } => {
+            // Optimised: millions of states, and the crates that it builds are two small ones.
+            let mut arguments = vec![
+                "run",
+                "--quiet",
+                "--release",
+                "--package",
+                "model-check",
+                "--bin",
+                "model",
+                "--",
+            ];
+            arguments.extend(world.as_deref());
+            cargo(&arguments)
         }
         Word::Fuzz {
             target,

@@ -32,6 +32,7 @@ const RING_3: &[&str] = &[
     "lab-guest",
     "system-tests",
     "crash-tests",
+    "model-check",
 ];
 
 /// Ring 1 is linked with none of these, not even through somebody else.
