@@ -108,10 +108,12 @@ impl QemuDriver {
             .await
             .map_err(|error| from_qmp(format!("freeze vm {name}"), error))?;
         if !left.is_empty() || hold::is_paused(&found) {
-            return Err(refused(
-                ErrorKind::Busy,
-                "a point is frozen already".to_owned(),
-            ));
+            let mut there = left.names();
+            if hold::is_paused(&found) {
+                there.push("the mark of a pause".to_owned());
+            }
+            let text = format!("a point is frozen already: {}", there.join(", "));
+            return Err(refused(ErrorKind::Busy, text));
         }
         let free = free_bytes(&self.scratch)?;
         if free < MIN_SCRATCH {

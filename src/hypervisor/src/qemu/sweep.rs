@@ -15,6 +15,8 @@ use crate::{ErrorKind, HypervisorError, VmId};
 
 /// For exports and jobs to go away: a job has to finish the copies it is at.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a sweep whose connection broke is begun anew.
+const CONNECTIONS: u32 = 5;
 /// QEMU has no event for all of what a sweep waits for.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -33,28 +35,36 @@ impl QemuDriver {
     /// Releases whatever point of a VM is frozen, and lets its guest go on if a freeze left it held. A VM that is off or
     /// gone has only files left.
     pub(super) async fn sweep_vm(&self, vm: VmId) -> Result<(), HypervisorError> {
-        let swept = match self.find(vm) {
-            Ok(found) => {
-                // A guest first: it waits.
-                let woken = hold::wake_soon(&found).await;
-                match connect(&found).await {
-                    Ok(mut qmp) => self.sweep(&found, &mut qmp).await.and(woken),
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
+        let found = match self.find(vm) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::VmNotFound => return self.remove_scratch(vm),
+            Err(error) => return Err(error),
         };
-        match swept {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::VmNotRunning | ErrorKind::VmNotFound
-                ) =>
-            {
-                self.remove_scratch(vm)
+        let mut tries = CONNECTIONS;
+        loop {
+            match self.sweep_found(&found).await {
+                // Said of a connection that broke, too: only a QEMU that has ended holds nothing.
+                Err(error) if error.kind() == ErrorKind::VmNotRunning => {
+                    if found.folder.running_pid().is_none() {
+                        return self.remove_scratch(vm);
+                    }
+                    tries -= 1;
+                    if tries == 0 {
+                        return Err(error);
+                    }
+                    debug!(vm = %found.config.name, ?error, "a sweep begins anew");
+                    sleep(POLL).await;
+                }
+                other => return other,
             }
-            other => other,
         }
+    }
+
+    async fn sweep_found(&self, found: &FoundVm) -> Result<(), HypervisorError> {
+        // A guest first: it waits.
+        let woken = hold::wake_soon(found).await;
+        let mut qmp = connect(found).await?;
+        self.sweep(found, &mut qmp).await.and(woken)
     }
 
     /// Exports, server, jobs, filters, nodes and files of ours, in this order; each step only when the one before is done.
@@ -214,13 +224,13 @@ impl Leftovers {
         self.exports.is_empty() && self.jobs.is_empty() && self.nodes.is_empty()
     }
 
+    /// Exports, jobs and nodes, by their names.
+    pub(super) fn names(&self) -> Vec<String> {
+        [&self.exports[..], &self.jobs[..], &self.nodes[..]].concat()
+    }
+
     fn describe(&self) -> String {
-        format!(
-            "the end of {}",
-            [&self.exports[..], &self.jobs[..], &self.nodes[..]]
-                .concat()
-                .join(", ")
-        )
+        format!("the end of {}", self.names().join(", "))
     }
 
     /// Asks the outermost layer that is left to go. Repeating it while it goes is refused, which is no failure.
