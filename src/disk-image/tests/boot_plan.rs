@@ -197,10 +197,11 @@ proptest! {
         judge(&found, CORE_BYTES as u64);
         for free in &found.free {
             prop_assert!(free.length > 0 && free.end() <= disk.len() as u64);
-            prop_assert!(found.partitions.iter().all(|held| {
+            let apart = found.partitions.iter().all(|held| {
                 let (start, length) = (held.partition.start, held.partition.length);
                 start >= free.end() || start + length <= free.offset
-            }));
+            });
+            prop_assert!(apart);
         }
         if let Ok(plan) = ConversionPlan::make(&image, &loader()) {
             let mut image = open(&disk, Access::ReadWrite);

@@ -214,7 +214,8 @@ impl ConversionPlan {
         })
     }
 
-    /// Converts `disk`: the core first, the boot code last, each durable before the next. Doing it again is no error and
+    /// Converts `disk`; the plan's stored form must be durable before, because a plan that is made of a half converted disk can
+    /// only go back to half. The core first, the boot code last, each durable before the next. Doing it again is no error and
     /// finishes what a crash cut.
     ///
     /// # Errors
