@@ -3,10 +3,10 @@
 mod boot_disks;
 mod support;
 
-use boot_disks::{BootDisk, CORE_BYTES, loader, open};
+use boot_disks::{BootDisk, CORE_BYTES, loader, open, tool};
 use disk_image::boot::{
     BiosStart, Caution, ConversionPlan, CorePlace, Guest, Obstacle, PlanError, PlanState, Verdict,
-    WindowsFinding, inspect, judge,
+    WindowsFinding, grub, inspect, judge,
 };
 use disk_image::{Access, CreateOptions, DiskImage, Format, MemoryFile};
 use support::read_all;
@@ -44,6 +44,49 @@ fn a_linux_disk_with_the_usual_gap_is_convertible_into_the_gap() {
             cautions: vec![]
         }
     );
+}
+
+#[test]
+fn system_partitions_of_12_and_16_bits_and_folders_of_several_clusters_are_read() {
+    // Long names take several entries each, so that the folder needs more than one cluster in front of the menu.
+    let mut files: Vec<String> = (0..24)
+        .map(|i| format!("EFI/debian/a rather long name, as some installers give them {i}"))
+        .collect();
+    files.push("EFI/debian/grub.cfg".to_owned());
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    for (mib, sectors) in [(8, 4096), (24, 40960)] {
+        let disk = BootDisk::new(mib)
+            .partition(&format!("1:2048:+{sectors}"), "ef00")
+            .system(&files);
+        let found = inspect(&open(&disk.bytes, Access::ReadOnly)).unwrap();
+        let system = found.system_partition.unwrap();
+        assert!(system.menu && system.unreadable.is_none(), "{system:?}");
+        let head = &disk.bytes[2048 * 512..][54..59];
+        assert_eq!(head, if mib == 8 { b"FAT12" } else { b"FAT16" });
+    }
+}
+
+#[test]
+fn the_memory_disk_is_a_tar_archive_whose_scripts_grub_accepts() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("memdisk.tar");
+    std::fs::write(&archive, grub::memory_disk(b"the module")).unwrap();
+    let place = folder.path().to_str().unwrap();
+    tool("tar", &["-xf", archive.to_str().unwrap(), "-C", place]);
+    let module = folder.path().join(grub::FORMAT).join(grub::LATE_MODULE);
+    assert_eq!(std::fs::read(module).unwrap(), b"the module");
+    let mut scripts = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "cfg") {
+            // A script of functions alone is refused as one that does nothing.
+            let text = std::fs::read_to_string(&path).unwrap() + "true\n";
+            std::fs::write(&path, text).unwrap();
+            tool("grub-script-check", &[path.to_str().unwrap()]);
+            scripts += 1;
+        }
+    }
+    assert_eq!(scripts, 5);
 }
 
 #[test]
