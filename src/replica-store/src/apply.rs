@@ -14,20 +14,20 @@
 //! report names the damage, and once younger cycles have written the damaged ranges again base goes on.
 
 use std::collections::{BTreeSet, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::base;
+use crate::compact;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::frames::FrameCache;
-use crate::layout::{self, JOURNAL, parse_journal_name};
+use crate::layout::{self, JOURNAL, ObjectName};
 use crate::manifest::{BaseState, Manifest, OtherDisk, OtherState};
 use crate::medium::{BaseWrite, Fence, Piece, Section};
 use crate::model::{DiskSpec, Generation, MaintenanceReport, Position, RetentionPolicy};
-use crate::overlay::{Overlay, Source, read_disks};
+use crate::overlay::{Overlay, Source, read_front};
 use crate::points::Summary;
 use crate::replica::{Locked, RACES, Replica, incomplete};
 use crate::retention::{PointAge, expired_points};
@@ -78,7 +78,10 @@ pub(crate) fn maintain(
                 report.base_position_after = target;
             }
         }
-        report.removed_journal_objects = replica.locked(generation, remove_applied)?;
+        if report.damage.is_empty() {
+            compact::step(replica, generation, now_unix_ms, policy, &mut report)?;
+        }
+        report.removed_journal_objects = replica.locked(generation, remove_superseded)?;
         return Ok(report);
     }
     Err(StoreError::new(
@@ -147,14 +150,12 @@ impl Intent<'_> {
                 }
                 other => other?,
             };
-            let lost = overlay.lost();
-            let Some(first) = lost.iter().map(|damage| damage.position).min() else {
+            let Some(before) = overlay.readable_to() else {
                 return Ok((overlay, base, target));
             };
-            report.damage = lost;
+            report.damage = overlay.lost();
             report.damage.truncate(MAX_DAMAGE);
             // What an earlier round announced is half written: then base waits where it is.
-            let before = Position(first.0.saturating_sub(1));
             let target = if before > floor { before } else { base };
             let overlay = Overlay::merge(self.replica, manifest, base, target, &journal)?;
             return Ok((overlay, base, target));
@@ -247,6 +248,7 @@ impl Round<'_> {
     fn apply(&self, overlay: &Overlay, report: &mut MaintenanceReport) -> Result<bool> {
         let mut whole = true;
         let frames = FrameCache::default();
+        let medium = self.replica.medium.as_ref();
         for disk in self.manifest.stored_disks() {
             let Some(map) = overlay.disks.get(&disk.id) else {
                 continue;
@@ -262,7 +264,7 @@ impl Round<'_> {
             let mut batch: Vec<Run> = Vec::new();
             let mut bytes = 0;
             for (range, source) in map.iter() {
-                match self.fetch(overlay, &frames, &range, source) {
+                match overlay.fetch(medium, &frames, &range, source) {
                     Ok(None) => {
                         batch.push(Run::Zeroes(range.start, range.end - range.start));
                     }
@@ -291,33 +293,6 @@ impl Round<'_> {
             self.step(|| base.flush())?;
         }
         Ok(whole)
-    }
-
-    /// Bytes of a range; `None` for zeroes.
-    fn fetch(
-        &self,
-        overlay: &Overlay,
-        frames: &FrameCache,
-        range: &Range<u64>,
-        source: Source,
-    ) -> Result<Option<Vec<u8>>> {
-        let length = (range.end - range.start) as usize;
-        match source {
-            Source::Zeroes => Ok(None),
-            Source::Lost { object } => {
-                let place = &overlay.objects[object as usize].place;
-                Err(StoreError::corrupt(place, "a journal object is damaged"))
-            }
-            Source::Frame { object, frame, at } => {
-                let object = &overlay.objects[object as usize];
-                let raw = frames.read(self.replica.medium.as_ref(), object, frame)?;
-                let at = at as usize;
-                let data = raw.get(at..at + length).ok_or_else(|| {
-                    StoreError::corrupt(&object.place, "an entry lies outside its frame")
-                })?;
-                Ok(Some(data.to_vec()))
-            }
-        }
     }
 
     fn write(&self, base: &dyn BaseWrite, batch: &mut Vec<Run>) -> Result<()> {
@@ -367,6 +342,8 @@ impl Round<'_> {
             floor: target,
         };
         new.disks = overlay.set.clone();
+        new.spans.retain(|span| span.last > target);
+        new.merging = new.merging.filter(|span| span.first > target);
         let is_in_set = |id: Uuid| overlay.set.iter().any(|disk| disk.id == id);
         let mut later: Option<BTreeSet<Uuid>> = None;
         new.others = Vec::new();
@@ -400,9 +377,9 @@ impl Round<'_> {
     /// Disks of the cycles behind a position.
     fn named_after(&self, manifest: &Manifest, position: Position) -> Result<BTreeSet<Uuid>> {
         let mut named = BTreeSet::new();
-        for (_, name) in self.replica.journal(manifest, position)?.values() {
-            match read_disks(self.replica, name) {
-                Ok(disks) => named.extend(disks.iter().map(|disk| disk.id)),
+        for object in self.replica.journal(manifest, position)?.values() {
+            match read_front(self.replica, &object.name) {
+                Ok(front) => named.extend(front.header.disks.iter().map(|disk| disk.id)),
                 // It may name any disk: none goes.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
                     named.extend(manifest.stored_disks().map(|disk| disk.id));
@@ -425,17 +402,28 @@ fn coalesce(batch: &mut Vec<Run>, offset: u64, data: &[u8]) {
     }
 }
 
-/// Removes journal objects that base holds. Also takes what an earlier, cut round left.
-fn remove_applied(locked: &Locked<'_>) -> Result<u64> {
+/// Removes journal objects that base holds, those that a merged one stands for, and what a cut compaction
+/// left: nothing that counts, and nothing that may come to count.
+fn remove_superseded(locked: &Locked<'_>) -> Result<u64> {
     let replica = locked.replica;
-    let (_, base, _) = locked.complete()?;
-    let applied: Vec<String> = replica
-        .medium
-        .list(JOURNAL)?
+    let listed = replica.medium.list(JOURNAL)?;
+    // Read behind the listing: a merged object that was listed and that it does not name never counts.
+    let (manifest, base, _) = locked.complete()?;
+    let manifest = &manifest.value;
+    let gone: Vec<String> = listed
         .into_iter()
-        .filter(|listed| parse_journal_name(&listed.name).is_some_and(|(_, p)| p <= base))
+        .filter(|listed| match ObjectName::parse(&listed.name) {
+            None => false,
+            Some(ObjectName::Cycle(_, position)) => {
+                position <= base || manifest.span_at(position).is_some()
+            }
+            Some(ObjectName::Merged(span)) => {
+                let counts = manifest.span_at(span.last) == Some(&span);
+                span.last <= base || !(counts || manifest.merging == Some(span))
+            }
+        })
         .map(|listed| format!("{JOURNAL}{}", listed.name))
         .collect();
-    replica.medium.remove(&applied)?;
-    Ok(applied.len() as u64)
+    replica.medium.remove(&gone)?;
+    Ok(gone.len() as u64)
 }

@@ -5,12 +5,13 @@
 //!             after every step each point that is kept must read as the model says
 //! hard_life   the same with calls that are done, not done, or done and reported as failed
 //! killed      a short life that is cut at every n-th call of the medium, and resumed
-//! two_writers, readers_during_maintenance, removal, damage: single promises
+//! two_writers, readers_during_maintenance, removal, damage, compaction: single promises
 //! ```
 //!
 //! Run by this crate on a folder, and on Azure Storage by whoever has one (an emulator will do). Every
 //! function panics with the seed when a promise is broken: the same seed does the same again.
 
+mod compaction;
 mod life;
 mod model;
 mod single;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use crate::fault::Faults;
 use crate::{ReplicaKey, StoreTarget};
 
+pub use compaction::compaction;
 pub use life::{hard_life, killed, life};
 pub use single::{damage, readers_during_maintenance, removal, two_writers};
 
@@ -82,4 +84,5 @@ pub async fn run(effort: Effort, place: impl Fn(u64) -> Place) {
     readers_during_maintenance(&next()).await;
     removal(&next()).await;
     damage(&next()).await;
+    compaction(&next()).await;
 }

@@ -18,7 +18,7 @@ use crate::layout;
 use crate::manifest::{Manifest, OtherState};
 use crate::medium::{Put, Staged};
 use crate::model::{DiskSpec, Generation, Position};
-use crate::overlay::{check_identity, open_object, read_disks};
+use crate::overlay::{check_identity, open_object, read_front};
 use crate::replica::{JournalNames, Replica};
 use crate::writer::{CyclePlan, JournalObject};
 
@@ -35,9 +35,9 @@ impl Replica {
     }
 
     fn disks_at_head(&self, manifest: &Manifest, journal: &JournalNames) -> Result<Vec<DiskSpec>> {
-        for (_, name) in journal.values().rev() {
-            match read_disks(self, name) {
-                Ok(disks) => return Ok(named(manifest, &disks)),
+        for object in journal.values().rev() {
+            match read_front(self, &object.name) {
+                Ok(front) => return Ok(named(manifest, front.present_disks())),
                 // A damaged object must not keep newer cycles out: they may be what heals it.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {}
                 Err(error) => return Err(error),
@@ -139,6 +139,7 @@ pub(crate) fn begin(
         let options = BuildOptions {
             compression: plan.compression,
             encryption: keys.active().is_some().then_some(&*keys),
+            merged: None,
         };
         let builder = JournalBuilder::with_options(staged, header, options)
             .map_err(|error| building(replica, error))?;
@@ -161,7 +162,7 @@ fn writing(replica: &Replica, error: io::Error) -> StoreError {
     StoreError::io("write journal object to", &place, error)
 }
 
-/// Ends a streamed object and makes it visible.
+/// Makes a streamed object visible that was packed to its end.
 pub(crate) fn commit(
     replica: &Replica,
     generation: Generation,
@@ -282,6 +283,12 @@ fn inspect<R: ReadAt>(replica: &Replica, generation: Generation, object: R) -> R
             "the journal object that is to be appended names another item or generation",
         ));
     }
+    if reader.merged().is_some() {
+        return Err(StoreError::new(
+            ErrorKind::Invalid,
+            "the journal object that is to be appended stands for several cycles: send each by itself",
+        ));
+    }
     Ok(Sealed {
         position: Position(header.position),
         content: reader.content(),
@@ -312,9 +319,9 @@ fn publish(
             journal = replica.journal(manifest, base)?;
         }
         // The outcome of an earlier attempt was unknown: the same content is that attempt.
-        if let Some((owner, name)) = journal.get(&position) {
-            let stored = open_object(replica, name)?;
-            check_identity(replica, &stored, position, *owner, name)?;
+        if let Some(held) = journal.get(&position) {
+            let stored = open_object(replica, &held.name)?;
+            check_identity(replica, &stored, position, held)?;
             if stored.content() == object.content {
                 replica.medium.settle(layout::JOURNAL)?;
                 return locked.confirm();

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::medium::{Medium, Object};
-use crate::model::Position;
 use crate::overlay::OverlayObject;
 
 /// 64 frames of at most 256 KiB: 16 MiB for a view.
@@ -14,9 +13,16 @@ const FRAMES: usize = 64;
 const FILES: usize = 64;
 
 /// A cache that several threads may read through.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FrameCache {
     inner: Mutex<Inner>,
+    most: usize,
+}
+
+impl Default for FrameCache {
+    fn default() -> Self {
+        FrameCache::of(FRAMES)
+    }
 }
 
 /// When it was last used, and its raw bytes.
@@ -25,11 +31,20 @@ type Cached = (u64, Arc<Vec<u8>>);
 #[derive(Debug, Default)]
 struct Inner {
     tick: u64,
-    frames: HashMap<(Position, u32), Cached>,
-    files: HashMap<Position, Arc<dyn Object>>,
+    /// By name: a merged object has the position of one that it replaces.
+    frames: HashMap<(Arc<str>, u32), Cached>,
+    files: HashMap<Arc<str>, Arc<dyn Object>>,
 }
 
 impl FrameCache {
+    /// Keeps so many frames.
+    pub(crate) fn of(most: usize) -> Self {
+        FrameCache {
+            inner: Mutex::default(),
+            most,
+        }
+    }
+
     /// `NotFound` when the object is gone.
     pub(crate) fn read(
         &self,
@@ -37,7 +52,7 @@ impl FrameCache {
         object: &OverlayObject,
         index: u32,
     ) -> Result<Arc<Vec<u8>>> {
-        let key = (object.position, index);
+        let key = (object.name.clone(), index);
         let file = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.tick += 1;
@@ -46,7 +61,7 @@ impl FrameCache {
                 *used = now;
                 return Ok(raw.clone());
             }
-            inner.files.get(&object.position).cloned()
+            inner.files.get(&object.name).cloned()
         };
         // Reading and unpacking happen outside the lock: readers of other frames go on.
         let file = match file {
@@ -70,10 +85,10 @@ impl FrameCache {
         if inner.files.len() >= FILES {
             inner.files.clear();
         }
-        inner.files.insert(object.position, file);
-        if inner.frames.len() >= FRAMES {
+        inner.files.insert(object.name.clone(), file);
+        if inner.frames.len() >= self.most {
             let oldest = inner.frames.iter().min_by_key(|(_, (used, _))| *used);
-            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
                 inner.frames.remove(&oldest);
             }
         }

@@ -18,7 +18,7 @@ use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout;
 use crate::manifest::{Manifest, OtherDisk, OtherState};
 use crate::model::{DiskSpec, DiskStart, Generation};
-use crate::overlay::read_disks;
+use crate::overlay::read_front;
 use crate::replica::{Locked, Replica};
 
 /// See [`crate::ReplicaWriter::begin_disk`].
@@ -124,9 +124,9 @@ pub(crate) fn used_disks(replica: &Replica, manifest: &Manifest) -> Result<BTree
     if !manifest.others.is_empty()
         && let Some((base, _)) = manifest.complete()
     {
-        for (_, name) in replica.journal(manifest, base)?.values() {
-            match read_disks(replica, name) {
-                Ok(disks) => used.extend(disks.iter().map(|disk| disk.id)),
+        for object in replica.journal(manifest, base)?.values() {
+            match read_front(replica, &object.name) {
+                Ok(front) => used.extend(front.header.disks.iter().map(|disk| disk.id)),
                 // It may name any disk.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
                     used.extend(manifest.stored_disks().map(|disk| disk.id));

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use crate::manifest::Span;
 use crate::model::{Generation, Position};
 
 /// Fencing generation, or the tombstone of a removed replica.
@@ -16,9 +17,9 @@ pub(crate) const JOURNAL: &str = "journal/";
 pub(crate) const POINTS: &str = "points/";
 /// Pins.
 pub(crate) const PINS: &str = "pins/";
-/// Where the objects of a replica are, besides those of the disks.
 /// In the place of base, when that is elsewhere than the rest: which journal base belongs to.
 pub(crate) const BASE_OWNER: &str = ".journal";
+/// Where the objects of a replica are, besides those of the disks.
 pub(crate) const PREFIXES: [&str; 3] = [JOURNAL, POINTS, PINS];
 
 /// File name of base in a disk's folder.
@@ -28,7 +29,6 @@ pub(crate) fn base(disk: Uuid) -> String {
     format!("{}/{BASE_FILE}", disk.hyphenated())
 }
 
-/// Sorted by name = sorted by generation and position, which grow together.
 /// Whether a name is that of a base, or of a part of one (`base.vhd.0of4`).
 pub(crate) fn is_base(name: &str) -> bool {
     name.rsplit('/')
@@ -37,14 +37,58 @@ pub(crate) fn is_base(name: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Sorted by name = sorted by generation and position, which grow together.
 pub(crate) fn journal_object(generation: Generation, position: Position) -> String {
     format!("{JOURNAL}{:020}-{:020}.hrl", generation.0, position.0)
 }
 
-/// Generation and position of a journal object, from its name behind [`JOURNAL`].
-pub(crate) fn parse_journal_name(name: &str) -> Option<(Generation, Position)> {
-    let (generation, position) = name.strip_suffix(".hrl")?.split_once('-')?;
-    Some((Generation(number(generation)?), Position(number(position)?)))
+/// A merged object: as if it were one of its last position, then from where on, and an id that is drawn
+/// for each attempt, so that what a cut attempt left is never taken for another's.
+pub(crate) fn merged_object(span: &Span) -> String {
+    format!(
+        "{JOURNAL}{:020}-{:020}-{:020}-{}.hrl",
+        span.generation.0,
+        span.last.0,
+        span.first.0,
+        span.id.simple()
+    )
+}
+
+/// What the name of a journal object says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ObjectName {
+    /// One cycle.
+    Cycle(Generation, Position),
+    /// Several.
+    Merged(Span),
+}
+
+impl ObjectName {
+    /// Parses a name behind [`JOURNAL`].
+    pub(crate) fn parse(name: &str) -> Option<ObjectName> {
+        let mut parts = name.strip_suffix(".hrl")?.split('-');
+        let generation = Generation(number(parts.next()?)?);
+        let last = Position(number(parts.next()?)?);
+        let named = match (parts.next(), parts.next()) {
+            (None, None) => ObjectName::Cycle(generation, last),
+            (Some(first), Some(id)) => ObjectName::Merged(Span {
+                first: Position(number(first)?),
+                last,
+                generation,
+                id: Uuid::try_parse(id).ok()?,
+            }),
+            _ => return None,
+        };
+        parts.next().is_none().then_some(named)
+    }
+
+    /// The only, or the last, position.
+    pub(crate) fn position(&self) -> Position {
+        match self {
+            ObjectName::Cycle(_, position) => *position,
+            ObjectName::Merged(span) => span.last,
+        }
+    }
 }
 
 pub(crate) fn point(time_unix_ms: i64, position: Position, id: Uuid) -> String {

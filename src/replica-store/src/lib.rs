@@ -7,6 +7,8 @@
 //!   manifest                    disks, how far base is, whose journal counts; replaced under its version
 //!   <disk>/base.vhd             fixed VHD: the disk as of base (a sparse file, a page blob)
 //!   journal/<generation>-<position>.hrl   one cycle of the whole VM, immutable
+//!   journal/<generation>-<position>-<first>-<id>.hrl   stands for the cycles from first on, once the
+//!                               manifest says so
 //!   points/<time>-<position>-<id>         recovery point = position + kind + VM configuration
 //!   pins/<hash of owner>        a point that is in use and must stay
 //!   verified                    how far the background verification is
@@ -20,6 +22,7 @@
 //! | append | one position, one content | section | only objects ≤ oldest kept point go | the older generation is refused, what it wrote unheard does not count | objects > p are not read | tombstone first |
 //! | fill base of a joining disk | beside each other | beside each other | base of others only | fence | not in any point yet | tombstone first |
 //! | maintain | | a point below the announced floor is refused | fence per round; redo-idempotent | the new owner redoes | never passes a pin | tombstone first |
+//! | compaction, in maintain | never the head | a point inside of what is merged is refused | after the applier; given up where base comes to | given up, swept | goes on with the merged object; `Expired` at a position that nobody kept | tombstone first |
 //! | view, not pinned | | | says `Expired` once base is moved past it, never wrong bytes | | | says `NotFound` |
 //! | pin | | | counted in the manifest: a round that did not see it is refused; below the announced floor the pin is refused | | | refuses to delete |
 //! | immutable point | | | stays | | | refuses to delete |
@@ -31,11 +34,12 @@
 //! What may go wrong: [`StoreError`] with [`ErrorKind`] and [`Outcome`]. Every operation may be
 //! repeated after an unknown outcome.
 
+mod apart;
 mod apply;
 mod azure;
 mod base;
-mod apart;
 mod blocking;
+mod compact;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod cycle;

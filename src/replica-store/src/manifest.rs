@@ -4,6 +4,9 @@
 //! object, so it changes with the cycle itself, atomically. The manifest has the set as of base, and
 //! the `others`: disks whose base exists and that are in no point as old as base (added later, or
 //! excluded and needed by a younger cycle that took them in again).
+//!
+//! Nor are journal objects, except merged ones: a [`Span`] says that one object counts in place of those
+//! of several positions. It is what makes compaction atomic, see [`crate::compact`].
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -18,12 +21,12 @@ pub(crate) struct Manifest {
     /// Made with the replica: a deleted and re-created one is another, whatever its name.
     pub(crate) id: Uuid,
     pub(crate) item: String,
-    /// The disks as of base, with their sizes then.
-    pub(crate) disks: Vec<DiskSpec>,
-    pub(crate) base: BaseState,
     /// Where base is, when that is elsewhere than the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) base_at: Option<String>,
+    /// The disks as of base, with their sizes then.
+    pub(crate) disks: Vec<DiskSpec>,
+    pub(crate) base: BaseState,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) others: Vec<OtherDisk>,
     /// Whose journal objects count from where on, ascending. Before the first any generation's does.
@@ -35,6 +38,35 @@ pub(crate) struct Manifest {
     /// Counts pins that were set, so that a round of maintenance that did not see one is refused.
     #[serde(default)]
     pub(crate) pins_set: u64,
+    /// Merged journal objects that count, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) spans: Vec<Span>,
+    /// The merged object that is being made: it does not count yet, and inside of it no point begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) merging: Option<Span>,
+}
+
+/// Positions for which one merged object stands. Those before `last` can't be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Span {
+    pub(crate) first: Position,
+    pub(crate) last: Position,
+    /// Who merged it.
+    pub(crate) generation: Generation,
+    /// Tells attempts apart.
+    pub(crate) id: Uuid,
+}
+
+impl Span {
+    /// Whether a position lies in it.
+    pub(crate) fn has(&self, position: Position) -> bool {
+        self.first <= position && position <= self.last
+    }
+
+    /// Whether a position lies in it and is not its end: nothing shows it any more.
+    pub(crate) fn hides(&self, position: Position) -> bool {
+        self.first <= position && position < self.last
+    }
 }
 
 /// How far base is.
@@ -97,7 +129,38 @@ impl Manifest {
         let sized = self
             .stored_disks()
             .all(|disk| crate::base::padded_size(disk).is_ok());
-        ordered && base && once && sized
+        let apart = self
+            .spans
+            .windows(2)
+            .all(|pair| pair[0].last < pair[1].first);
+        let spans = self.spans.iter().chain(&self.merging);
+        let wide = spans.into_iter().all(|span| span.first < span.last);
+        ordered && base && once && sized && apart && wide
+    }
+
+    /// The merged object that counts at a position.
+    pub(crate) fn span_at(&self, position: Position) -> Option<&Span> {
+        let at = self.spans.partition_point(|span| span.last < position);
+        self.spans.get(at).filter(|span| span.has(position))
+    }
+
+    /// Whether a merged object has swallowed a position.
+    pub(crate) fn hides(&self, position: Position) -> bool {
+        self.span_at(position)
+            .is_some_and(|span| span.hides(position))
+    }
+
+    /// Whether a point may begin at a position.
+    pub(crate) fn takes_points_at(&self, position: Position) -> bool {
+        let soon = self.merging.is_some_and(|span| span.hides(position));
+        !soon && !self.hides(position)
+    }
+
+    /// Whether this generation is the owner; older releases did not note one.
+    pub(crate) fn is_owner(&self, generation: Generation) -> bool {
+        self.epochs
+            .last()
+            .is_none_or(|epoch| epoch.generation == generation)
     }
 
     /// Whose objects count at a position; `None`: anybody's.

@@ -257,6 +257,11 @@ pub struct MaintenanceReport {
     pub applied_bytes: u64,
     /// Journal objects that are gone.
     pub removed_journal_objects: u64,
+    /// Journal objects that a merged one has taken the place of.
+    pub merged_journal_objects: u64,
+    /// Why some of the journal stays as it is although merging it would pay: damage, a key that is missing,
+    /// no room. Points are not affected.
+    pub not_merged: Option<String>,
     /// What could not be read and holds base back until it is written again (at most 1,000 findings):
     /// send these ranges of the source in the next cycle.
     pub damage: Vec<Damage>,

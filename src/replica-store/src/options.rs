@@ -6,6 +6,7 @@ use replication_log::KeyRing;
 
 use crate::apart::ApartMedium;
 use crate::azure::{AzureMedium, Holds};
+use crate::compact::Compaction;
 use crate::durable::Durable;
 use crate::error::Result;
 use crate::fault::Faults;
@@ -26,6 +27,9 @@ pub struct WriterOptions {
     /// Take the replica as it is, whatever disks the VM has now: the next cycle says which ones. Without
     /// it other disks than those of the newest cycle are a `Conflict`.
     pub any_disks: bool,
+    /// How many bytes of journal a round of maintenance merges at most; what is left goes on in the next
+    /// one. `None`: 32 MiB. 0: the journal stays as it is.
+    pub merge_bytes_per_round: Option<u64>,
     /// Faults in every durable step of a folder, for crash tests.
     pub faults: Option<Arc<dyn Faults>>,
     /// Faults in every call of the medium, whatever it is, for tests.
@@ -71,5 +75,6 @@ pub(crate) fn replica(
         medium,
         key.item_id(),
         Arc::new(options.keys),
+        Compaction::of(options.merge_bytes_per_round),
     )))
 }

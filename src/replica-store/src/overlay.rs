@@ -7,15 +7,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use replication_log::journal::{Entry, EntryData, Frame, JournalDisk, JournalReader, read_header};
+use replication_log::journal::{
+    Entry, EntryData, Frame, JournalDisk, JournalReader, Outline, read_outline,
+};
 use uuid::Uuid;
 
 use crate::cycle::named;
 use crate::error::{ErrorKind, Result, StoreError};
+use crate::frames::FrameCache;
 use crate::manifest::Manifest;
-use crate::medium::Object;
-use crate::model::{Damage, DiskSpec, Generation, Position};
-use crate::replica::{JournalNames, Replica};
+use crate::medium::{Medium, Object};
+use crate::model::{Damage, DiskSpec, Position};
+use crate::replica::{JournalName, JournalNames, Replica};
 
 /// Objects of a store in the network that are opened at once.
 const OPENED_AT_ONCE: usize = 8;
@@ -106,17 +109,32 @@ impl IntervalMap {
 
     /// All ranges, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Range<u64>, Source)> + '_ {
+        self.iter_from(0)
+    }
+
+    /// The ranges that begin at an offset or behind it, in order.
+    pub(crate) fn iter_from(&self, at: u64) -> impl Iterator<Item = (Range<u64>, Source)> + '_ {
         self.ranges
-            .iter()
+            .range(at..)
             .map(|(start, (end, source))| (*start..*end, *source))
+    }
+
+    /// How many ranges there are.
+    pub(crate) fn len(&self) -> usize {
+        self.ranges.len()
     }
 }
 
 /// A journal object that an overlay points into.
 #[derive(Debug)]
 pub(crate) struct OverlayObject {
+    /// The first position that it has.
+    pub(crate) first: Position,
+    /// The last one.
     pub(crate) position: Position,
-    pub(crate) name: String,
+    /// Of the cycle of that position; 0 when it can't be read.
+    pub(crate) time_unix_ms: i64,
+    pub(crate) name: Arc<str>,
     /// Where it is, for messages.
     pub(crate) place: String,
     pub(crate) frames: Vec<Frame>,
@@ -162,10 +180,10 @@ impl Overlay {
         to: Position,
         journal: &JournalNames,
     ) -> Result<()> {
-        let wanted: Vec<(Position, Generation, &str)> = journal
+        let wanted: Vec<(Position, &JournalName)> = journal
             .iter()
             .filter(|(position, _)| **position > from && **position <= to)
-            .map(|(position, (generation, name))| (*position, *generation, name.as_str()))
+            .map(|(position, object)| (*position, object))
             .collect();
         // A store in the network answers many as fast as one.
         let at_once = if replica.medium.compares_fence() {
@@ -174,9 +192,8 @@ impl Overlay {
             1
         };
         for batch in wanted.chunks(at_once) {
-            for ((position, generation, name), opened) in batch.iter().zip(open_all(replica, batch))
-            {
-                self.add(replica, manifest, (*position, *generation), name, opened)?;
+            for ((position, object), opened) in batch.iter().zip(open_all(replica, batch)) {
+                self.add(replica, manifest, *position, object, opened)?;
             }
         }
         Ok(())
@@ -187,20 +204,22 @@ impl Overlay {
         &mut self,
         replica: &Replica,
         manifest: &Manifest,
-        (position, generation): (Position, Generation),
-        name: &str,
+        position: Position,
+        object: &JournalName,
         opened: Result<Reader>,
     ) -> Result<()> {
-        let place = replica.medium.describe(name);
+        let place = replica.medium.describe(&object.name);
         let index = u32::try_from(self.objects.len())
             .map_err(|_| StoreError::corrupt(&place, "too many journal objects"))?;
         let opened = opened.and_then(|reader| {
-            check_identity(replica, &reader, position, generation, name)?;
+            check_identity(replica, &reader, position, object)?;
             check_disks(manifest, &self.set, &reader.header().disks, &place)?;
             Ok(reader)
         });
+        let mut time_unix_ms = 0;
         let frames = match opened {
             Ok(reader) => {
+                time_unix_ms = reader.header().time_unix_ms;
                 let listed = &reader.header().disks;
                 for (at, disk) in listed.iter().enumerate() {
                     self.sizes.insert(disk.id, disk.size_bytes);
@@ -210,7 +229,7 @@ impl Overlay {
                         map.insert(range, source_of(entry, index));
                     }
                 }
-                self.set = named(manifest, listed);
+                self.set = named(manifest, reader.present_disks());
                 reader.frames().to_vec()
             }
             Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -223,8 +242,10 @@ impl Overlay {
             Err(error) => return Err(error),
         };
         self.objects.push(OverlayObject {
+            first: object.first,
             position,
-            name: name.to_owned(),
+            time_unix_ms,
+            name: Arc::from(object.name.as_str()),
             place,
             frames,
         });
@@ -242,6 +263,45 @@ impl Overlay {
             }
         }
         lost
+    }
+
+    /// Where what can be read ends: the last position in front of the first object that is needed and
+    /// can't be read.
+    pub(crate) fn readable_to(&self) -> Option<Position> {
+        let lost = self.disks.values().flat_map(IntervalMap::iter);
+        lost.filter_map(|(_, source)| match source {
+            Source::Lost { object } => self.objects.get(object as usize),
+            _ => None,
+        })
+        .map(|object| Position(object.first.0.saturating_sub(1)))
+        .min()
+    }
+
+    /// Bytes of a range; `None` for zeroes. The error is `Corrupt` when the object does not verify.
+    pub(crate) fn fetch(
+        &self,
+        medium: &dyn Medium,
+        frames: &FrameCache,
+        range: &Range<u64>,
+        source: Source,
+    ) -> Result<Option<Vec<u8>>> {
+        let length = (range.end - range.start) as usize;
+        match source {
+            Source::Zeroes => Ok(None),
+            Source::Lost { object } => {
+                let place = &self.objects[object as usize].place;
+                Err(StoreError::corrupt(place, "a journal object is damaged"))
+            }
+            Source::Frame { object, frame, at } => {
+                let object = &self.objects[object as usize];
+                let raw = frames.read(medium, object, frame)?;
+                let at = at as usize;
+                let data = raw.get(at..at + length).ok_or_else(|| {
+                    StoreError::corrupt(&object.place, "an entry lies outside its frame")
+                })?;
+                Ok(Some(data.to_vec()))
+            }
+        }
     }
 
     pub(crate) fn damage(&self, object: u32, disk: Uuid, range: &Range<u64>) -> Damage {
@@ -272,14 +332,14 @@ fn source_of(entry: &Entry, object: u32) -> Source {
     }
 }
 
-fn open_all(replica: &Replica, batch: &[(Position, Generation, &str)]) -> Vec<Result<Reader>> {
-    if let [(_, _, name)] = batch {
-        return vec![open_object(replica, name)];
+fn open_all(replica: &Replica, batch: &[(Position, &JournalName)]) -> Vec<Result<Reader>> {
+    if let [(_, object)] = batch {
+        return vec![open_object(replica, &object.name)];
     }
     std::thread::scope(|scope| {
         let opening: Vec<_> = batch
             .iter()
-            .map(|(_, _, name)| scope.spawn(|| open_object(replica, name)))
+            .map(|(_, object)| scope.spawn(|| open_object(replica, &object.name)))
             .collect();
         opening
             .into_iter()
@@ -306,8 +366,9 @@ pub(crate) fn open_object(replica: &Replica, name: &str) -> Result<Reader> {
         .map_err(|error| StoreError::journal(&place, error))
 }
 
-/// Disks that an object names, from its header alone. `NotFound` when it is gone.
-pub(crate) fn read_disks(replica: &Replica, name: &str) -> Result<Vec<JournalDisk>> {
+/// What the front of an object says. `NotFound` when it is gone. Its header names every disk that the
+/// object changes; which of them the VM has at its position is told apart.
+pub(crate) fn read_front(replica: &Replica, name: &str) -> Result<Outline> {
     let place = replica.medium.describe(name);
     let object = replica.medium.open(name)?.ok_or_else(|| {
         StoreError::new(
@@ -315,8 +376,7 @@ pub(crate) fn read_disks(replica: &Replica, name: &str) -> Result<Vec<JournalDis
             format!("open {place}: it is not there"),
         )
     })?;
-    let (header, _) = read_header(&object).map_err(|error| StoreError::journal(&place, error))?;
-    Ok(header.disks)
+    read_outline(&object).map_err(|error| StoreError::journal(&place, error))
 }
 
 /// An object must be what its place and name say.
@@ -324,16 +384,17 @@ pub(crate) fn check_identity(
     replica: &Replica,
     reader: &Reader,
     position: Position,
-    generation: Generation,
-    name: &str,
+    object: &JournalName,
 ) -> Result<()> {
     let header = reader.header();
+    let first = reader.merged().map_or(position.0, |m| m.first_position);
     if header.item != replica.item_id
         || header.position != position.0
-        || header.generation != generation.0
+        || header.generation != object.generation.0
+        || first != object.first.0
     {
         return Err(StoreError::corrupt(
-            &replica.medium.describe(name),
+            &replica.medium.describe(&object.name),
             "it is the cycle of another item, position or generation",
         ));
     }

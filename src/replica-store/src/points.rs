@@ -1,7 +1,7 @@
 //! Recovery points and the pins that hold them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout;
 use crate::manifest::Manifest;
-use crate::medium::Put;
+use crate::medium::{Listed, Put};
 use crate::model::{Generation, Pin, PointKind, PointSelector, Position, RecoveryPoint};
-use crate::replica::{KIND_PIN, KIND_POINT, Locked, Replica};
+use crate::replica::{KIND_PIN, KIND_POINT, Locked, RACES, Replica};
 use crate::retention::{self, PointAge};
 use crate::stored;
 
@@ -36,7 +36,7 @@ fn is_zero(hours: &u32) -> bool {
     *hours == 0
 }
 
-/// What is kept in memory of a point: all but the VM's configuration, which may be large.
+/// What retention, pins and names need of a point.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Summary {
     pub(crate) id: Uuid,
@@ -81,74 +81,141 @@ impl Summary {
     }
 }
 
-/// Points never change, so each is read once.
+/// A point in memory. Configurations of VMs may be large and seldom differ: points share them.
+#[derive(Debug)]
+struct Cached {
+    summary: Summary,
+    changed_bytes: u64,
+    sent_bytes: u64,
+    group_point_id: Option<Uuid>,
+    vm_config: Arc<serde_json::Value>,
+}
+
+impl Cached {
+    fn point(&self) -> RecoveryPoint {
+        RecoveryPoint {
+            id: self.summary.id,
+            time_unix_ms: self.summary.time_unix_ms,
+            kind: self.summary.kind,
+            position: self.summary.position,
+            vm_config: (*self.vm_config).clone(),
+            changed_bytes: self.changed_bytes,
+            sent_bytes: self.sent_bytes,
+            group_point_id: self.group_point_id,
+        }
+    }
+}
+
+/// A point's object is written once under a name that holds its id, and never changes: each is read once.
+/// Which of them are there says a listing, each time anew.
 #[derive(Debug, Default)]
 pub(crate) struct PointCache {
-    known: Mutex<HashMap<String, Summary>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The replica they are of: one that was removed and made anew is another.
+    replica: Uuid,
+    points: HashMap<String, Arc<Cached>>,
+    configs: HashMap<blake3::Hash, Arc<serde_json::Value>>,
+}
+
+impl Known {
+    fn keep(&mut self, name: &str, stored: StoredPoint) {
+        let summary = Summary::of(&stored);
+        let point = stored.point;
+        let hash = blake3::hash(point.vm_config.to_string().as_bytes());
+        let config = self.configs.entry(hash);
+        let vm_config = config.or_insert_with(|| Arc::new(point.vm_config)).clone();
+        let cached = Cached {
+            summary,
+            changed_bytes: point.changed_bytes,
+            sent_bytes: point.sent_bytes,
+            group_point_id: point.group_point_id,
+            vm_config,
+        };
+        self.points.insert(name.to_owned(), Arc::new(cached));
+    }
+
+    /// Forgets what is not listed any more.
+    fn retain(&mut self, listed: &[Listed]) {
+        let names: HashSet<&str> = listed.iter().map(|listed| listed.name.as_str()).collect();
+        self.points.retain(|name, _| names.contains(name.as_str()));
+        self.configs
+            .retain(|_, config| Arc::strong_count(config) > 1);
+    }
 }
 
 impl Replica {
-    /// Points of a complete replica, oldest first.
+    /// What is known of the points of a complete replica, oldest first.
     pub(crate) fn summaries(&self) -> Result<Vec<Summary>> {
-        if self.manifest()?.value.complete().is_none() {
-            return Ok(Vec::new());
-        }
-        let listed = self.medium.list(layout::POINTS)?;
-        let mut known = {
-            let mut known = self
-                .points
-                .known
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *known)
-        };
-        let names: HashSet<&str> = listed.iter().map(|listed| listed.name.as_str()).collect();
-        known.retain(|name, _| names.contains(name.as_str()));
-        let mut failed = None;
-        for listed in &listed {
-            if known.contains_key(&listed.name) {
-                continue;
-            }
-            match self.read_point(&listed.name) {
-                Ok(Some(stored)) => {
-                    known.insert(listed.name.clone(), Summary::of(&stored));
-                }
-                // It may have been retired since the listing.
-                Ok(None) => {}
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        let mut points: Vec<Summary> = known.values().copied().collect();
-        let mut cached = self
-            .points
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        cached.extend(known);
-        drop(cached);
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        // Floor is read after the points: what a racing applier has given up is not shown.
-        let manifest = self.manifest()?;
-        points.retain(|point| is_shown(&manifest.value, point));
-        points.sort_by_key(Summary::order);
-        Ok(points)
+        let shown = self.shown()?;
+        Ok(shown.iter().map(|cached| cached.summary).collect())
     }
 
     /// All points with everything, oldest first.
     pub(crate) fn points(&self) -> Result<Vec<RecoveryPoint>> {
-        let mut points = Vec::new();
-        for summary in self.summaries()? {
-            points.extend(self.full_point(&summary)?);
-        }
-        Ok(points)
+        let shown = self.shown()?;
+        Ok(shown.iter().map(|cached| cached.point()).collect())
     }
 
-    /// `None` when it was retired meanwhile.
+    fn shown(&self) -> Result<Vec<Arc<Cached>>> {
+        for _ in 0..RACES {
+            let before = self.manifest()?.value;
+            if before.complete().is_none() {
+                return Ok(Vec::new());
+            }
+            let listed = self.medium.list(layout::POINTS)?;
+            let mut points = self.read_points(before.id, &listed)?;
+            // Floor is read after the points: what a racing applier has given up is not shown.
+            let after = self.manifest()?.value;
+            if after.id == before.id {
+                points.retain(|point| is_shown(&after, &point.summary));
+                points.sort_by_key(|point| point.summary.order());
+                return Ok(points);
+            }
+        }
+        Err(self.missing())
+    }
+
+    /// The points of a listing; those that were retired since may be missing.
+    fn read_points(&self, replica: Uuid, listed: &[Listed]) -> Result<Vec<Arc<Cached>>> {
+        let lock = || {
+            let known = self.points.known.lock();
+            known.unwrap_or_else(PoisonError::into_inner)
+        };
+        let unread: Vec<&Listed> = {
+            let mut known = lock();
+            if known.replica != replica {
+                *known = Known {
+                    replica,
+                    ..Known::default()
+                };
+            }
+            known.retain(listed);
+            let points = &known.points;
+            let is_new = |listed: &&Listed| !points.contains_key(&listed.name);
+            listed.iter().filter(is_new).collect()
+        };
+        // Nobody waits for the store while it is read; who comes meanwhile reads it too.
+        for listed in unread {
+            // `None`: it was retired since the listing.
+            if let Some(stored) = self.read_point(&listed.name)? {
+                let mut known = lock();
+                if known.replica == replica {
+                    known.keep(&listed.name, stored);
+                }
+            }
+        }
+        let known = lock();
+        let found = listed
+            .iter()
+            .filter_map(|listed| known.points.get(&listed.name));
+        Ok(found.cloned().collect())
+    }
+
+    /// Read from the store: `None` when it was retired meanwhile.
     pub(crate) fn full_point(&self, summary: &Summary) -> Result<Option<RecoveryPoint>> {
         let name = summary.name();
         let stored = self.read_point(name.strip_prefix(layout::POINTS).unwrap_or(&name))?;
@@ -173,7 +240,7 @@ fn is_shown(manifest: &Manifest, point: &Summary) -> bool {
     let owned = manifest
         .epoch_at(point.position)
         .is_none_or(|owner| point.generation >= owner);
-    owned && point.position >= floor
+    owned && point.position >= floor && !manifest.hides(point.position)
 }
 
 /// See [`crate::ReplicaWriter::add_point`].
@@ -189,8 +256,9 @@ pub(crate) fn add(
             return locked.confirm();
         }
         let head = replica.head(&manifest.value, base)?;
-        if point.position < floor || point.position > head {
-            let kind = if point.position < floor {
+        let is_gone = |manifest: &Manifest| !manifest.takes_points_at(point.position);
+        if point.position < floor || point.position > head || is_gone(&manifest.value) {
+            let kind = if point.position <= head {
                 ErrorKind::Expired
             } else {
                 ErrorKind::Conflict
@@ -208,6 +276,20 @@ pub(crate) fn add(
             ));
         }
         put(locked, immutable_hours, point)?;
+        // Where sections do not exclude: compaction that began meanwhile did not see the point.
+        if is_gone(&replica.manifest()?.value) {
+            let name = layout::point(point.time_unix_ms, point.position, point.id);
+            replica.medium.remove(&[name])?;
+            return Err(StoreError::new(
+                ErrorKind::Expired,
+                format!(
+                    "recovery point {} comes too late: the journal of replica {} was merged at its position {}",
+                    point.id,
+                    replica.place(),
+                    point.position.0
+                ),
+            ));
+        }
         locked.confirm()
     })
 }
@@ -303,7 +385,7 @@ pub(crate) fn pin(
         // A round of maintenance that was planned without this pin is refused from here on; one that
         // was faster has raised floor, and the pin came too late.
         let kept = locked.change(|manifest| match manifest.complete() {
-            Some((_, floor)) if floor <= pin.position => {
+            Some((_, floor)) if floor <= pin.position && !manifest.hides(pin.position) => {
                 let mut new = manifest.clone();
                 new.pins_set = new.pins_set.wrapping_add(1);
                 Ok(Some(new))
@@ -329,7 +411,7 @@ pub(crate) fn pin(
 fn put_pin(replica: &Replica, pin: &Pin) -> Result<()> {
     let name = layout::pin(&pin.owner);
     let content = stored::encode(KIND_PIN, pin)?;
-    for _ in 0..crate::replica::RACES {
+    for _ in 0..RACES {
         let put = match replica.medium.get(&name)? {
             Some((_, version)) => replica.medium.replace(&name, &content, &version)?,
             None => replica.medium.put_new(&name, &content)?,

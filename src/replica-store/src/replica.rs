@@ -18,8 +18,9 @@ use replication_log::KeyRing;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+use crate::compact::Compaction;
 use crate::error::{ErrorKind, Result, StoreError};
-use crate::layout::{self, parse_journal_name};
+use crate::layout::{self, ObjectName};
 use crate::manifest::{BaseState, Manifest};
 use crate::medium::{BaseWrite, Fence, Guard, Medium, Newer, Put, Section, Version};
 use crate::model::{Generation, Pin, Position, ReplicaState};
@@ -50,8 +51,20 @@ pub(crate) struct Seen<T> {
 /// How often a reader or a conditional write tries again when others move things under it.
 pub(crate) const RACES: usize = 100;
 
-/// Journal objects by position, with the generation that counts there.
-pub(crate) type JournalNames = BTreeMap<Position, (Generation, String)>;
+/// A journal object that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JournalName {
+    /// The first position that it has; its own, unless it is a merged one.
+    pub(crate) first: Position,
+    /// Who wrote it.
+    pub(crate) generation: Generation,
+    pub(crate) name: String,
+    /// Bytes in the store.
+    pub(crate) length: u64,
+}
+
+/// The objects that count, by the last position that they have; each begins behind the one before.
+pub(crate) type JournalNames = BTreeMap<Position, JournalName>;
 
 /// Base of a disk that is open for writing, and the fence that it was opened under.
 type OpenBase = (Fence, Arc<dyn BaseWrite>);
@@ -63,6 +76,7 @@ pub(crate) struct Replica {
     pub(crate) item_id: String,
     pub(crate) keys: RwLock<Arc<KeyRing>>,
     pub(crate) points: PointCache,
+    pub(crate) compaction: Compaction,
     generation: Mutex<Option<Seen<StoredGeneration>>>,
     manifest: Mutex<Option<Seen<Manifest>>>,
     bases: Mutex<HashMap<Uuid, OpenBase>>,
@@ -78,12 +92,18 @@ pub(crate) struct Locked<'a> {
 }
 
 impl Replica {
-    pub(crate) fn new(medium: Arc<dyn Medium>, item_id: &str, keys: Arc<KeyRing>) -> Self {
+    pub(crate) fn new(
+        medium: Arc<dyn Medium>,
+        item_id: &str,
+        keys: Arc<KeyRing>,
+        compaction: Compaction,
+    ) -> Self {
         Replica {
             medium,
             item_id: item_id.to_owned(),
             keys: RwLock::new(keys),
             points: PointCache::default(),
+            compaction,
             generation: Mutex::default(),
             manifest: Mutex::default(),
             bases: Mutex::default(),
@@ -239,35 +259,53 @@ impl Replica {
     }
 
     /// Objects that count and are younger than base, without gaps. Older ones are leftovers of a cut
-    /// applier, others those of a writer that was superseded.
+    /// applier, others those of a writer that was superseded, or are merged into one that counts.
     pub(crate) fn journal(&self, manifest: &Manifest, base: Position) -> Result<JournalNames> {
         let mut names = JournalNames::new();
         let place = || self.medium.describe(layout::JOURNAL);
         for listed in self.medium.list(layout::JOURNAL)? {
-            let Some((generation, position)) = parse_journal_name(&listed.name) else {
+            let Some(named) = ObjectName::parse(&listed.name) else {
                 continue;
             };
-            let counts = manifest
-                .epoch_at(position)
-                .is_none_or(|owner| owner == generation);
+            let position = named.position();
+            let (counts, first, generation) = match named {
+                ObjectName::Cycle(generation, _) => {
+                    let owner = manifest.epoch_at(position);
+                    let counts = owner.is_none_or(|owner| owner == generation)
+                        && manifest.span_at(position).is_none();
+                    (counts, position, generation)
+                }
+                ObjectName::Merged(span) => (
+                    manifest.span_at(position) == Some(&span),
+                    span.first,
+                    span.generation,
+                ),
+            };
             if position <= base || !counts {
                 continue;
             }
-            let name = format!("{}{}", layout::JOURNAL, listed.name);
-            if names.insert(position, (generation, name)).is_some() {
+            let object = JournalName {
+                first,
+                generation,
+                name: format!("{}{}", layout::JOURNAL, listed.name),
+                length: listed.length,
+            };
+            if names.insert(position, object).is_some() {
                 return Err(StoreError::corrupt(
                     &place(),
                     format!("position {} is there twice", position.0),
                 ));
             }
         }
-        for (expected, found) in (base.0 + 1..).zip(names.keys()) {
-            if found.0 != expected {
+        let mut before = base;
+        for (last, object) in &names {
+            if object.first != before.next() {
                 return Err(StoreError::corrupt(
                     &place(),
-                    format!("position {expected} is missing"),
+                    format!("position {} is missing", before.next().0),
                 ));
             }
+            before = *last;
         }
         Ok(names)
     }

@@ -120,6 +120,25 @@ pub fn expired_points(
         .collect()
 }
 
+/// Ids of the points that nobody may touch yet.
+pub(crate) fn immutable_points(
+    points: &[PointAge],
+    policy: &RetentionPolicy,
+    now_unix_ms: i64,
+) -> HashSet<Uuid> {
+    let points = clocked(points);
+    let present = points.last().map_or(0, |(newest, clock)| {
+        clock.saturating_add(step(newest.time_unix_ms, now_unix_ms))
+    });
+    points
+        .iter()
+        .filter(|(point, clock)| {
+            is_immutable(point, present.saturating_sub(*clock), policy, now_unix_ms)
+        })
+        .map(|(point, _)| point.id)
+        .collect()
+}
+
 /// Neither replication that ran too short a time nor a clock that was set ahead ends the promise. A
 /// point of the future (the clock was wrong when it was made) is promised by replicated time alone.
 fn is_immutable(point: &PointAge, age_ms: i64, policy: &RetentionPolicy, now_unix_ms: i64) -> bool {

@@ -200,6 +200,8 @@ fn create(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
         epochs: Vec::new(),
         fence,
         pins_set: 0,
+        spans: Vec::new(),
+        merging: None,
     })?;
     made.map(drop).ok_or_else(|| {
         StoreError::new(

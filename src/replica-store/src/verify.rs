@@ -26,7 +26,7 @@ use crate::manifest::Manifest;
 use crate::medium::Put;
 use crate::model::{Damage, DiskSpec, Generation, Position};
 use crate::overlay::{Overlay, Source, check_identity, open_object};
-use crate::replica::{JournalNames, RACES, Replica};
+use crate::replica::{JournalName, JournalNames, RACES, Replica};
 use crate::stored;
 use crate::view::{Show, View};
 
@@ -206,20 +206,34 @@ impl Work<'_> {
 
     /// Reads the objects that the round has not read yet; says whether there are none left.
     fn journal(&mut self, round: &mut VerifyRound) -> Result<bool> {
+        for _ in 0..RACES {
+            if let Some(done) = self.objects(round)? {
+                return Ok(done);
+            }
+        }
+        Ok(false)
+    }
+
+    /// As [`Work::journal`]; `None` when objects were moved into base, or merged, meanwhile.
+    fn objects(&mut self, round: &mut VerifyRound) -> Result<Option<bool>> {
         let (seen, journal) = self.replica.settled()?;
         let manifest = &seen.value;
         let mut set = manifest.disks.clone();
-        for (position, (generation, name)) in &journal {
+        for (position, object) in &journal {
             if *position <= round.through {
                 continue;
             }
             if self.budget == 0 {
-                return Ok(false);
+                return Ok(Some(false));
             }
-            match self.object(round, manifest, (*position, *generation), name, &mut set) {
+            match self.object(round, manifest, *position, object, &mut set) {
                 Ok(()) => {}
-                // Base has moved over it meanwhile.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound
+                        && self.replica.manifest()?.value != seen.value =>
+                {
+                    return Ok(None);
+                }
                 Err(error) => return Err(error),
             }
             round.through = *position;
@@ -227,18 +241,18 @@ impl Work<'_> {
         if round.through == Position::BASE {
             round.through = manifest.complete().map_or(Position::BASE, |(base, _)| base);
         }
-        Ok(true)
+        Ok(Some(true))
     }
 
     fn object(
         &mut self,
         round: &mut VerifyRound,
         manifest: &Manifest,
-        (position, generation): (Position, Generation),
-        name: &str,
+        position: Position,
+        object: &JournalName,
         set: &mut Vec<DiskSpec>,
     ) -> Result<()> {
-        let place = self.replica.medium.describe(name);
+        let place = self.replica.medium.describe(&object.name);
         let damage = |disk: Uuid, offset: u64, length: u64| Damage {
             disk,
             offset,
@@ -246,8 +260,8 @@ impl Work<'_> {
             place: place.clone(),
             position,
         };
-        let opened = open_object(self.replica, name).and_then(|reader| {
-            check_identity(self.replica, &reader, position, generation, name)?;
+        let opened = open_object(self.replica, &object.name).and_then(|reader| {
+            check_identity(self.replica, &reader, position, object)?;
             Ok(reader)
         });
         let reader = match opened {
@@ -260,7 +274,7 @@ impl Work<'_> {
             }
             other => other?,
         };
-        *set = crate::cycle::named(manifest, &reader.header().disks);
+        *set = crate::cycle::named(manifest, reader.present_disks());
         for (index, frame) in (0u32..).zip(reader.frames()) {
             self.spend(round, u64::from(frame.stored_length()));
             let error = match reader.read_frame(index) {

@@ -7,6 +7,10 @@
 //! the applier has raised `floor` in the manifest before its first write; the view looks after
 //! each read, so it answers `Expired`, never bytes of another time.
 //!
+//! Compaction replaces objects of the journal by one that says the same at the positions that are kept.
+//! The view goes on with the objects it knows until it finds one missing, then looks again. At a position
+//! that nobody kept it answers `Expired` from the moment that the merged object counts.
+//!
 //! A disk that is larger at the position than base is: behind the end of base it is zero where the
 //! journal says nothing, whatever a round of maintenance has made of base meanwhile.
 
@@ -60,6 +64,17 @@ struct Snapshot {
     overlay: Overlay,
     /// Bytes of each disk that its base holds; behind them base says nothing.
     held: HashMap<Uuid, u64>,
+}
+
+impl Snapshot {
+    /// Whether both are of the same base and the same objects.
+    fn is_of(&self, other: &Snapshot) -> bool {
+        let names = |snapshot: &Snapshot| {
+            let objects = snapshot.overlay.objects.iter();
+            objects.map(|o| o.name.clone()).collect::<Vec<_>>()
+        };
+        self.base == other.base && names(self) == names(other)
+    }
 }
 
 impl View {
@@ -131,7 +146,7 @@ impl View {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let show = Show::Position(self.position);
                     let (_, fresh, _) = take_snapshot(&self.replica, show, Some(self.id))?;
-                    if fresh.base == snapshot.base {
+                    if fresh.is_of(&snapshot) {
                         return Err(error);
                     }
                     *self
@@ -268,7 +283,7 @@ fn check_position(
         BaseState::Complete {
             position: base,
             floor,
-        } if floor <= position => Ok(base),
+        } if floor <= position && !manifest.hides(position) => Ok(base),
         BaseState::Complete { .. } => Err(StoreError::new(
             ErrorKind::Expired,
             format!(

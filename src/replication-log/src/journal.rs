@@ -18,6 +18,12 @@
 //! are joined. Blocks of [`BLOCK`] bytes that are zero are entries without data. Objects of version 1,
 //! which are still read, keep the order in which the writes were made.
 //!
+//! # Merged objects
+//!
+//! Version 3 is version 2 with one more field: which object stands for *several* cycles. It holds the
+//! newest version of every range that they changed ([`Merged`]), so replaying it comes to the same as
+//! replaying them, and nothing in between can be had any more. Cycles are still written as version 2.
+//!
 //! # Encryption
 //!
 //! ```text
@@ -54,7 +60,7 @@ pub use compression::CompressionLevel;
 pub use controller::CompressionController;
 pub use error::{JournalError, JournalErrorKind};
 pub use index::{Entry, EntryData};
-pub use read::{Frame, JournalReader, read_header};
+pub use read::{Frame, JournalReader, Outline, read_header, read_outline};
 
 /// Most raw bytes in one frame.
 pub const FRAME_SIZE: usize = 256 * 1024;
@@ -84,6 +90,16 @@ pub struct JournalDisk {
     pub id: Uuid,
     /// Virtual size, bytes.
     pub size_bytes: u64,
+}
+
+/// That an object stands for several cycles, the last of which its header names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// The first position whose changes it holds; at most the header's.
+    pub first_position: u64,
+    /// So many of the header's disks, counted from the front, are the VM's at the header's position. The
+    /// others were excluded on the way: what changed on them is kept for a later cycle that takes them in.
+    pub present_disks: u32,
 }
 
 /// Identifies what an object says, without the generation that wrote it, compression and encryption.

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use replication_log::ReadAt;
 use replication_log::journal::{
     BLOCK, BuildOptions, CompressionController, CompressionLevel, EntryData, FRAME_SIZE, Finished,
-    JournalBuilder, JournalDisk, JournalErrorKind, JournalHeader, JournalReader, read_header,
+    JournalBuilder, JournalDisk, JournalErrorKind, JournalHeader, JournalReader, Merged,
+    read_header, read_outline,
 };
 use uuid::Uuid;
 
@@ -351,8 +352,68 @@ fn every_cut_and_every_surplus_byte_is_detected() {
 #[test]
 fn an_unknown_version_is_told_from_damage() {
     let (mut object, _) = build(&sample(), 3);
-    object[8] = 3;
+    object[8] = 4;
     assert_eq!(replay(&object), Err(JournalErrorKind::Unsupported));
+}
+
+fn build_merged(first_position: u64, present_disks: u32) -> Result<Vec<u8>, JournalErrorKind> {
+    let options = BuildOptions {
+        merged: Some(Merged {
+            first_position,
+            present_disks,
+        }),
+        ..BuildOptions::default()
+    };
+    let mut builder = JournalBuilder::with_options(Vec::new(), header(3), options)
+        .map_err(|error| error.kind())?;
+    for change in sample() {
+        match change {
+            Change::Write(n, offset, data) => builder.write(disk(n), offset, &data).unwrap(),
+            Change::Zero(n, offset, length) => builder.zero(disk(n), offset, length).unwrap(),
+        }
+    }
+    Ok(builder.finish().unwrap().0)
+}
+
+#[test]
+fn a_merged_object_says_for_which_cycles_it_stands_and_which_disks_were_excluded() {
+    let object = build_merged(40, 1).unwrap();
+    assert!(replay(&object) == Ok(model(&sample())));
+    let reader = JournalReader::open(object.clone()).unwrap();
+    let merged = Merged {
+        first_position: 40,
+        present_disks: 1,
+    };
+    assert_eq!(reader.merged(), Some(merged));
+    assert_eq!(reader.present_disks(), &header(3).disks[..1]);
+    let front = read_outline(object.as_slice()).unwrap();
+    assert_eq!((front.header, front.merged), (header(3), Some(merged)));
+    for at in 16..200 {
+        let mut forged = object.clone();
+        forged[at] ^= 1;
+        assert!(replay(&forged).is_err(), "byte {at} is vouched for");
+    }
+    // One cycle is written as before.
+    let (single, _) = build(&sample(), 3);
+    assert_eq!(single[8], 2);
+    assert_eq!(read_outline(single.as_slice()).unwrap().merged, None);
+
+    let invalid = Err(JournalErrorKind::Invalid);
+    assert_eq!(build_merged(43, 1), invalid, "begins behind its end");
+    assert_eq!(build_merged(40, 3), invalid, "has more disks than it lists");
+}
+
+#[test]
+fn the_golden_object_of_version_3_is_still_read() {
+    let golden = include_bytes!("golden/journal-v3.hrl");
+    assert!(replay(golden) == Ok(model(&sample())));
+    let reader = JournalReader::open(golden.to_vec()).unwrap();
+    assert_eq!(reader.header(), &header(3));
+    let merged = Merged {
+        first_position: 40,
+        present_disks: 1,
+    };
+    assert_eq!(reader.merged(), Some(merged));
 }
 
 #[test]
@@ -483,7 +544,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {
-        for version in [1, 2] {
+        for version in [1, 2, 3] {
             let mut object = b"SRJRNL\r\n".to_vec();
             object.extend_from_slice(&[version, 0, 0, 0]);
             object.extend_from_slice(&bytes);

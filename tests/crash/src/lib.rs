@@ -18,6 +18,7 @@
 //! Each component has a module that says what its promise is. A violation is told with the cut, the rule
 //! and the seed; `cargo xtask crash --seed N` draws the same states again.
 
+pub mod compaction;
 pub mod cut_file;
 pub mod hash_map;
 pub mod hrl;

@@ -277,8 +277,11 @@ impl State {
                 let mut mixed = vec![0; length];
                 for at in (0..length).step_by(BLOCK) {
                     let source = if random.chance(50) { old } else { &new };
-                    let end = length.min(at + BLOCK).min(source.len().max(at));
-                    mixed[at..end].copy_from_slice(&source[at..end]);
+                    // What never was there is zero.
+                    if let Some(rest) = source.get(at..) {
+                        let count = rest.len().min(BLOCK).min(length - at);
+                        mixed[at..at + count].copy_from_slice(&rest[..count]);
+                    }
                 }
                 Ok(mixed)
             }

@@ -1,7 +1,7 @@
 //! Every component keeps its promise when the power goes off, and the enumeration does try a lot.
 
 use crash_tests::tally::Tally;
-use crash_tests::{hash_map, hrl, image, journal, store};
+use crash_tests::{compaction, hash_map, hrl, image, journal, store};
 
 fn holds(tally: &Tally, cuts: u64) {
     assert!(tally.violations.is_empty(), "{:#?}", tally.violations);
@@ -27,6 +27,12 @@ fn block_hashes_never_call_a_changed_block_known() {
 #[test]
 fn images_keep_what_was_flushed() {
     holds(&image::enumerate(1), 60);
+}
+
+#[test]
+fn merging_the_journal_changes_no_point_and_is_ended_by_the_next_engine() {
+    holds(&compaction::enumerate(1), 60);
+    holds(&compaction::enumerate(2), 60);
 }
 
 #[test]

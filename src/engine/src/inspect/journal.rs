@@ -5,7 +5,7 @@ use std::path::Path;
 
 use replication_log::KeyRing;
 use replication_log::hrl::HrlReader;
-use replication_log::journal::{EntryData, JournalHeader, JournalReader, read_header};
+use replication_log::journal::{EntryData, JournalReader, Outline, read_outline};
 use serde_json::{Value, json};
 
 use super::rfc3339;
@@ -37,9 +37,10 @@ pub fn log(path: &Path) -> anyhow::Result<Value> {
 /// A journal object. Without its key the header is shown, which is in the clear, and no more.
 pub fn object(path: &Path, keys: &KeyRing) -> anyhow::Result<Value> {
     let stored = std::fs::metadata(path)?.len();
-    let (header, key) = read_header(&File::open(path)?)?;
+    let front = read_outline(&File::open(path)?)?;
+    let (header, key) = (&front.header, front.key_id);
     let missing = key.filter(|key| !keys.ids().any(|known| known == *key));
-    let mut value = facts(&header);
+    let mut value = facts(&front);
     value["storedBytes"] = json!(stored);
     value["encrypted"] = json!(key.is_some());
     value["keyId"] = json!(key);
@@ -91,12 +92,24 @@ pub fn object(path: &Path, keys: &KeyRing) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-fn facts(header: &JournalHeader) -> Value {
-    json!({
+fn facts(front: &Outline) -> Value {
+    let header = &front.header;
+    let mut value = json!({
         "kind": "journal object",
         "item": header.item,
         "generation": header.generation,
         "position": header.position,
         "time": rfc3339(header.time_unix_ms),
-    })
+    });
+    if let Some(merged) = front.merged {
+        value["kind"] = json!("journal object, merged of several cycles");
+        value["firstPosition"] = json!(merged.first_position);
+        value["excludedDisks"] = header
+            .disks
+            .iter()
+            .skip(front.present_disks().len())
+            .map(|disk| json!(disk.id))
+            .collect();
+    }
+    value
 }

@@ -163,6 +163,11 @@ impl Faults for Watched {
         if !matches!(fault, Fault::Fail(_)) {
             self.check_fence(kind, path);
         }
+        let is_merged = |name: &str| name.ends_with(".hrl") && name.matches('-').count() > 1;
+        let name = path.file_name().and_then(|name| name.to_str());
+        if kind == StepKind::Rename && name.is_some_and(is_merged) {
+            self.trace.inject("journal objects merged");
+        }
         // Names hold ids that are drawn; the kind of the step and its folder are the same each time.
         let folder = path
             .parent()

@@ -13,7 +13,8 @@ use super::model::{
 };
 use crate::{
     CyclePlan, DiskSpec, DiskStart, ErrorKind, Generation, PointSelector, Position, ReplicaReader,
-    ReplicaState, ReplicaView, ReplicaWriter, RetentionPolicy, StoreError, WriterOptions,
+    ReplicaState, ReplicaView, ReplicaWriter, RetentionPolicy, RetentionTier, StoreError,
+    WriterOptions,
 };
 
 /// More repeats than any run of bad luck.
@@ -181,6 +182,8 @@ impl World {
             any_disks: true,
             faults,
             medium_faults,
+            // Now and then a merge takes many rounds.
+            merge_bytes_per_round: (self.seed % 2 == 1).then_some(30_000),
             ..WriterOptions::default()
         };
         let writer = ReplicaWriter::open_with(
@@ -410,7 +413,19 @@ impl World {
 
     async fn maintain(&mut self) -> Result<()> {
         let hours = self.random.below(4) as u32;
-        let (now, policy) = (self.now, RetentionPolicy::hours(hours));
+        let now = self.now;
+        // Thinned points leave stretches of journal that are merged.
+        let tier = RetentionTier {
+            every_seconds: 600 * (2 + self.random.below(6)),
+            for_seconds: 360_000,
+        };
+        let tiers = if self.random.below(3) > 0 {
+            &[tier][..]
+        } else {
+            &[]
+        };
+        let policy = RetentionPolicy::hours(hours);
+        let policy = policy.with_tiers(tiers).unwrap_or(policy);
         // Whatever is older may go, once it has begun.
         let horizon = now - i64::from(hours) * 60 * MINUTE_MS;
         let (pinned, newest) = (self.pinned, self.acknowledged.last().copied());

@@ -17,12 +17,12 @@ use crate::{
 
 const HOUR_MS: i64 = 60 * MINUTE_MS;
 
-fn time_of(position: Position) -> i64 {
+pub(super) fn time_of(position: Position) -> i64 {
     START_MS + position.0 as i64 * HOUR_MS
 }
 
 /// A VM of two disks: its content at every position.
-fn story(seed: u64, last: u64) -> Vec<(Vec<Change>, Image)> {
+pub(super) fn story(seed: u64, last: u64) -> Vec<(Vec<Change>, Image)> {
     let mut random = Random::new(seed);
     let mut image: Image = [(0xa, 700_416usize), (0xb, 200_704)]
         .map(|(id, size)| (Uuid::from_u128(id), vec![0; size]))
@@ -53,7 +53,7 @@ async fn open(place: &Place, generation: u64, image: &Image) -> Result<ReplicaWr
     .await
 }
 
-async fn send(
+pub(super) async fn send(
     writer: &ReplicaWriter,
     position: Position,
     changes: &[Change],
@@ -72,7 +72,11 @@ async fn send(
 }
 
 /// A complete replica up to a position.
-async fn filled(place: &Place, story: &[(Vec<Change>, Image)], last: u64) -> ReplicaWriter {
+pub(super) async fn filled(
+    place: &Place,
+    story: &[(Vec<Change>, Image)],
+    last: u64,
+) -> ReplicaWriter {
     let writer = open(place, 1, &story[0].1).await.expect("it is new");
     for (id, data) in &story[0].1 {
         let data = Bytes::copy_from_slice(data);
@@ -156,7 +160,7 @@ pub async fn two_writers(place: &Place) {
     check(&reader, &story).await;
 }
 
-async fn check(reader: &ReplicaReader, story: &[(Vec<Change>, Image)]) -> Vec<u64> {
+pub(super) async fn check(reader: &ReplicaReader, story: &[(Vec<Change>, Image)]) -> Vec<u64> {
     let mut kept = Vec::new();
     for point in reader.points().await.expect("points") {
         let view = reader

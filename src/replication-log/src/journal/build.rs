@@ -11,7 +11,7 @@ use super::controller::CompressionController;
 use super::coverage::Coverage;
 use super::format::{self, IndexPlace};
 use super::index::{self, Entry, EntryData, FrameRecord};
-use super::{BLOCK, ContentId, FRAME_SIZE, JournalError, JournalHeader};
+use super::{BLOCK, ContentId, FRAME_SIZE, JournalError, JournalHeader, Merged};
 use crate::KeyRing;
 
 /// The index is small and as regular as the guest's writes: effort pays.
@@ -57,6 +57,8 @@ pub struct BuildOptions<'a> {
     pub compression: CompressionLevel,
     /// Encrypts with the ring's active key, if it has one.
     pub encryption: Option<&'a KeyRing>,
+    /// Set when the object stands for several cycles.
+    pub merged: Option<Merged>,
 }
 
 /// What a builder has done so far.
@@ -96,8 +98,11 @@ impl<W: Write> JournalBuilder<W> {
         options: BuildOptions<'_>,
     ) -> Result<Self, JournalError> {
         format::check_header(&header)?;
+        if let Some(merged) = &options.merged {
+            format::check_merged(&header, merged)?;
+        }
         let envelope = Envelope::new(options.encryption)?;
-        let prelude = format::prelude(&header, &envelope);
+        let prelude = format::prelude(&header, &envelope, options.merged.as_ref());
         let mut prelude_digest = [0u8; format::DIGEST];
         prelude_digest.copy_from_slice(&prelude[prelude.len() - format::DIGEST..]);
         let cipher = match options.encryption {
@@ -128,6 +133,16 @@ impl<W: Write> JournalBuilder<W> {
     pub fn measured(mut self, now: fn() -> Duration) -> Self {
         self.now = Some(now);
         self
+    }
+
+    /// The writer; what has come to it so far is the beginning of the object.
+    pub fn get_ref(&self) -> &W {
+        &self.out
+    }
+
+    /// As [`JournalBuilder::get_ref`]. Bytes may be taken out of it, none may be added.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
     }
 
     /// From the next frame on, compresses this hard.

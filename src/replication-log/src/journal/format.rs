@@ -4,8 +4,9 @@
 //! header 1    generation u64 | position u64 | time i64 | item length u16 | item
 //!             | disks u32 | per disk: id 16, size u64
 //! header 2    header 1 | key id 16 (nil: in the clear) | salt 32
+//! header 3    header 2 | first position u64 | present disks u32
 //! trailer 1   index offset u64 | index length u64 | digest 32 | magic
-//! trailer 2   index offset u64 | stored length u64 | raw length u64 | encoding u32 (0 stored, 1 zstd) | 0 u32
+//! trailer 2, 3  index offset u64 | stored length u64 | raw length u64 | encoding u32 (0 stored, 1 zstd) | 0 u32
 //!             | digest 32 | magic
 //! ```
 
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use super::cipher::Envelope;
 use super::cursor::Cursor;
-use super::{JournalDisk, JournalError, JournalErrorKind, JournalHeader};
+use super::{JournalDisk, JournalError, JournalErrorKind, JournalHeader, Merged};
 
 pub(super) const MAGIC: &[u8; 8] = b"SRJRNL\r\n";
 const TRAILER_MAGIC: &[u8; 8] = b"SRJEND\r\n";
@@ -21,7 +22,7 @@ pub(super) const PRELUDE_FIXED: usize = 16;
 pub(super) const DIGEST: usize = 32;
 const MAX_ITEM: usize = 1024;
 const MAX_DISKS: usize = 1024;
-pub(super) const MAX_HEADER: usize = 26 + MAX_ITEM + 4 + MAX_DISKS * 24 + 48;
+pub(super) const MAX_HEADER: usize = 26 + MAX_ITEM + 4 + MAX_DISKS * 24 + 48 + 12;
 /// An index of a terabyte of 64 KiB changes has 800 MB; nothing honest is larger.
 pub(super) const MAX_INDEX: u64 = 1 << 30;
 
@@ -32,6 +33,8 @@ pub(super) enum Version {
     One,
     /// Sorted, disjoint entries; packed index; encryption.
     Two,
+    /// As two, and stands for several cycles.
+    Three,
 }
 
 impl Version {
@@ -39,6 +42,7 @@ impl Version {
         match number {
             1 => Ok(Version::One),
             2 => Ok(Version::Two),
+            3 => Ok(Version::Three),
             other => Err(JournalError::new(
                 JournalErrorKind::Unsupported,
                 format!("version {other} is unknown to this program: use a newer one"),
@@ -49,20 +53,29 @@ impl Version {
     pub(super) fn trailer_length(self) -> usize {
         let numbers = match self {
             Version::One => 16,
-            Version::Two => 32,
+            Version::Two | Version::Three => 32,
         };
         numbers + DIGEST + TRAILER_MAGIC.len()
     }
 }
 
 /// Everything in front of the frames, in the present version; ends with the digest of the rest.
-pub(super) fn prelude(header: &JournalHeader, envelope: &Envelope) -> Vec<u8> {
+pub(super) fn prelude(
+    header: &JournalHeader,
+    envelope: &Envelope,
+    merged: Option<&Merged>,
+) -> Vec<u8> {
     let mut body = encode_header(header);
     body.extend_from_slice(envelope.key_id.as_bytes());
     body.extend_from_slice(&envelope.salt);
+    if let Some(merged) = merged {
+        body.extend_from_slice(&merged.first_position.to_le_bytes());
+        body.extend_from_slice(&merged.present_disks.to_le_bytes());
+    }
+    let version = if merged.is_some() { 3u32 } else { 2u32 };
     let mut out = Vec::with_capacity(PRELUDE_FIXED + body.len() + DIGEST);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&2u32.to_le_bytes());
+    out.extend_from_slice(&version.to_le_bytes());
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     out.extend_from_slice(&body);
     let digest = blake3::hash(&out);
@@ -99,10 +112,20 @@ pub(super) fn check_header(header: &JournalHeader) -> Result<(), JournalError> {
     Ok(())
 }
 
+pub(super) fn check_merged(header: &JournalHeader, merged: &Merged) -> Result<(), JournalError> {
+    if merged.first_position > header.position || merged.present_disks as usize > header.disks.len()
+    {
+        return Err(JournalError::invalid(
+            "a merged object begins behind its end, or has more disks than it lists",
+        ));
+    }
+    Ok(())
+}
+
 pub(super) fn decode_header(
     version: Version,
     raw: &[u8],
-) -> Result<(JournalHeader, Envelope), JournalError> {
+) -> Result<(JournalHeader, Envelope, Option<Merged>), JournalError> {
     let mut cursor = Cursor(raw);
     let generation = cursor.u64()?;
     let position = cursor.u64()?;
@@ -124,10 +147,17 @@ pub(super) fn decode_header(
     }
     let envelope = match version {
         Version::One => Envelope::default(),
-        Version::Two => Envelope {
+        Version::Two | Version::Three => Envelope {
             key_id: Uuid::from_bytes(cursor.array()?),
             salt: cursor.array()?,
         },
+    };
+    let merged = match version {
+        Version::One | Version::Two => None,
+        Version::Three => Some(Merged {
+            first_position: cursor.u64()?,
+            present_disks: cursor.u32()?,
+        }),
     };
     cursor.end()?;
     let header = JournalHeader {
@@ -137,8 +167,12 @@ pub(super) fn decode_header(
         time_unix_ms,
         disks,
     };
-    check_header(&header).map_err(|_| JournalError::corrupt("impossible header"))?;
-    Ok((header, envelope))
+    let checked = match &merged {
+        Some(merged) => check_header(&header).and_then(|()| check_merged(&header, merged)),
+        None => check_header(&header),
+    };
+    checked.map_err(|_| JournalError::corrupt("impossible header"))?;
+    Ok((header, envelope, merged))
 }
 
 /// Where the index is and how it is packed.
@@ -186,7 +220,7 @@ impl Trailer {
         let stored_length = cursor.u64()?;
         let (raw_length, encoding, reserved) = match version {
             Version::One => (stored_length, 0, 0),
-            Version::Two => (cursor.u64()?, cursor.u32()?, cursor.u32()?),
+            Version::Two | Version::Three => (cursor.u64()?, cursor.u32()?, cursor.u32()?),
         };
         let digest = cursor.array()?;
         if &cursor.array::<8>()? != TRAILER_MAGIC {

@@ -9,7 +9,7 @@ use super::cipher::{Envelope, ObjectCipher, TAG};
 use super::cursor::Cursor;
 use super::format::{self, Trailer, Version};
 use super::index::{self, Bounds, Entry, EntryData, FrameRecord};
-use super::{ContentId, JournalError, JournalHeader};
+use super::{ContentId, JournalDisk, JournalError, JournalHeader, Merged};
 use crate::{KeyRing, ReadAt};
 
 /// Where a frame is in its object, and how it is opened.
@@ -58,6 +58,7 @@ pub struct JournalReader<R> {
     object: R,
     header: JournalHeader,
     key_id: Option<Uuid>,
+    merged: Option<Merged>,
     frames: Vec<Frame>,
     entries: Vec<Vec<Entry>>,
 }
@@ -67,6 +68,7 @@ struct Prelude {
     version: Version,
     header: JournalHeader,
     envelope: Envelope,
+    merged: Option<Merged>,
     digest: [u8; format::DIGEST],
     length: u64,
 }
@@ -126,6 +128,7 @@ impl<R: ReadAt> JournalReader<R> {
             object,
             header: prelude.header,
             key_id: prelude.envelope.key(),
+            merged: prelude.merged,
             frames,
             entries,
         })
@@ -134,6 +137,16 @@ impl<R: ReadAt> JournalReader<R> {
     /// The key the object is encrypted with; `None`: it is in the clear.
     pub fn key_id(&self) -> Option<Uuid> {
         self.key_id
+    }
+
+    /// Set when it stands for several cycles.
+    pub fn merged(&self) -> Option<Merged> {
+        self.merged
+    }
+
+    /// The VM's disks at the header's position; the header of a merged object may list more.
+    pub fn present_disks(&self) -> &[JournalDisk] {
+        present(&self.header, self.merged)
     }
 
     /// Whose cycle this is.
@@ -198,6 +211,39 @@ impl<R: ReadAt> JournalReader<R> {
     }
 }
 
+/// What the front of an object says, which is always in the clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Whose cycle it is.
+    pub header: JournalHeader,
+    /// The key that the rest needs; `None`: it is in the clear.
+    pub key_id: Option<Uuid>,
+    /// Set when it stands for several cycles.
+    pub merged: Option<Merged>,
+}
+
+impl Outline {
+    /// The VM's disks at the header's position; the header of a merged object may list more.
+    pub fn present_disks(&self) -> &[JournalDisk] {
+        present(&self.header, self.merged)
+    }
+}
+
+fn present(header: &JournalHeader, merged: Option<Merged>) -> &[JournalDisk] {
+    let count = merged.map_or(header.disks.len(), |merged| merged.present_disks as usize);
+    header.disks.get(..count).unwrap_or(&header.disks)
+}
+
+/// Reads only the front of an object. Whether the rest is there is not looked at.
+pub fn read_outline<R: ReadAt + ?Sized>(object: &R) -> Result<Outline, JournalError> {
+    let prelude = read_prelude(object)?;
+    Ok(Outline {
+        header: prelude.header,
+        key_id: prelude.envelope.key(),
+        merged: prelude.merged,
+    })
+}
+
 /// Reads only the header, which is always in the clear, and the id of the key that the rest needs.
 /// Whether the rest is there is not looked at.
 pub fn read_header<R: ReadAt + ?Sized>(
@@ -227,11 +273,13 @@ fn read_prelude<R: ReadAt + ?Sized>(object: &R) -> Result<Prelude, JournalError>
     if digest != stated {
         return Err(JournalError::corrupt("header does not verify"));
     }
-    let (header, envelope) = format::decode_header(version, &covered[format::PRELUDE_FIXED..])?;
+    let (header, envelope, merged) =
+        format::decode_header(version, &covered[format::PRELUDE_FIXED..])?;
     Ok(Prelude {
         version,
         header,
         envelope,
+        merged,
         digest,
         length: raw.len() as u64,
     })

@@ -4,10 +4,12 @@
 
 use clap::Parser;
 use crash_tests::tally::{Tally, table};
-use crash_tests::{hash_map, hrl, image, journal, store};
+use crash_tests::{compaction, hash_map, hrl, image, journal, store};
 
 #[derive(Parser)]
-#[command(about = "Crash enumeration of journal, block hashes, manifest and points, disk images")]
+#[command(
+    about = "Crash enumeration of journal and its compaction, block hashes, manifest and points, disk images"
+)]
 struct Arguments {
     /// Draws the workloads and the samples
     #[arg(long, default_value_t = 1)]
@@ -20,8 +22,9 @@ struct Arguments {
 /// Enumerates the cuts of one component from a seed.
 type Enumerate = fn(u64) -> Tally;
 
-const COMPONENTS: [(&str, Enumerate); 5] = [
+const COMPONENTS: [(&str, Enumerate); 6] = [
     ("manifest, points, journal, base", store::enumerate),
+    ("compaction of the journal", compaction::enumerate),
     ("VHDX and VHD writers", image::enumerate),
     ("block hashes", hash_map::enumerate),
     ("journal object", journal::enumerate),
