@@ -342,6 +342,9 @@ pub struct ReplicationDetails {
     pub replication_generation: u64,
     /// Extension: the VM's folder (or its address in Azure) below the vault's folder in the store.
     pub replica_folder: Option<String>,
+    /// Extension: the same in the log storage account, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_folder: Option<String>,
     /// Extension: bytes captured but not yet in the store.
     pub backlog_bytes: u64,
     /// Extension: seconds until backlog, first copy or comparison are done; absent = unknown or nothing to do.

@@ -56,9 +56,13 @@ mod tests {
                 }),
                 ..AzureStorage::default()
             })),
+            log: None,
         };
-        let replication = |kind| Replication {
-            store: Some(store(kind)),
+        let replication = |kind: Kind| Replication {
+            store: Some(StoreTarget {
+                log: Some(Box::new(store(kind.clone()))),
+                ..store(kind)
+            }),
             encryption: Some(Encryption {
                 keys: vec![EncryptionKey {
                     id: "shown".to_owned(),

@@ -6,6 +6,8 @@
 //!   http://127.0.0.1:10000/devstoreaccount1/replicas           the same of Azurite
 //! ```
 //!
+//! A replica whose journal is in a log storage account needs that as well: it is named by [`LOG_VARIABLE`].
+//!
 //! The shared access signature never stands on the command line, where other users of the machine would see it: it comes
 //! out of the environment variable [`SAS_VARIABLE`].
 
@@ -19,6 +21,10 @@ use crate::stores;
 
 /// Environment variable with the shared access signature, named as the Azure CLI does.
 pub const SAS_VARIABLE: &str = "AZURE_STORAGE_SAS_TOKEN";
+/// Environment variable with the log store of what is named: a folder, or the URL of a container.
+pub const LOG_VARIABLE: &str = "SITERECOVERY_LOG_STORE";
+/// Environment variable with the shared access signature of the log store.
+pub const LOG_SAS_VARIABLE: &str = "SITERECOVERY_LOG_STORE_SAS_TOKEN";
 /// Environment variable with a PEM file of further certificate authorities.
 pub const CA_VARIABLE: &str = "SITERECOVERY_STORAGE_CA_FILE";
 
@@ -29,9 +35,24 @@ pub fn is_url(text: &str) -> bool {
 
 /// The store named by a folder or URL, as the protocol has it.
 pub fn message(text: &str) -> anyhow::Result<v1::StoreTarget> {
+    Ok(v1::StoreTarget {
+        log: log()?.map(Box::new),
+        ..single(text, SAS_VARIABLE)?
+    })
+}
+
+/// The log store that [`LOG_VARIABLE`] names.
+fn log() -> anyhow::Result<Option<v1::StoreTarget>> {
+    match std::env::var(LOG_VARIABLE) {
+        Ok(log) if !log.is_empty() => single(&log, LOG_SAS_VARIABLE).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn single(text: &str, sas_variable: &str) -> anyhow::Result<v1::StoreTarget> {
     let kind = if is_url(text) {
-        let sas = std::env::var(SAS_VARIABLE).with_context(|| {
-            format!("set {SAS_VARIABLE} to a shared access signature for {text}")
+        let sas = std::env::var(sas_variable).with_context(|| {
+            format!("set {sas_variable} to a shared access signature for {text}")
         })?;
         v1::store_target::Kind::Azure(azure(text, &sas)?)
     } else {
@@ -45,7 +66,10 @@ pub fn message(text: &str) -> anyhow::Result<v1::StoreTarget> {
             })?,
         )
     };
-    Ok(v1::StoreTarget { kind: Some(kind) })
+    Ok(v1::StoreTarget {
+        kind: Some(kind),
+        log: None,
+    })
 }
 
 /// The store named by a folder or URL.
@@ -73,10 +97,13 @@ pub fn replica(text: &str) -> anyhow::Result<(StoreTarget, ReplicaKey)> {
     let vault = path.parent().map(PathBuf::from);
     let store = vault.as_deref().and_then(Path::parent);
     match (name(&path), vault.as_deref().and_then(name), store) {
-        (Some(item), Some(vault), Some(store)) => Ok((
-            StoreTarget::Folder(store.to_owned()),
-            ReplicaKey::new(vault, item).with_context(shape)?,
-        )),
+        (Some(item), Some(vault), Some(store)) => {
+            let store = store.to_str().with_context(shape)?;
+            Ok((
+                target(store)?,
+                ReplicaKey::new(vault, item).with_context(shape)?,
+            ))
+        }
         _ => bail!(shape()),
     }
 }

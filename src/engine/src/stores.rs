@@ -3,6 +3,8 @@
 //! A credential of Azure Storage lives for hours and the tasks that use it for years, so tasks hold a handle, and each
 //! message that brings a newer credential renews what is behind it. All of this process that use one container share one
 //! handle, its connections and its budget of requests. Credentials take no part in whether a task fits its wish.
+//!
+//! A store whose journal is in another account is called by both places: `<store> (log: <log store>)`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,8 +26,30 @@ fn known() -> &'static Mutex<Known> {
     KNOWN.get_or_init(Mutex::default)
 }
 
+/// Between the two places of a store that has a log.
+const LOG: (&str, char) = (" (log: ", ')');
+
 /// Reads the store of a message; also what people call it: the folder, or the container's URL. Renews the credential.
 pub fn target(message: Option<&v1::StoreTarget>) -> Result<(StoreTarget, PathBuf), String> {
+    let (target, place) = single(message)?;
+    let Some(log) = message.and_then(|message| message.log.as_deref()) else {
+        return Ok((target, place));
+    };
+    if log.log.is_some() {
+        return Err("a log storage account has a log storage account of its own".to_owned());
+    }
+    let (log, log_place) = single(Some(log))?;
+    let both = format!(
+        "{}{}{}{}",
+        place.display(),
+        LOG.0,
+        log_place.display(),
+        LOG.1
+    );
+    Ok((target.with_log(log), PathBuf::from(both)))
+}
+
+fn single(message: Option<&v1::StoreTarget>) -> Result<(StoreTarget, PathBuf), String> {
     match message.and_then(|message| message.kind.as_ref()) {
         Some(Kind::Folder(folder)) => {
             let path = PathBuf::from(folder);
@@ -48,6 +72,19 @@ pub fn target(message: Option<&v1::StoreTarget>) -> Result<(StoreTarget, PathBuf
 
 /// The store that was called `place` before. `None` = a container that no message of this run has named.
 pub fn named(place: &Path) -> Option<StoreTarget> {
+    let both = place
+        .to_str()
+        .and_then(|text| text.strip_suffix(LOG.1)?.split_once(LOG.0));
+    match both {
+        None => named_single(place),
+        Some((base, log)) => {
+            let log = named_single(Path::new(log))?;
+            Some(named_single(Path::new(base))?.with_log(log))
+        }
+    }
+}
+
+fn named_single(place: &Path) -> Option<StoreTarget> {
     match place.to_str().filter(|text| is_url(text)) {
         None => Some(StoreTarget::Folder(place.to_owned())),
         Some(url) => lock().get(url).cloned().map(StoreTarget::Azure),
@@ -134,7 +171,39 @@ mod tests {
                 }),
                 ..v1::AzureStorage::default()
             })),
+            log: None,
         }
+    }
+
+    #[test]
+    fn a_store_with_a_log_is_known_by_both_places_and_each_credential_is_renewed() {
+        let both = |expires| v1::StoreTarget {
+            log: Some(Box::new(message("the-log", "sig=l", expires))),
+            ..message("the-base", "sig=b", expires)
+        };
+        let (first, place) = target(Some(&both(1))).unwrap();
+        let place = place.to_str().unwrap();
+        assert!(place.ends_with("/the-base (log: https://account.blob.core.windows.net/the-log)"));
+        target(Some(&both(2))).unwrap();
+        assert_eq!(named(Path::new(place)), Some(first.clone()));
+        let StoreTarget::Apart { base, log } = first else {
+            panic!("{first:?}")
+        };
+        for target in [*base, *log] {
+            let StoreTarget::Azure(target) = target else {
+                panic!("{target:?}")
+            };
+            assert_eq!(target.credential().expires_unix_ms(), 2);
+        }
+        assert_eq!(
+            named(Path::new("/srv/a (log: https://never.example/c)")),
+            None
+        );
+        let nested = v1::StoreTarget {
+            log: Some(Box::new(both(3))),
+            ..message("the-base", "sig=b", 3)
+        };
+        assert!(target(Some(&nested)).is_err());
     }
 
     #[test]
@@ -174,6 +243,7 @@ mod tests {
                     container: container.to_owned(),
                     ..v1::AzureStorage::default()
                 })),
+                log: None,
             };
             assert!(
                 target(Some(&bad))

@@ -339,6 +339,7 @@ impl Lab {
         let driver =
             QemuDriver::new(vec![self.vms.clone()], self.folder.path().join("scratch")).unwrap();
         driver
+            log: None,
             .write_as_guest(
                 VmId(self.vm),
                 DiskId(self.disks[disk]),

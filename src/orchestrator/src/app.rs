@@ -138,6 +138,12 @@ impl App {
         arm_model::timestamp::format(self.now())
     }
 
+    /// What everything that follows from the store and a moved clock follows from; as time goes by, look again anyway.
+    #[must_use]
+    pub fn revision(&self) -> (u64, i64) {
+        (self.store.revision(), self.ahead_ms.load(Ordering::Relaxed))
+    }
+
     /// Wakes everybody who waits for a change of resources or reports.
     pub fn ring(&self) {
         self.bell

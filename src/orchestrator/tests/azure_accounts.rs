@@ -299,3 +299,189 @@ async fn an_account_that_lets_nobody_in_fails_the_job_at_the_account() {
     world.protect(WEB).await;
     world.orchestrator.stop().await;
 }
+
+/// Makes the storage account of the base a premium one in Azure, and a standard one beside it for the log; gives the
+/// path of the latter. Premium storage takes no 30 seconds.
+async fn premium_with_log(world: &World, base: &Azure, log: &Azure) -> String {
+    let mut premium = account(base, json!({ "accountKey": account_key() }));
+    premium["sku"]["name"] = json!("Premium_LRS");
+    in_azure(world, premium).await;
+    let path = world.storage().replace("/stdr", "/stlog");
+    let standard = account(log, json!({ "accountKey": account_key() }));
+    assert_eq!(world.put(&path, standard).await.status, StatusCode::CREATED);
+    let policy = world.put(&world.policy(), harness::policy_body(300)).await;
+    world.done(&policy).await;
+    world.associate().await;
+    path
+}
+
+fn with_log(mut body: Value, log: &str) -> Value {
+    body["properties"]["providerSpecificDetails"]["logStorageAccountId"] = json!(log);
+    body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_premium_account_replicates_with_a_log_account_and_engines_get_a_credential_for_each() {
+    let (world, engine) = ready().await;
+    let (base, log) = (Azure::start().await, Azure::start().await);
+    let log_id = premium_with_log(&world, &base, &log).await;
+    let item = world.item(WEB).await;
+    let body = with_log(world.enable_body(WEB).await, &log_id);
+    world.done(&world.put(&item, body.clone()).await).await;
+    let shown = world
+        .until(&item, |item| {
+            item["properties"]["protectionState"] == "Protected"
+        })
+        .await;
+    let details = &shown["properties"]["providerSpecificDetails"];
+    assert_eq!(
+        details["recoveryAzureStorageAccount"],
+        json!(world.storage())
+    );
+    assert_eq!(details["recoveryAzureLogStorageAccountId"], json!(log_id));
+    for (folder, azure) in [("replicaFolder", &base), ("logFolder", &log)] {
+        let place = details[folder].as_str().expect("a place");
+        assert!(place.starts_with(&azure.endpoint()), "{folder}: {place}");
+        assert!(
+            azure
+                .requests()
+                .iter()
+                .any(|one| one.starts_with("PUT /acct/") && one.contains("restype=container")),
+            "the container of {folder} is made"
+        );
+    }
+
+    let both = || {
+        let wanted = engine.last().replications.into_iter().next().expect("item");
+        let mut store = wanted.store.expect("store");
+        let log = *store.log.take().expect("a log");
+        [store, log].map(|store| match store.kind {
+            Some(store_target::Kind::Azure(azure)) => azure,
+            other => panic!("no Azure store: {other:?}"),
+        })
+    };
+    let before = both();
+    assert_eq!(before[0].blob_endpoint, base.endpoint());
+    assert_eq!(before[1].blob_endpoint, log.endpoint());
+    assert_eq!((before[0].premium, before[1].premium), (true, false));
+    // A store of its own is told, too, for points of VMs that are no longer listed.
+    assert!(engine.last().stores.iter().all(|store| store.log.is_some()));
+    // An hour later both have a new signature.
+    world.orchestrator.app.advance(Duration::from_secs(3_600));
+    world
+        .until(&item, |_| {
+            let now = both();
+            (0..2).all(|n| sas(&now[n]) != sas(&before[n]) && expiry(&now[n]) > expiry(&before[n]))
+        })
+        .await;
+
+    // Both accounts are in use, and stay what they are.
+    for path in [world.storage(), log_id.clone()] {
+        assert_eq!(
+            world.delete(&path).await.code(),
+            "StorageAccountInUse",
+            "{path}"
+        );
+    }
+    let mut premium = account(&log, json!({}));
+    premium["sku"]["name"] = json!("Premium_LRS");
+    let refused = world.put(&log_id, premium).await;
+    assert_eq!(
+        (refused.code(), refused.target()),
+        ("StorageAccountInUse", "sku.name")
+    );
+    // A policy that premium storage can't keep up with is refused also afterwards.
+    let faster = world.put(&world.policy(), harness::policy_body(30)).await;
+    assert_eq!(faster.status, StatusCode::BAD_REQUEST, "{faster:?}");
+    assert!(
+        faster.target().ends_with("replicationInterval"),
+        "{faster:?}"
+    );
+    // Another log account would mean another journal.
+    let other = log_id.replace("/stlog", "/stother");
+    let standard = account(
+        &log,
+        json!({ "accountKey": account_key(), "containerName": "other" }),
+    );
+    world.put(&other, standard).await;
+    let moved = world.put(&item, with_log(body, &other)).await;
+    assert_eq!(moved.code(), "AlreadyProtected", "{moved:?}");
+
+    world
+        .done(&world.post(&format!("{item}/remove"), json!({})).await)
+        .await;
+    assert!(world.delete(&log_id).await.status.is_success());
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_a_log_account_is_told_at_its_property() {
+    let (world, _engine) = ready().await;
+    let (base, log) = (Azure::start().await, Azure::start().await);
+    let log_id = premium_with_log(&world, &base, &log).await;
+    let item = world.item(WEB).await;
+    let body = world.enable_body(WEB).await;
+    let mut south = account(&log, json!({ "accountKey": account_key() }));
+    south["location"] = json!("southeurope");
+    let south_id = log_id.replace("/stlog", "/stsouth");
+    world.put(&south_id, south).await;
+    let at = "properties.providerSpecificDetails.logStorageAccountId";
+    for (body, word) in [
+        (body.clone(), "a log storage account is needed"),
+        (
+            with_log(body.clone(), &world.storage()),
+            "can't be a log storage account",
+        ),
+        (with_log(body.clone(), &south_id), "region"),
+        (
+            with_log(body.clone(), &format!("{log_id}x")),
+            "no storage account",
+        ),
+        (with_log(body.clone(), &world.vault()), ""),
+    ] {
+        let refused = world.put(&item, body).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{refused:?}");
+        assert_eq!(refused.target(), at, "{refused:?}");
+        assert!(
+            refused.body.to_string().contains(word),
+            "{word}: {refused:?}"
+        );
+    }
+    // A log account that lets nobody in fails the job at its property.
+    log.refuse(true);
+    let status = world
+        .finish(&world.put(&item, with_log(body, &log_id)).await)
+        .await;
+    assert_eq!(
+        status["error"]["code"], "StorageAccountNotReachable",
+        "{status}"
+    );
+    assert_eq!(status["error"]["target"], at);
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_or_folder_account_takes_a_log_account_too_and_its_own_is_the_same_as_none() {
+    let (world, engine) = ready().await;
+    let log = Azure::start().await;
+    let log_id = world.storage().replace("/stdr", "/stlog");
+    world
+        .put(
+            &log_id,
+            account(&log, json!({ "accountKey": account_key() })),
+        )
+        .await;
+    world.associate().await;
+    for (vm, account, apart) in [(WEB, log_id.clone(), true), (DB, world.storage(), false)] {
+        let item = world.item(vm).await;
+        let body = with_log(world.enable_body(vm).await, &account);
+        world.done(&world.put(&item, body).await).await;
+        let wanted = engine.last().replications.into_iter();
+        let wanted = wanted.clone().find(|one| one.vm_id == vm).expect("item");
+        assert_eq!(wanted.store.expect("store").log.is_some(), apart, "{vm}");
+        let details = world.get(&item).await.body["properties"]["providerSpecificDetails"].clone();
+        assert_eq!(details["recoveryAzureLogStorageAccountId"], json!(account));
+        assert_eq!(details["logFolder"].is_string(), apart, "{vm}");
+    }
+    world.orchestrator.stop().await;
+}

@@ -7,8 +7,8 @@ use std::time::Duration;
 use engine_protocol::v1;
 use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
 use engine_protocol::{Authority, EngineIdentity, IdentityRequest, RegistrationKey, tls};
-use harness::World;
-use harness::engine::{Behaviour, Engine, WEB, enrol, enrol_with};
+use harness::engine::{BROKEN, Behaviour, DB, Engine, WEB, enrol, enrol_with};
+use harness::{World, ready};
 use orchestrator::store::records::{self, EnrolmentKey};
 use reqwest::StatusCode;
 use serde_json::json;
@@ -243,5 +243,68 @@ async fn an_engine_that_comes_back_goes_on_where_it_was() {
     );
     assert_eq!(world.get(&item).await.status, StatusCode::OK);
     engine.stop().await;
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_of_one_group_are_on_one_host_whether_enabled_or_changed() {
+    let (world, first) = ready().await;
+    world.associate().await;
+    let key = world.registration_key().await;
+    let second = Engine::start(&key, &world.orchestrator.gateway.to_string()).await;
+    first.behave(|engine| engine.lacks = vec![DB]);
+    second.behave(|engine| engine.lacks = vec![WEB, BROKEN]);
+    let items = format!("{}/replicationProtectableItems", world.container().await);
+    let has = |engine: &Engine, vm: &str| {
+        let live = world.orchestrator.app.fleet.get(&engine.id);
+        live.is_some_and(|live| live.machine(vm).is_some())
+    };
+    world
+        .until(&items, |_| {
+            has(&first, WEB) && !has(&first, DB) && has(&second, DB) && !has(&second, WEB)
+        })
+        .await;
+    let grouped = |mut body: serde_json::Value, group: &str| {
+        body["properties"]["providerSpecificDetails"]["multiVmGroupName"] = json!(group);
+        body
+    };
+    let web = world.item(WEB).await;
+    let body = grouped(world.enable_body(WEB).await, "shop");
+    world.done(&world.put(&web, body).await).await;
+    let target = "properties.providerSpecificDetails.multiVmGroupName";
+    let expect = |refused: harness::Answer| {
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{refused:?}");
+        assert_eq!(
+            (refused.code(), refused.target()),
+            ("MultiVmGroupAcrossHosts", target)
+        );
+        assert!(refused.body.to_string().contains("web01"), "{refused:?}");
+    };
+    // Names of groups don't differ by case.
+    let db = world.item(DB).await;
+    let body = world.enable_body(DB).await;
+    expect(world.put(&db, grouped(body.clone(), "SHOP")).await);
+    assert_eq!(world.get(&db).await.status, StatusCode::NOT_FOUND);
+    world
+        .done(&world.put(&db, grouped(body, "other")).await)
+        .await;
+    let patch = json!({ "properties": { "providerSpecificDetails": {
+        "instanceType": "HyperVReplicaAzure", "multiVmGroupName": "shop" } } });
+    expect(
+        world
+            .call(reqwest::Method::PATCH, &db, Some(patch.clone()))
+            .await,
+    );
+    let kept = world.get(&db).await.body;
+    assert_eq!(
+        kept["properties"]["providerSpecificDetails"]["multiVmGroupName"],
+        "other"
+    );
+    // The group is free for the other host once its VM has left it.
+    let mut alone = patch.clone();
+    alone["properties"]["providerSpecificDetails"]["multiVmGroupName"] = json!("");
+    world.call(reqwest::Method::PATCH, &web, Some(alone)).await;
+    let joined = world.call(reqwest::Method::PATCH, &db, Some(patch)).await;
+    assert_eq!(joined.status, StatusCode::OK, "{joined:?}");
     world.orchestrator.stop().await;
 }

@@ -155,6 +155,7 @@ impl World {
                         .into_string()
                         .map_err(|_| anyhow!("the scratch folder's path is not UTF-8"))?,
                 )),
+                log: None,
             }),
             policy: Some(v1::Policy {
                 replication_interval_seconds: interval_seconds,

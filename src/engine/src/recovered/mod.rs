@@ -160,10 +160,12 @@ fn without_secrets(vm: &v1::RecoveredVm) -> v1::RecoveredVm {
         encryption: None,
         ..vm.clone()
     };
-    if let Some(v1::store_target::Kind::Azure(azure)) =
-        plain.store.as_mut().and_then(|store| store.kind.as_mut())
-    {
-        azure.credential = None;
+    let mut store = plain.store.as_mut();
+    while let Some(one) = store {
+        if let Some(v1::store_target::Kind::Azure(azure)) = one.kind.as_mut() {
+            azure.credential = None;
+        }
+        store = one.log.as_deref_mut();
     }
     plain
 }

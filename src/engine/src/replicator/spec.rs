@@ -102,6 +102,7 @@ mod tests {
             disk_ids: vec![Uuid::from_u128(3).to_string()],
             store: Some(v1::StoreTarget {
                 kind: Some(v1::store_target::Kind::Folder("/srv/store".to_owned())),
+                ..v1::StoreTarget::default()
             }),
             policy: Some(v1::Policy {
                 replication_interval_seconds: 30,
@@ -144,7 +145,7 @@ mod tests {
                 "{key:?}"
             );
         }
-        let foreign = v1::StoreTarget { kind: None };
+        let foreign = v1::StoreTarget::default();
         assert!(
             Spec::read(&v1::Replication {
                 store: Some(foreign),
@@ -154,6 +155,7 @@ mod tests {
         );
         let relative = v1::StoreTarget {
             kind: Some(v1::store_target::Kind::Folder("store".to_owned())),
+            ..v1::StoreTarget::default()
         };
         assert!(
             Spec::read(&v1::Replication {
@@ -191,6 +193,7 @@ mod tests {
                     }),
                     ..v1::AzureStorage::default()
                 })),
+                ..v1::StoreTarget::default()
             }),
             ..message()
         };

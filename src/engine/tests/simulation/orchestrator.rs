@@ -192,6 +192,7 @@ impl Orchestrator {
                 disk_ids: item.disks.iter().map(ToString::to_string).collect(),
                 store: Some(v1::StoreTarget {
                     kind: Some(v1::store_target::Kind::Folder(self.store.clone())),
+                    log: None,
                 }),
                 policy: Some(self.policy.clone()),
                 phase: v1::replication::Phase::Active.into(),

@@ -56,14 +56,14 @@ pub(super) enum CallError {
 }
 
 /// The error of a job or a request whose storage account can't be used.
-pub(super) fn refusal(account: &str, why: &str) -> Fault {
+pub(super) fn refusal(account: &str, property: &str, why: &str) -> Fault {
     Fault::refuse(
         409,
         ArmError::new(
             "StorageAccountNotReachable",
             format!("The storage account `{account}` can't be used: {why}."),
         )
-        .at("properties.providerSpecificDetails.targetStorageAccountId")
+        .at(format!("properties.providerSpecificDetails.{property}"))
         .advise(
             "Endpoint, credential, proxy or firewall of the storage account don't fit, or the clocks differ by more than 15 minutes.",
             "Check them on the storage account, then repeat the request.",

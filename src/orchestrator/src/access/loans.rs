@@ -12,7 +12,6 @@ use tracing::{info, warn};
 use super::azure::{self, CallError};
 use super::{Account, HOUR_MS};
 use crate::app::App;
-use crate::fault::Fault;
 use crate::store::records::{self, Item, Loan, Storage};
 use crate::store::{Expect, StoreError};
 
@@ -110,8 +109,9 @@ pub async fn renew(app: &App) -> Result<(), StoreError> {
     let store = app.store.as_ref();
     let mut used: Vec<String> = records::list::<Item>(store, "")
         .await?
-        .into_iter()
-        .map(|item| item.record.storage_id.to_ascii_lowercase())
+        .iter()
+        .flat_map(|item| item.record.places())
+        .map(|(place, _)| place.storage_id.to_ascii_lowercase())
         .collect();
     used.sort();
     used.dedup();
@@ -129,15 +129,16 @@ pub async fn renew(app: &App) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Borrows a key if none is lent.
-pub(super) async fn ensure(app: &App, account: &Account) -> Result<(), Fault> {
+/// Borrows a key if none is lent; otherwise says why none is.
+pub(super) async fn ensure(app: &App, account: &Account) -> Result<Result<(), String>, StoreError> {
     if left(app, account).await? >= HOUR_MS {
-        return Ok(());
+        return Ok(Ok(()));
     }
-    borrow(app, account).await?.map_err(|why| {
-        app.loans.trouble(&account.key, &why);
-        azure::refusal(&account.name, &why)
-    })
+    let borrowed = borrow(app, account).await?;
+    if let Err(why) = &borrowed {
+        app.loans.trouble(&account.key, why);
+    }
+    Ok(borrowed)
 }
 
 /// Tries the credential of an account that was just given.

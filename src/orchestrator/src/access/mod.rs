@@ -20,7 +20,7 @@ use engine_protocol::v1;
 use crate::app::App;
 use crate::fault::Fault;
 use crate::store::StoreError;
-use crate::store::records::{self, AccountSecret, AzurePlace, Storage};
+use crate::store::records::{self, AccountSecret, AzurePlace, LogStore, Place, Storage};
 
 pub use account::Account;
 pub use loans::Loans;
@@ -37,22 +37,30 @@ pub(crate) enum Signer {
     Lent(Box<UserDelegationKey>, i64),
 }
 
-/// The store of an item or of a recovered VM, for an engine.
+/// The store of an item or of a recovered VM, for an engine; with a credential for each of its accounts.
 ///
 /// # Errors
 /// Failures of the store. An account without a usable credential is no error: the engine says so as soon as it needs one.
 pub async fn target(
     app: &App,
-    storage_id: &str,
-    folder: &str,
-    place: Option<&AzurePlace>,
+    place: Place<'_>,
+    log: Option<&LogStore>,
 ) -> Result<v1::StoreTarget, StoreError> {
-    let Some(place) = place else {
+    let mut target = single(app, place).await?;
+    if let Some(log) = log {
+        target.log = Some(Box::new(single(app, log.place()).await?));
+    }
+    Ok(target)
+}
+
+async fn single(app: &App, place: Place<'_>) -> Result<v1::StoreTarget, StoreError> {
+    let key = place.storage_id.to_ascii_lowercase();
+    let Some(place) = place.azure else {
         return Ok(v1::StoreTarget {
-            kind: Some(v1::store_target::Kind::Folder(folder.to_owned())),
+            kind: Some(v1::store_target::Kind::Folder(place.folder.to_owned())),
+            log: None,
         });
     };
-    let key = storage_id.to_ascii_lowercase();
     let account = records::get::<Storage>(app.store.as_ref(), &key)
         .await?
         .and_then(|stored| Account::of(&stored.record));
@@ -80,6 +88,7 @@ pub async fn target(
     }
     Ok(v1::StoreTarget {
         kind: Some(v1::store_target::Kind::Azure(azure)),
+        log: None,
     })
 }
 
@@ -164,15 +173,20 @@ fn credential(
 /// Makes sure that the container is there and that the credential is taken.
 ///
 /// # Errors
-/// 409 at the storage account, with the cause.
-pub async fn prepare(app: &App, storage: &Storage, place: &AzurePlace) -> Result<(), Fault> {
+/// 409 at the storage account, which the request names in `property`, with the cause.
+pub async fn prepare(
+    app: &App,
+    storage: &Storage,
+    place: &AzurePlace,
+    property: &str,
+) -> Result<(), Fault> {
     let Some(account) = Account::of(storage) else {
         return Ok(());
     };
-    let refuse = |error: String| azure::refusal(&account.name, &error);
+    let refuse = |error: String| azure::refusal(&account.name, property, &error);
     let http = azure::http(&account).map_err(|error| refuse(error.to_string()))?;
     let access = if account.client.is_some() {
-        loans::ensure(app, &account).await?;
+        loans::ensure(app, &account).await?.map_err(refuse)?;
         azure::Access::Bearer(
             loans::token(app, &account, &http)
                 .await?

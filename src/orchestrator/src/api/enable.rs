@@ -22,7 +22,7 @@ use crate::fault::Fault;
 use crate::gateway::desired::hex;
 use crate::saga::enable_protection;
 use crate::saga::start::{self, NewJob};
-use crate::store::records::{self, Item, Mapping, Network, Policy, Storage};
+use crate::store::records::{self, Item, LogStore, Mapping, Network, Policy, Storage};
 
 /// Enables replication.
 ///
@@ -71,6 +71,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     }
     let disk_ids = disks(&details, &machine)?;
     let storage = storage(call, &details, &policy, &region).await?;
+    let log = log_storage(call, &details, &storage, &region).await?;
     if let Some(wanted) = &details.target_azure_network_id {
         network(call, wanted, &region, &at("targetAzureNetworkId")).await?;
     }
@@ -94,6 +95,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         storage_id: storage.0.id.clone(),
         folder: folder_of(&storage),
         azure: Account::of(&storage).map(|account| account.place(&vault_key(&located.vault))),
+        log: log.and_then(|log| log_store(&storage, &log, &vault_key(&located.vault))),
         vault_key: vault_key(&located.vault),
         resynchronize: 0,
         key_ids: Vec::new(),
@@ -275,9 +277,56 @@ async fn storage(
             "A storage account is required, here or in the policy.",
         ));
     };
+    let account = account(call, wanted, region, "storage account", &target).await?;
+    validate::interval_with_storage(policy.details.replication_interval, &sku_of(&account))
+        .map_err(|violation| Fault::refuse(400, violation.into_error(&target)))?;
+    Ok(account)
+}
+
+/// The log storage account: of the vault's region and of a standard kind; a premium target can't do without.
+async fn log_storage(
+    call: &Call<'_>,
+    details: &EnableDetails,
+    target: &Storage,
+    region: &str,
+) -> Result<Option<Storage>, Fault> {
+    let at = at("logStorageAccountId");
+    let wanted = details.log_storage_account_id.as_deref();
+    let log = match wanted.filter(|id| !id.is_empty()) {
+        None => None,
+        Some(wanted) => Some(account(call, wanted, region, "log storage account", &at).await?),
+    };
+    let log_sku = log.as_ref().map(sku_of);
+    validate::log_storage(&sku_of(target), log_sku.as_deref())
+        .map_err(|violation| Fault::refuse(400, violation.into_error(&at)))?;
+    Ok(log)
+}
+
+/// What is kept of a log storage account; nothing when it is the target's own place.
+fn log_store(target: &Storage, log: &Storage, vault_key: &str) -> Option<LogStore> {
+    let place = |storage: &Storage| {
+        let azure = Account::of(storage).map(|account| account.place(vault_key));
+        (folder_of(storage), azure)
+    };
+    let (folder, azure) = place(log);
+    (place(target) != (folder.clone(), azure.clone())).then(|| LogStore {
+        storage_id: log.0.id.clone(),
+        folder,
+        azure,
+    })
+}
+
+/// A storage account of the vault's region that the caller may use.
+async fn account(
+    call: &Call<'_>,
+    wanted: &str,
+    region: &str,
+    what: &str,
+    target: &str,
+) -> Result<Storage, Fault> {
     let id = StorageAccountId::parse(wanted)
-        .map_err(|error| Fault::invalid(&target, format!("{error}.")))?;
-    call.may_use(id.as_arm(), &target)?;
+        .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    call.may_use(id.as_arm(), target)?;
     let account = records::get::<Storage>(call.app.store.as_ref(), &id.key())
         .await?
         .ok_or_else(|| {
@@ -287,14 +336,12 @@ async fn storage(
                     "StorageAccountNotFound",
                     format!("There is no storage account `{}`.", id.name()),
                 )
-                .at(&*target),
+                .at(target),
             )
         })?
         .record;
-    let refuse = |violation: validate::Violation| Fault::refuse(400, violation.into_error(&target));
-    validate::regions_equal(region, "storage account", &account.0.location).map_err(refuse)?;
-    validate::interval_with_storage(policy.details.replication_interval, &sku_of(&account))
-        .map_err(refuse)?;
+    validate::regions_equal(region, what, &account.0.location)
+        .map_err(|violation| Fault::refuse(400, violation.into_error(target)))?;
     Ok(account)
 }
 
@@ -365,6 +412,13 @@ fn present_allows(present: Option<&Item>, wanted: &Item) -> Result<(), Fault> {
         return refuse(
             "The name belongs to another protected VM.",
             "Use another name for the item.",
+        );
+    }
+    if present.place() == wanted.place() && present.log != wanted.log {
+        // Base is claimed for its log account until the replica is removed.
+        return refuse(
+            "The VM is protected with another log storage account.",
+            "Switch protection off first.",
         );
     }
     if present.machine.copied_once

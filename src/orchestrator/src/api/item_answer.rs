@@ -24,7 +24,7 @@ use super::operations::current_job;
 use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::initial_replication::percent;
-use crate::store::records::{self, EngineRecord, Item, Policy};
+use crate::store::records::{self, EngineRecord, Item, Place, Policy};
 use crate::{immutability, vault_keys};
 
 /// Many.
@@ -257,14 +257,11 @@ fn details(
         progress_total_bytes: status.progress_total_bytes,
         recovery_point_count: u64::try_from(status.recovery_points.len()).unwrap_or(u64::MAX),
         replication_generation: item.machine.generation.0,
-        replica_folder: (item.machine.replication != ReplicationState::Removed).then(|| {
-            format!(
-                "{}/{}/{}",
-                store_of(item),
-                item.vault_key,
-                item.id.rsplit('/').next().unwrap_or_default()
-            )
-        }),
+        replica_folder: folder_in(item, item.place()),
+        log_folder: item
+            .log
+            .as_ref()
+            .and_then(|log| folder_in(item, log.place())),
         backlog_bytes: status.backlog_bytes,
         eta_in_seconds: Some(status.eta_seconds).filter(|seconds| *seconds > 0),
         effective_replication_interval_in_seconds: Some(status.effective_interval_seconds)
@@ -292,12 +289,15 @@ fn details(
     }
 }
 
-/// Where the vault's folder lies: the account's folder, or its container in Azure.
-fn store_of(item: &Item) -> String {
-    item.azure.as_ref().map_or_else(
-        || item.folder.clone(),
-        |place| format!("{}/{}", place.endpoint, place.container),
-    )
+/// Where an item's replica, or its log, lies in a storage account: in the account's folder, or its container in Azure.
+fn folder_in(item: &Item, place: Place<'_>) -> Option<String> {
+    let store = place.azure.map_or_else(
+        || place.folder.to_owned(),
+        |azure| format!("{}/{}", azure.endpoint, azure.container),
+    );
+    let name = item.id.rsplit('/').next().unwrap_or_default();
+    (item.machine.replication != ReplicationState::Removed)
+        .then(|| format!("{store}/{}/{name}", item.vault_key))
 }
 
 fn replicated_disk(

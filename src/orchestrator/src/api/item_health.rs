@@ -51,15 +51,17 @@ pub fn errors(
             "Give the VM more bandwidth or a longer replication interval; it recovers by itself when there is less to send.",
         ));
     }
-    if item.azure.is_some()
-        && let Some(why) = app.loans.why(&item.storage_id.to_ascii_lowercase())
-    {
+    for (place, _) in item.places().filter(|(place, _)| place.azure.is_some()) {
+        let account = place.storage_id.rsplit('/').next().unwrap_or_default();
+        let Some(why) = app.loans.why(&place.storage_id.to_ascii_lowercase()) else {
+            continue;
+        };
         errors.push(HealthError {
             error_source: Some("Orchestrator".to_owned()),
             ..warning(
                 entity,
                 "StorageCredentialNotRenewed",
-                "The credential of the storage account can't be renewed.".to_owned(),
+                format!("The credential of the storage account `{account}` can't be renewed."),
                 why,
                 "Check the account's key or access client, and that the orchestrator reaches Entra ID; it is tried again by itself.",
             )

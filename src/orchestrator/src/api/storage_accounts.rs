@@ -463,9 +463,7 @@ async fn delete(call: &Call<'_>, id: &StorageAccountId) -> Result<Reply, Fault> 
 
 async fn in_use(call: &Call<'_>, id: &StorageAccountId) -> Result<bool, Fault> {
     let items = records::list::<Item>(call.app.store.as_ref(), "").await?;
-    Ok(items
-        .iter()
-        .any(|item| item.record.storage_id.eq_ignore_ascii_case(id.as_str())))
+    Ok(items.iter().any(|item| item.record.uses(id.as_str())))
 }
 
 /// Folder of an account; empty for one in Azure.

@@ -61,7 +61,7 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
     };
     state.throttles = throttles(&engine.record.throttles);
     let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
-    let mut places: Vec<AzurePlace> = Vec::new();
+    let mut stores = Vec::new();
     for item in records::list::<Item>(store, &below).await? {
         if item.record.engine_id == engine_id {
             state
@@ -69,18 +69,28 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
                 .push(replication(app, &item.record).await?);
         }
         // A recovered VM that is no longer listed leaves a point to be let go of in its container.
-        if let Some(place) = item.record.azure
-            && !places.contains(&place)
-        {
-            let target = access::target(app, &item.record.storage_id, "", Some(&place)).await?;
+        let item = item.record;
+        let in_azure = item.places().any(|(place, _)| place.azure.is_some());
+        if in_azure && !stores.iter().any(|known| same_store(known, &item)) {
+            let target = access::target(app, item.place(), item.log.as_ref()).await?;
             state.stores.push(target);
-            places.push(place);
+            stores.push(item);
         }
     }
     for vm in records::list::<Recovered>(store, &records::recovered_key(engine_id, "")).await? {
         state.recovered_vms.push(recovered(app, vm.record).await?);
     }
     Ok(state)
+}
+
+/// Whether both are in one store, whatever the spelling of its accounts.
+fn same_store(one: &Item, other: &Item) -> bool {
+    let places = |item: &Item| -> Vec<(String, Option<AzurePlace>)> {
+        item.places()
+            .map(|(place, _)| (place.folder.to_owned(), place.azure.cloned()))
+            .collect()
+    };
+    places(one) == places(other)
 }
 
 async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreError> {
@@ -101,9 +111,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
         generation: item.machine.generation.0,
         vm_id: item.vm_id.clone(),
         disk_ids: item.disk_ids.clone(),
-        store: Some(
-            access::target(app, &item.storage_id, &item.folder, item.azure.as_ref()).await?,
-        ),
+        store: Some(access::target(app, item.place(), item.log.as_ref()).await?),
         policy: policy.map(|policy| policy_of(&policy, app.now_ms())),
         phase: phase.into(),
         delete_replica: item
@@ -226,7 +234,7 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
         }
         None => None,
     };
-    let target = access::target(app, &vm.storage_id, &vm.folder, vm.azure.as_ref()).await?;
+    let target = access::target(app, vm.place(), vm.log.as_ref()).await?;
     Ok(v1::RecoveredVm {
         id: vm.id,
         name: vm.name,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  engine ── EngineReport ──► reports  : fleet (memory), state machine of items (store), bell
-//!         ◄── DesiredState ── watcher  : whenever the bell rings and the desired state has changed,
+//!         ◄── DesiredState ── watcher  : whenever the bell rings, the store has changed and the desired state with it,
 //!                                        and from time to time anyway
 //! ```
 //!
@@ -126,6 +126,7 @@ impl EngineStream {
         let mut bell = self.app.listen();
         bell.mark_changed();
         let mut told = None;
+        let mut computed = None;
         let mut repeat = tokio::time::interval_at(tokio::time::Instant::now() + REPEAT, REPEAT);
         loop {
             tokio::select! {
@@ -145,7 +146,10 @@ impl EngineStream {
                         break;
                     }
                 },
-                _ = repeat.tick() => told = None,
+                _ = repeat.tick() => {
+                    told = None;
+                    computed = None;
+                }
                 _ = bell.changed() => {}
             }
             if !self.app.fleet.is_current(&self.engine_id, self.session) {
@@ -155,17 +159,25 @@ impl EngineStream {
                 let _gone_already = sender.try_send(Err(superseded));
                 break;
             }
+            // Reports ring several times a second; what an engine shall do follows from the store and the clock alone.
+            let revision = self.app.revision();
+            if computed == Some(revision) {
+                continue;
+            }
             match desired::refresh(&self.app, &self.engine_id).await {
                 Ok(state) if told != Some(state.generation) => {
                     let generation = state.generation;
                     // A full channel means that the engine doesn't read; the next round tries again.
                     match sender.try_send(Ok(state)) {
-                        Ok(()) => told = Some(generation),
+                        Ok(()) => {
+                            told = Some(generation);
+                            computed = Some(revision);
+                        }
                         Err(mpsc::error::TrySendError::Full(_)) => {}
                         Err(mpsc::error::TrySendError::Closed(_)) => break,
                     }
                 }
-                Ok(_) => {}
+                Ok(_) => computed = Some(revision),
                 Err(error) => {
                     warn!(engine = %self.engine_id, error = &error as &dyn std::error::Error, "desired state can't be computed")
                 }

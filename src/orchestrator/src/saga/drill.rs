@@ -358,6 +358,7 @@ async fn prepare(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault
             app.store
                 .apply(vec![records::put(
                     key,
+            log: item.log.clone(),
                     &record,
                     crate::store::Expect::Absent,
                 )?])

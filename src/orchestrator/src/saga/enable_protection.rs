@@ -162,16 +162,19 @@ async fn any_mapping(app: &App, wanted: &Item) -> Result<bool, Fault> {
         }))
 }
 
-/// Makes sure that a container in Azure is there and lets us in; a folder is the engine's business.
+/// Makes sure that each container in Azure is there and lets us in; a folder is the engine's business.
 async fn reach_store(app: &App, wanted: &Item) -> Result<(), Fault> {
-    let Some(place) = &wanted.azure else {
-        return Ok(());
-    };
-    let key = wanted.storage_id.to_ascii_lowercase();
-    let account = records::get::<Storage>(app.store.as_ref(), &key)
-        .await?
-        .ok_or_else(|| Fault::not_found(&wanted.storage_id))?;
-    access::prepare(app, &account.record, place).await
+    for (place, property) in wanted.places() {
+        let Some(container) = place.azure else {
+            continue;
+        };
+        let key = place.storage_id.to_ascii_lowercase();
+        let account = records::get::<Storage>(app.store.as_ref(), &key)
+            .await?
+            .ok_or_else(|| Fault::not_found(place.storage_id))?;
+        access::prepare(app, &account.record, container, property).await?;
+    }
+    Ok(())
 }
 
 /// Takes a new fencing generation, or the present one of an activation that only has to go on.
@@ -219,6 +222,7 @@ pub fn goes_on(present: &Item, wanted: &Item) -> bool {
 pub fn same_place(present: &Item, wanted: &Item) -> bool {
     present.folder == wanted.folder
         && present.azure == wanted.azure
+        && present.log == wanted.log
         && present.vault_key == wanted.vault_key
 }
 

@@ -21,6 +21,23 @@ async fn suite(store: &dyn ResourceStore) {
     a_batch_with_a_broken_condition_changes_nothing(store).await;
     lists_are_ordered_and_paged_and_keep_to_kind_and_prefix(store).await;
     deletion_takes_away_and_repeats(store).await;
+    the_revision_grows_with_changes_only(store).await;
+}
+
+async fn the_revision_grows_with_changes_only(store: &dyn ResourceStore) {
+    let before = store.revision();
+    store.get("r/1").await.expect("get");
+    store.list(Query::below(KIND, "")).await.expect("list");
+    store
+        .apply(vec![put("r/1", 1, Expect::Present)])
+        .await
+        .expect_err("condition is broken");
+    assert_eq!(store.revision(), before);
+    store
+        .apply(vec![put("r/1", 1, Expect::Absent)])
+        .await
+        .expect("put");
+    assert!(store.revision() > before);
 }
 
 async fn what_is_put_is_read_with_a_growing_version(store: &dyn ResourceStore) {

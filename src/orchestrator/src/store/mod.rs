@@ -149,4 +149,7 @@ pub trait ResourceStore: Send + Sync {
     /// Makes all changes or none; durable when it returns. Gives the new versions of the documents put,
     /// in order.
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<u64>, StoreError>;
+    /// Grows with every batch that changed something since the store was opened, however it was answered. Who takes
+    /// the number and reads then, has read nothing older: what follows from the store alone is made anew only after it grew.
+    fn revision(&self) -> u64;
 }

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ const SCHEMA_VERSION: i64 = 1;
 #[derive(Clone)]
 pub struct SqliteStore {
     connection: Arc<Mutex<Connection>>,
+    revision: Arc<AtomicU64>,
 }
 
 // === impl SqliteStore ===
@@ -74,6 +76,7 @@ impl SqliteStore {
             .map_err(backend)?;
         Ok(Self {
             connection: Arc::new(Mutex::new(connection)),
+            revision: Arc::default(),
         })
     }
 
@@ -125,6 +128,7 @@ impl ResourceStore for SqliteStore {
     }
 
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<u64>, StoreError> {
+        let revision = Arc::clone(&self.revision);
         self.run(move |connection| {
             // IMMEDIATE: conditions are read and changes written under one write lock.
             let transaction = connection
@@ -136,10 +140,17 @@ impl ResourceStore for SqliteStore {
                     etags.push(etag);
                 }
             }
-            transaction.commit().map_err(backend)?;
+            let committed = transaction.commit();
+            // A commit that failed may have been made. Counted here, because nobody may be waiting any more.
+            revision.fetch_add(1, Ordering::SeqCst);
+            committed.map_err(backend)?;
             Ok(etags)
         })
         .await
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision.load(Ordering::SeqCst)
     }
 }
 

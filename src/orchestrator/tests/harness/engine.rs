@@ -34,6 +34,8 @@ pub struct Behaviour {
     pub degraded: Option<String>,
     /// Keys that older objects need, beside the active one.
     pub older_keys: Vec<String>,
+    /// VMs that are on another host.
+    pub lacks: Vec<&'static str>,
     /// Age of the newest point.
     pub point_age_ms: i64,
 }
@@ -291,11 +293,14 @@ fn report(
     v1::EngineReport {
         observed_generation: state.generation,
         host: Some(host("hv1.lab.example")),
-        virtual_machines: vec![
+        virtual_machines: [
             machine(WEB, "web01", vec![]),
             machine(DB, "db01", vec![]),
             machine(BROKEN, "broken01", vec![finding("PhysicalDisk")]),
-        ],
+        ]
+        .into_iter()
+        .filter(|vm| !behaviour.lacks.contains(&vm.id.as_str()))
+        .collect(),
         replications,
         recovered_vms,
     }

@@ -184,6 +184,7 @@ impl Bench {
                     .to_owned(),
             folder: "/srv/store".to_owned(),
             azure: None,
+            log: None,
             resynchronize: 0,
             key_ids: Vec::new(),
             active_key_id: String::new(),
