@@ -150,6 +150,26 @@ def storage_account(call, subscription):
     step("storage account is removed", call("DELETE", path).status_code in (200, 204))
 
 
+def premium_account(call, subscription, client):
+    """Premium storage: shown as such, and refused for a policy that it can't keep up with."""
+    path = f"/subscriptions/{subscription}/resourceGroups/{GROUP}/providers/Microsoft.Storage/storageAccounts/stfast"
+    body = {"location": "northeurope", "sku": {"name": "Premium_ZRS"}, "properties": {"folder": "/srv/fast"}}
+    made = call("PUT", path, body)
+    step("premium account is shown as such", made.json()["sku"] == {"name": "Premium_ZRS", "tier": "Premium"}, made.text)
+    policy = {
+        "properties": {
+            "providerSpecificInput": {
+                "instanceType": "HyperVReplicaAzure",
+                "recoveryPointHistoryDuration": 4,
+                "replicationInterval": 30,
+                "storageAccounts": [path],
+            }
+        }
+    }
+    refused(400, "InvalidParameter", lambda: client.replication_policies.begin_create(*SCOPE, "too-fast", policy))
+    step("premium account is removed", call("DELETE", path).status_code in (200, 204))
+
+
 def walk(register=None):
     """The walk. `register` starts an engine with a registration key."""
     endpoint = os.environ["SITERECOVERY_ENDPOINT"].rstrip("/")
@@ -241,6 +261,7 @@ def walk(register=None):
     step("vault's key rotates", rotated["keyId"] != key["keyId"] and key["keyId"] in rotated["keptKeyIds"], rotated)
     client.replication_policies.begin_delete(*SCOPE, "policy-secured").result()
     storage_account(call, subscription)
+    premium_account(call, subscription, client)
     refused(
         404,
         "ResourceNotFound",

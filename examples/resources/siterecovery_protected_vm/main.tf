@@ -10,6 +10,14 @@ variable "storage_account_id" {
   type = string
 }
 
+variable "premium_storage_account_id" {
+  type = string
+}
+
+variable "log_storage_account_id" {
+  type = string
+}
+
 variable "resource_group_id" {
   type = string
 }
@@ -50,4 +58,14 @@ resource "siterecovery_protected_vm" "database" {
     disk_id = "6a1f3f54-0c1e-4b3e-9d57-2f4a1f6f3a10"
     path    = "/srv/seeds/db01-data.vhdx"
   }
+}
+
+# Base disks on premium storage; the change log and the recovery points are in a standard account.
+resource "siterecovery_protected_vm" "fast" {
+  hyperv_site_id            = var.hyperv_site_id
+  replication_policy_id     = var.replication_policy_id
+  vm_name                   = "sql01"
+  target_storage_account_id = var.premium_storage_account_id
+  log_storage_account_id    = var.log_storage_account_id
+  target_resource_group_id  = var.resource_group_id
 }

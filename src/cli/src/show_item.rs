@@ -42,6 +42,7 @@ fn describe(item: &Value) -> String {
     line("Health", property(item, "replicationHealth"));
     line("Policy", property(item, "policyFriendlyName"));
     line("Replica", plain("replicaFolder"));
+    line("Log", plain("logFolder"));
     line("Points", plain("recoveryPointCount"));
     line("RPO", with("rpoInSeconds", "s"));
     line("Newest point", time(&plain("lastRecoveryPointReceived")));

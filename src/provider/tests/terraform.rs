@@ -1,5 +1,6 @@
 //! Real Terraform, the provider, and a real orchestrator: what needs no virtual machine.
 
+mod premium;
 mod support;
 
 use std::fs;
@@ -291,40 +292,6 @@ fn bad_input_is_refused_at_plan_time_at_the_attribute() {
     assert!(problem.detail.contains("local"), "{problem:?}");
     terraform.write(&host("  host_connection = {\n    type = \"local\"\n  }"));
     terraform.one_error("plan", "resource \"siterecovery_hyperv_host\"");
-}
-
-#[test]
-fn premium_storage_and_regions_are_checked_against_what_exists() {
-    let lab = Lab::start();
-    let terraform = lab.terraform("cross");
-    let premium = base(&lab)
-        .replacen(
-            "\n  folder ",
-            "\n  account_tier = \"Premium\"\n  folder ",
-            1,
-        )
-        .replacen("North Europe", "westeurope", 1);
-    terraform.write(&premium).apply();
-    let policy = "\nresource \"siterecovery_replication_policy\" \"fast\" {\n  name = \"fast\"\n  recovery_vault_id = siterecovery_vault.this.id\n  replication_interval_in_seconds = 30\n  storage_account_id = siterecovery_storage_account.this.id\n}\n";
-    terraform.write(&format!("{premium}{policy}"));
-    let problem = terraform.one_error("plan", "replication_interval_in_seconds");
-    assert!(problem.detail.contains("premium"), "{problem:?}");
-
-    let vm = "\nresource \"siterecovery_protected_vm\" \"web\" {\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n  replication_policy_id = siterecovery_replication_policy.this.id\n  vm_name = \"web01\"\n  target_storage_account_id = siterecovery_storage_account.this.id\n  target_resource_group_id = provider::siterecovery::parse_id(siterecovery_vault.this.id).parent_id\n}\n";
-    terraform.write(&format!("{premium}{vm}"));
-    let problems = terraform.errors("plan");
-    assert_eq!(problems.len(), 2, "{problems:#?}");
-    for problem in &problems {
-        assert!(
-            problem.line.starts_with("target_storage_account_id"),
-            "{problem:?}"
-        );
-    }
-    assert!(
-        problems.iter().any(|p| p.detail.contains("region")),
-        "{problems:#?}"
-    );
-    terraform.write(&premium).destroy();
 }
 
 #[test]

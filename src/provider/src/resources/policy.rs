@@ -283,23 +283,25 @@ pub(crate) async fn premium_check(
     at: &str,
 ) -> Result<(), Diagnostics> {
     // What can't be read now is checked by the service when it is applied.
-    let Ok(Some(account)) = session
-        .api
-        .find::<Answer<StorageAccountProperties>>(account_id)
-        .await
-    else {
+    let Some(sku) = sku_of(session, account_id).await else {
         return Ok(());
     };
-    let sku = account
-        .extra
-        .get("sku")
-        .and_then(|sku| sku["name"].as_str())
-        .unwrap_or_default();
     let interval = u32::try_from(interval).unwrap_or(u32::MAX);
-    validate::interval_with_storage(interval, sku).map_err(|broken| {
+    validate::interval_with_storage(interval, &sku).map_err(|broken| {
         let detail = format!("{} {}", broken.message, broken.advice);
         Diagnostics::error_at(at, "Too often for premium storage", detail)
     })
+}
+
+/// Kind of an account's storage, such as `Premium_LRS`; `None` when the account can't be read now.
+pub(crate) async fn sku_of(session: &Session, account_id: &str) -> Option<String> {
+    let account = session
+        .api
+        .find::<Answer<StorageAccountProperties>>(account_id)
+        .await
+        .ok()??;
+    let sku = account.extra.get("sku")?.get("name")?.as_str()?;
+    Some(sku.to_owned())
 }
 
 /// What is configured. What Azure Site Recovery has no word for is sent only when it is not the default, or has changed.

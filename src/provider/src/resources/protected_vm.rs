@@ -53,6 +53,7 @@ const FIELDS: Fields = &[
     ("vhdId", "os_disk_id"),
     ("disksToInclude", "disks_to_include"),
     ("targetStorageAccountId", "target_storage_account_id"),
+    ("logStorageAccountId", LOG_ACCOUNT),
     ("targetAzureV2ResourceGroupId", "target_resource_group_id"),
     ("recoveryAzureV2ResourceGroupId", "target_resource_group_id"),
     ("targetAzureNetworkId", "target_network_id"),
@@ -73,6 +74,7 @@ const CHANGEABLE: [&str; 4] = [
     "target_subnet_name",
     "target_resource_group_id",
 ];
+const LOG_ACCOUNT: &str = "log_storage_account_id";
 const GROUP: &str = "multi_vm_group_name";
 const RESYNCHRONIZE: &str = "resynchronize";
 /// What can be changed too, but is no single text.
@@ -138,6 +140,16 @@ impl Resource<Session> for ProtectedVm {
                     .required()
                     .requires_replace()
                     .describe("Id of the storage account for the replica, in the vault's region. Changing it protects anew."),
+            )
+            .attribute(
+                LOG_ACCOUNT,
+                fields::arm_id::<StorageAccountId>("a storage account")
+                    .optional()
+                    .requires_replace()
+                    .describe(
+                        "Id of a standard storage account for the change log and the recovery points, in the vault's region; the target account \
+                         then holds the base disks only. Required when the target account is premium. Changing it protects anew.",
+                    ),
             )
             .attribute(
                 "target_resource_group_id",
@@ -325,7 +337,7 @@ impl Resource<Session> for ProtectedVm {
             let mut read = planned.clone();
             fill(&id, &answer.properties, &mut read);
             state.value = read.clone();
-            state.keep();
+            fields::keep_without(state, change.prior.as_ref(), &[RESYNCHRONIZE]);
             taken_over(planned, &read)?;
         }
         for (action, body) in disk_changes(change) {

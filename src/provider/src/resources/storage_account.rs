@@ -96,7 +96,7 @@ impl Plain for StorageAccount {
                     .one_of(&["Standard", "Premium"])
                     .requires_replace()
                     .describe(
-                        "`Standard` (the default) or `Premium`. With premium storage the shortest replication interval is \
+                        "`Standard` (the default) or `Premium`. With premium storage a VM needs a log storage account, and the shortest replication interval is \
                          300 seconds. Changing it makes a new one.",
                     ),
             )

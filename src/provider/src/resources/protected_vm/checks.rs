@@ -7,10 +7,11 @@ use arm_model::{FabricId, Resource as Answer, VaultId, validate};
 use serde_json::Value as Json;
 use tf_provider::{Diagnostics, Object, Value};
 
+use super::LOG_ACCOUNT;
 use crate::Session;
 use crate::limits;
 use crate::resources::association::same_vault;
-use crate::resources::policy::premium_check;
+use crate::resources::policy::{premium_check, sku_of};
 
 pub(super) fn guid(value: &Value) -> Result<(), String> {
     let shaped = |text: &str| {
@@ -109,6 +110,7 @@ pub(super) async fn cross_check(session: &Session, planned: &Object) -> Result<(
         let network = planned.str("target_network_id");
         for (name, id, what) in [
             ("target_storage_account_id", account, "storage account"),
+            (LOG_ACCOUNT, planned.str(LOG_ACCOUNT), "log storage account"),
             ("target_network_id", network, "virtual network"),
         ] {
             let Some(id) = id else { continue };
@@ -122,6 +124,13 @@ pub(super) async fn cross_check(session: &Session, planned: &Object) -> Result<(
                 );
             }
         }
+    }
+    if let Err(broken) = log_check(session, planned).await {
+        report.push_error(
+            LOG_ACCOUNT,
+            "Where does the change log go?",
+            format!("{} {}", broken.message, broken.advice),
+        );
     }
     if let (Some(policy), Some(account)) = (
         planned.str("replication_policy_id"),
@@ -164,6 +173,26 @@ pub(super) async fn cross_check(session: &Session, planned: &Object) -> Result<(
         }
     }
     report.into_result()
+}
+
+/// Premium accounts and logs, as far as the accounts can be read already.
+async fn log_check(session: &Session, planned: &Object) -> Result<(), validate::Violation> {
+    let log = match planned.get(LOG_ACCOUNT) {
+        id if id.is_null() => None,
+        // Unknown until it is made, or not readable now: the service says when it is wrong.
+        _ => match planned.str(LOG_ACCOUNT) {
+            Some(id) => match sku_of(session, id).await {
+                Some(sku) => Some(sku),
+                None => return Ok(()),
+            },
+            None => return Ok(()),
+        },
+    };
+    let target = match planned.str("target_storage_account_id") {
+        Some(id) => sku_of(session, id).await.unwrap_or_default(),
+        None => String::new(),
+    };
+    validate::log_storage(&target, log.as_deref())
 }
 
 pub(super) async fn location<P: serde::de::DeserializeOwned>(

@@ -5,7 +5,7 @@ use arm_model::{HYPER_V_REPLICA_AZURE, Resource as Answer};
 use serde_json::{Value as Json, json};
 use tf_provider::{Change, Diagnostics, Object};
 
-use super::{CHANGEABLE, GROUP};
+use super::{CHANGEABLE, GROUP, LOG_ACCOUNT};
 use crate::errors::sentence;
 use crate::limits;
 use crate::resources::protection::{is_called, names_of};
@@ -14,7 +14,8 @@ use crate::resources::protection::{is_called, names_of};
 pub(super) fn patch(planned: &Object, changed: impl Fn(&str) -> bool) -> Json {
     let mut properties = json!({
         "recoveryAzureVMName": planned.str("target_vm_name"),
-        "selectedRecoveryAzureNetworkId": planned.str("target_network_id"),
+        // An empty text takes network and subnet out; what is absent would stay.
+        "selectedRecoveryAzureNetworkId": planned.str("target_network_id").unwrap_or_default(),
         "providerSpecificDetails": {
             "instanceType": HYPER_V_REPLICA_AZURE,
             "recoveryAzureV2ResourceGroupId": planned.str("target_resource_group_id"),
@@ -31,10 +32,9 @@ pub(super) fn patch(planned: &Object, changed: impl Fn(&str) -> bool) -> Json {
     if changed("seed") {
         specific["seeds"] = seeds_of(planned);
     }
-    if let Some(subnet) = planned.str("target_subnet_name") {
-        properties["vmNics"] =
-            json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
-    }
+    let subnet = planned.str("target_subnet_name").unwrap_or_default();
+    properties["vmNics"] =
+        json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
     json!({ "properties": properties })
 }
 
@@ -219,6 +219,7 @@ pub(super) fn enable(vm: &Vm, planned: &Object, disks: &[String]) -> Json {
         "targetAzureVmName": planned.str("target_vm_name").unwrap_or(&vm.properties.friendly_name),
     });
     let optional = [
+        ("logStorageAccountId", LOG_ACCOUNT),
         ("targetAzureNetworkId", "target_network_id"),
         ("targetAzureSubnetId", "target_subnet_name"),
     ];
