@@ -98,6 +98,51 @@ pub fn resource_name(name: &str) -> Result<(), Violation> {
     ))
 }
 
+/// Most characters of an item's name.
+pub const MAX_ITEM_NAME: usize = 80;
+
+/// Name of a protected item. It names the replica's folder too, so the rule is that of `replica-store`'s key: ASCII letters,
+/// digits, `.`, `_` and `-`, not beginning with a dot.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn item_name(name: &str) -> Result<(), Violation> {
+    let shaped = name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if shaped
+        && (1..=MAX_ITEM_NAME).contains(&name.len())
+        && !name.starts_with('.')
+        && !name.ends_with('.')
+    {
+        return Ok(());
+    }
+    Err(Violation::new(
+        format!(
+            "`{}` can't be the name of a protected item.",
+            name.chars().take(MAX_ITEM_NAME).collect::<String>()
+        ),
+        "Use 1 to 80 of A-Z, a-z, 0-9, `.`, `_` and `-`, neither beginning nor ending with a dot; the VM's id is always fit.",
+    ))
+}
+
+/// Most windows of a policy in which disks are compared.
+pub const MAX_COMPARISON_WINDOWS: usize = 32;
+
+/// Windows in which disks are compared: how many. Each is read by itself.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn comparison_windows(windows: &[crate::window::TimeWindow]) -> Result<(), Violation> {
+    if windows.len() <= MAX_COMPARISON_WINDOWS {
+        return Ok(());
+    }
+    Err(Violation::new(
+        format!("{} comparison windows are too many.", windows.len()),
+        format!("Use {MAX_COMPARISON_WINDOWS} at most."),
+    ))
+}
+
 /// Name of a storage account: 3 to 24 lower-case letters and digits.
 ///
 /// # Errors
@@ -291,6 +336,33 @@ pub fn log_storage(target_sku: &str, log_sku: Option<&str>) -> Result<(), Violat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_item_is_called_what_its_replica_can_be_called() {
+        for name in ["c0ffee00-1234-4abc-8def-001122334455", "web_01.lab", "-x"] {
+            assert!(item_name(name).is_ok(), "{name}");
+        }
+        let long = "x".repeat(MAX_ITEM_NAME + 1);
+        for name in [
+            "web (1)",
+            "büro",
+            "a b",
+            ".x",
+            "x.",
+            "",
+            "a/b",
+            long.as_str(),
+        ] {
+            assert!(item_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_policy_has_no_more_windows_than_anybody_can_oversee() {
+        let window = crate::window::TimeWindow::default();
+        assert!(comparison_windows(&vec![window.clone(); MAX_COMPARISON_WINDOWS]).is_ok());
+        assert!(comparison_windows(&vec![window; MAX_COMPARISON_WINDOWS + 1]).is_err());
+    }
 
     #[test]
     fn half_a_minute_is_refused_with_premium_storage_only() {

@@ -77,6 +77,12 @@ impl TimeWindow {
     /// # Errors
     /// The part that can't be read.
     pub fn parse(&self) -> Result<Minutes, Violation> {
+        if self.days.len() > DAYS.len() {
+            return Err(Violation::new(
+                format!("A window names {} days.", self.days.len()),
+                "Name each day once; without days it is every day.",
+            ));
+        }
         Ok(Minutes {
             days: self
                 .days
@@ -215,6 +221,15 @@ mod tests {
         }
         assert!(number_of("Mon").is_err());
         assert!(Throttle::default().parse().is_err());
+        let every_day_twice = TimeWindow {
+            days: DAYS
+                .iter()
+                .chain(&DAYS)
+                .map(|day| day.to_string())
+                .collect(),
+            ..TimeWindow::default()
+        };
+        assert!(every_day_twice.parse().is_err());
     }
 
     proptest! {

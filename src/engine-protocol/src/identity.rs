@@ -69,15 +69,16 @@ pub fn request_key_digest(request_pem: &str) -> Result<String, ProtocolError> {
         parse_x509_pem(request_pem.as_bytes()).map_err(|_| ProtocolError::MalformedRequest)?;
     let (_, request) = X509CertificationRequest::from_der(&pem.contents)
         .map_err(|_| ProtocolError::MalformedRequest)?;
-    let digest = ring::digest::digest(
-        &ring::digest::SHA256,
+    Ok(key_digest(
         request.certification_request_info.subject_pki.raw,
-    );
-    Ok(digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    ))
+}
+
+/// SHA-256 (hexadecimal) of a public key with its algorithm, as requests and certificates hold it.
+pub(crate) fn key_digest(public_key: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, public_key);
+    let bytes = digest.as_ref().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

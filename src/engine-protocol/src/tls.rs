@@ -70,6 +70,22 @@ pub fn engine_id<T>(request: &tonic::Request<T>) -> Result<String, tonic::Status
     common_name(leaf.as_ref()).map_err(|error| tonic::Status::unauthenticated(error.to_string()))
 }
 
+/// SHA-256 (hexadecimal) of the public key in the verified client certificate of a request, to be compared with
+/// [`crate::request_key_digest`] of the enrolment: an older certificate of the same name is not the same engine.
+///
+/// # Errors
+/// `unauthenticated` when there is no certificate or it can't be read.
+pub fn peer_key_digest<T>(request: &tonic::Request<T>) -> Result<String, tonic::Status> {
+    let certificates = request.peer_certs();
+    let leaf = certificates
+        .as_ref()
+        .and_then(|chain| chain.first())
+        .ok_or_else(|| tonic::Status::unauthenticated("no client certificate"))?;
+    let (_, certificate) = X509Certificate::from_der(leaf.as_ref())
+        .map_err(|_| tonic::Status::unauthenticated("the client certificate can't be read"))?;
+    Ok(crate::identity::key_digest(certificate.public_key().raw))
+}
+
 fn common_name(der: &[u8]) -> Result<String, ProtocolError> {
     let (_, certificate) =
         X509Certificate::from_der(der).map_err(|_| ProtocolError::NoEngineName)?;
