@@ -85,6 +85,40 @@ pub async fn allows_deletion(app: &App, item: &Item, advice: &str) -> Result<(),
     }
 }
 
+/// Refuses a policy under which points of an item would lose what they were promised.
+///
+/// # Errors
+/// 409 that names both; failures of the store.
+pub async fn allows_policy(app: &App, present: &Item, next: &Policy) -> Result<(), Fault> {
+    if !present.machine.copied_once || present.policy_id.eq_ignore_ascii_case(&next.id) {
+        return Ok(());
+    }
+    let now = app.now_ms();
+    let key = present.policy_id.to_ascii_lowercase();
+    let before = records::get::<Policy>(app.store.as_ref(), &key).await?;
+    let promised = before.map_or(0, |policy| hours(&policy.record, now));
+    if hours(next, now) >= promised {
+        return Ok(());
+    }
+    Err(Fault::refuse(
+        409,
+        ArmError::new(
+            "RecoveryPointsImmutable",
+            format!(
+                "The recovery points of `{}` are immutable for {promised} hours, under the policy `{}` for {} only.",
+                present.vm_name,
+                item_name(&next.id),
+                hours(next, now)
+            ),
+        )
+        .at("properties.policyId")
+        .advise(
+            "The present policy has a longer immutability.",
+            "Shorten the immutability of the present policy first; when the time of its points is over, the policy can be changed.",
+        ),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use arm_model::policy::PolicyDetails;

@@ -20,8 +20,9 @@ use super::{item_actions, item_rules};
 use crate::access::Account;
 use crate::fault::Fault;
 use crate::gateway::desired::hex;
-use crate::saga::enable_protection;
+use crate::immutability;
 use crate::saga::start::{self, NewJob};
+use crate::saga::{enable_protection, fence};
 use crate::store::records::{self, Item, LogStore, Mapping, Network, Policy, Storage};
 
 /// Enables replication.
@@ -33,11 +34,21 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     let (_, vault) = load::vault(call).await?;
     let region = vault.record.0.location;
     let name = load::name(call, "replicationProtectedItems")?;
-    validate::resource_name(&name)
-        .map_err(|violation| Fault::refuse(400, violation.into_error("name")))?;
+    // An item of before is left its name; a new one must be able to name its replica.
     let id = located.item(&name);
+    if call.app.store.get(&id.key()).await?.is_none() {
+        validate::item_name(&name)
+            .map_err(|violation| Fault::refuse(400, violation.into_error("name")))?;
+    }
     let body: EnableProtection = call.properties()?;
-    let details = body.provider_specific_details.unwrap_or_default();
+    let mut details = body.provider_specific_details.unwrap_or_default();
+    // An empty text says that there is none, as in an update.
+    for name in [
+        &mut details.target_azure_network_id,
+        &mut details.target_azure_subnet_id,
+    ] {
+        *name = name.take().filter(|name| !name.is_empty());
+    }
     if details.instance_type != HYPER_V_REPLICA_AZURE {
         return Err(Fault::invalid(
             &at("instanceType"),
@@ -125,6 +136,10 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     }
     present_allows(stored.as_ref().map(|stored| &stored.record), &item)?;
     elsewhere(call, &located, &item).await?;
+    fence::alone(call.app, &item).await?;
+    if let Some(present) = &stored {
+        immutability::allows_policy(call.app, &present.record, &policy).await?;
+    }
     let job = start::start(
         call.app,
         NewJob {
@@ -158,6 +173,7 @@ async fn policy(call: &Call<'_>, located: &Located, wanted: &str) -> Result<Poli
     let target = "properties.policyId";
     let id =
         PolicyId::parse(wanted).map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    call.may_use(id.as_arm(), target)?;
     let store = call.app.store.as_ref();
     let policy = records::get::<Policy>(store, &id.key()).await?;
     let policy = policy.filter(|_| VaultId::of(&id).is_some_and(|vault| vault == located.vault));
@@ -204,6 +220,7 @@ fn machine(
     let target = "properties.protectableItemId";
     let id = ProtectableItemId::parse(wanted)
         .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    call.may_use(id.as_arm(), target)?;
     let found = located
         .engines
         .iter()

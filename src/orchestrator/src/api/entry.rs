@@ -173,7 +173,8 @@ impl Call<'_> {
     }
 }
 
-/// The one handler of the server.
+/// The one handler of the server. A request is carried out to its end even when the client is gone: a change that is being
+/// stored can't be stopped, and what follows it (a job to be run) must not be left out.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response<Body> {
     let request_id = request
         .headers()
@@ -183,7 +184,15 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response<B
         .map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
     let method = request.method().as_str().to_owned();
     let path = request.uri().path().to_owned();
-    let mut response = answer(&app, request, &request_id).await;
+    let work = {
+        let request_id = request_id.clone();
+        tokio::spawn(async move { answer(&app, request, &request_id).await })
+    };
+    let mut response = work.await.unwrap_or_else(|error| {
+        tracing::error!(%method, %path, error = &error as &dyn std::error::Error, "request broke off");
+        let error = ArmError::new("InternalServerError", "The request broke off. Repeat it.");
+        reply::fault(Fault::refuse(500, error))
+    });
     tracing::debug!(%method, %path, status = response.status().as_u16(), "request");
     if method == "HEAD" {
         *response.body_mut() = Body::empty();
@@ -482,3 +491,6 @@ pub fn page<T: serde::Serialize>(value: Vec<T>) -> Result<Reply, Fault> {
         next_link: None,
     })
 }
+
+#[cfg(test)]
+mod tests;

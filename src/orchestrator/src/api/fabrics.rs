@@ -17,6 +17,7 @@ use crate::fault::Fault;
 use crate::gateway::enrol;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
+use crate::store::Change;
 use crate::store::records::{self, EngineRecord, Fabric, Item, Record, Stored};
 
 /// Most hours a registration key may be valid.
@@ -112,7 +113,10 @@ async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
             details: arm_model::job::JobDetails::default(),
             locks: vec![id.key()],
             request_id: &call.request_id,
-            changes: Vec::new(),
+            changes: vec![unchanged(
+                &id.key(),
+                stored.as_ref().map(|stored| stored.etag),
+            )],
             name: None,
         },
     )
@@ -127,6 +131,16 @@ pub fn put_input<R: Record>(
     before: Option<&Stored<R>>,
 ) -> serde_json::Value {
     json!({ "key": key, "kind": R::KIND, "body": record, "before": before.map(|stored| &stored.record) })
+}
+
+/// The condition under which a job may begin: nobody else has changed what its request was checked against. From then on the
+/// job has the document to itself.
+#[must_use]
+pub fn unchanged(key: &str, present: Option<u64>) -> Change {
+    Change::Check {
+        key: key.to_owned(),
+        expect: Call::expect(present),
+    }
 }
 
 async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
@@ -202,7 +216,7 @@ async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
             details: arm_model::job::JobDetails::default(),
             locks: vec![id.key()],
             request_id: &call.request_id,
-            changes: Vec::new(),
+            changes: vec![unchanged(&id.key(), Some(stored.etag))],
             name: None,
         },
     )

@@ -7,6 +7,7 @@ use super::entry::{Call, unknown_path};
 use super::filter::Filter;
 use super::load;
 use super::reply::Reply;
+use crate::auth::{clients, oauth};
 use crate::fault::Fault;
 use crate::saga::state::Phase;
 use crate::store::records::{self, JobRecord};
@@ -54,7 +55,9 @@ pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
         }),
     };
     let (from, to) = (instant("startTime")?, instant("endTime")?);
-    let fabric = filter.first("fabricId").map(str::to_ascii_lowercase);
+    let fabric = filter
+        .first("fabricId")
+        .map(|id| id.trim_end_matches('/').to_ascii_lowercase());
     let mut jobs: Vec<JobRecord> =
         records::list::<JobRecord>(call.app.store.as_ref(), &format!("{}/", vault.key()))
             .await?
@@ -66,11 +69,9 @@ pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
                 filter.allows("affectedObjectTypes", &job.properties.target_instance_type)
             })
             .filter(|job| {
-                fabric.as_ref().is_none_or(|fabric| {
-                    job.resource
-                        .to_ascii_lowercase()
-                        .starts_with(fabric.as_str())
-                })
+                fabric
+                    .as_ref()
+                    .is_none_or(|fabric| clients::covers(fabric, &job.resource))
             })
             .filter(|job| {
                 from.is_none_or(|from| job.created_unix_ms >= from)
@@ -96,12 +97,17 @@ pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
         .map(|job| answer(job, false))
         .collect::<Result<Vec<_>, _>>()?;
     let next_link = more.then(|| {
-        format!(
+        let mut link = format!(
             "{}{vault}/replicationJobs?api-version={}&%24skipToken={}",
             call.app.public_url,
             call.api_version,
             skip + PAGE
-        )
+        );
+        if let Some(filter) = call.query.get("$filter") {
+            link.push_str("&%24filter=");
+            link.push_str(&oauth::escaped(filter));
+        }
+        link
     });
     Reply::ok(&Page { value, next_link })
 }

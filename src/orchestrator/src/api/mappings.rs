@@ -69,6 +69,7 @@ async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     let wanted = body.policy_id.unwrap_or_default();
     let policy_id = PolicyId::parse(&wanted)
         .map_err(|error| Fault::invalid("properties.policyId", format!("{error}.")))?;
+    call.may_use(policy_id.as_arm(), "properties.policyId")?;
     let foreign = arm_model::VaultId::of(&policy_id).is_none_or(|vault| vault != located.vault);
     let policy = records::get::<Policy>(call.app.store.as_ref(), &policy_id.key())
         .await?
@@ -149,7 +150,10 @@ async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
             details: arm_model::job::JobDetails::default(),
             locks: vec![id.key()],
             request_id: &call.request_id,
-            changes: Vec::new(),
+            changes: vec![fabrics::unchanged(
+                &id.key(),
+                stored.as_ref().map(|stored| stored.etag),
+            )],
             name: None,
         },
     )
@@ -208,7 +212,7 @@ async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
         details: arm_model::job::JobDetails::default(),
         locks: vec![id.key()],
         request_id: &call.request_id,
-        changes: Vec::new(),
+        changes: vec![fabrics::unchanged(&id.key(), Some(stored.etag))],
         name: None,
     })
     .await?;

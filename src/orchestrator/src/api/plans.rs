@@ -58,6 +58,7 @@ async fn put(call: &Call<'_>, vault: &VaultId, id: &PlanId) -> Result<Reply, Fau
     let wanted = body.primary_fabric_id.unwrap_or_default();
     let fabric = FabricId::parse(&wanted)
         .map_err(|error| Fault::invalid("properties.primaryFabricId", format!("{error}.")))?;
+    call.may_use(fabric.as_arm(), "properties.primaryFabricId")?;
     let known = records::get::<Fabric>(call.app.store.as_ref(), &fabric.key()).await?;
     let known = known.filter(|_| VaultId::of(&fabric).is_some_and(|owner| owner == *vault));
     let Some(known) = known else {
@@ -157,7 +158,10 @@ async fn save(
             details: arm_model::job::JobDetails::default(),
             locks: vec![id.key()],
             request_id: &call.request_id,
-            changes: Vec::new(),
+            changes: vec![fabrics::unchanged(
+                &id.key(),
+                stored.map(|stored| stored.etag),
+            )],
             name: None,
         },
     )
@@ -200,6 +204,7 @@ async fn groups(
             let target = format!("{target}.replicationProtectedItems[{position}].id");
             let id = ProtectedItemId::parse(&item.id)
                 .map_err(|error| Fault::invalid(&target, format!("{error}.")))?;
+            call.may_use(id.as_arm(), &target)?;
             let stored = records::get::<Item>(call.app.store.as_ref(), &id.key()).await?;
             let stored = stored.ok_or_else(|| {
                 Fault::refuse(
@@ -274,7 +279,7 @@ async fn delete(call: &Call<'_>, vault: &VaultId, id: &PlanId) -> Result<Reply, 
         details: arm_model::job::JobDetails::default(),
         locks: vec![id.key()],
         request_id: &call.request_id,
-        changes: Vec::new(),
+        changes: vec![fabrics::unchanged(&id.key(), Some(stored.etag))],
         name: None,
     })
     .await?;

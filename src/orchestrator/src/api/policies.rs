@@ -232,7 +232,10 @@ async fn save(
             details: arm_model::job::JobDetails::default(),
             locks: vec![id.key()],
             request_id: &call.request_id,
-            changes: Vec::new(),
+            changes: vec![fabrics::unchanged(
+                &id.key(),
+                stored.as_ref().map(|stored| stored.etag),
+            )],
             name: None,
         },
     )
@@ -261,6 +264,7 @@ fn check_extensions(details: &PolicyDetails, target: &str) -> Result<(), Fault> 
     if details.log_quota_in_percent > 0 {
         validate::log_quota(details.log_quota_in_percent).map_err(at("logQuotaInPercent"))?;
     }
+    validate::comparison_windows(&details.comparison_windows).map_err(at("comparisonWindows"))?;
     for (index, window) in details.comparison_windows.iter().enumerate() {
         window
             .parse()
@@ -385,7 +389,7 @@ async fn delete(call: &Call<'_>, vault: &VaultId, id: &PolicyId) -> Result<Reply
         details: arm_model::job::JobDetails::default(),
         locks: vec![id.key()],
         request_id: &call.request_id,
-        changes: Vec::new(),
+        changes: vec![fabrics::unchanged(&id.key(), Some(stored.etag))],
         name: None,
     })
     .await?;

@@ -104,15 +104,18 @@ async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
         item.request.target_vm_size = update.recovery_azure_vm_size;
     }
     if let Some(network) = update.selected_recovery_azure_network_id {
-        let (_, vault) = load::vault(call).await?;
-        super::enable::network(
-            call,
-            &network,
-            &vault.record.0.location,
-            "properties.selectedRecoveryAzureNetworkId",
-        )
-        .await?;
-        item.request.target_azure_network_id = Some(network);
+        if !network.is_empty() {
+            let (_, vault) = load::vault(call).await?;
+            super::enable::network(
+                call,
+                &network,
+                &vault.record.0.location,
+                "properties.selectedRecoveryAzureNetworkId",
+            )
+            .await?;
+        }
+        // An empty text takes the network out; what is absent stays.
+        item.request.target_azure_network_id = Some(network).filter(|id| !id.is_empty());
     }
     let subnet = update
         .vm_nics
@@ -120,7 +123,8 @@ async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
         .and_then(|nics| nics.pointer("/0/ipConfigs/0/recoverySubnetName"))
         .and_then(serde_json::Value::as_str);
     if let Some(subnet) = subnet {
-        item.request.target_azure_subnet_id = Some(subnet.to_owned());
+        item.request.target_azure_subnet_id =
+            Some(subnet.to_owned()).filter(|subnet| !subnet.is_empty());
     }
     if let Some(details) = update.provider_specific_details {
         apply(call, &mut item, details).await?;

@@ -337,7 +337,8 @@ async fn stays_where_it_is(
 }
 
 /// The credential after a change: the one that was given, or the one that is there. A credential that is there is not
-/// used for another endpoint or another place to sign in: whoever changes these knows the credential.
+/// used for another endpoint or another place to sign in, nor by another way there (a proxy with an authority of its own reads
+/// what passes): whoever changes these knows the credential.
 async fn secret_after(
     call: &Call<'_>,
     id: &StorageAccountId,
@@ -363,7 +364,10 @@ async fn secret_after(
         .unwrap_or_default();
     let before = stored.and_then(|stored| Account::of(&stored.record));
     let same_target = before.as_ref().is_some_and(|before| {
-        before.endpoint == account.endpoint && before.client == account.client
+        before.endpoint == account.endpoint
+            && before.client == account.client
+            && before.proxy_url == account.proxy_url
+            && before.ca_pem == account.ca_pem
     });
     let missing = |target: &'static str, what: &str| {
         Err(Fault::refuse(
@@ -374,7 +378,7 @@ async fn secret_after(
             )
             .at(target)
             .advise(
-                "The credential was never given, or endpoint or access client are others than before.",
+                "The credential was never given, or endpoint, access client, proxy or authorities are others than before.",
                 "Give the credential with the request; it is never shown again.",
             ),
         ))

@@ -9,6 +9,7 @@ use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{load, plain};
 use crate::fault::Fault;
+use crate::saga::state::Phase;
 use crate::store::records::{self, Fabric, JobRecord, Plan, Policy, Vault, VaultKeys};
 use crate::vault_keys;
 
@@ -125,6 +126,20 @@ async fn delete(call: &Call<'_>) -> Result<Reply, Fault> {
             "Switch protection off, then remove hosts, sites, plans and policies first.",
         ));
     }
+    let jobs = records::list::<JobRecord>(store, &below).await?;
+    if let Some(job) = jobs.iter().find(|job| job.record.phase != Phase::Ended) {
+        return Err(Fault::conflict(
+            "VaultNotEmpty",
+            id.as_str(),
+            format!(
+                "The job `{}` ({}) of the vault `{}` has not ended.",
+                job.record.properties.friendly_name,
+                job.record.id,
+                id.name()
+            ),
+            "Wait until the job has ended, or cancel it.",
+        ));
+    }
     let mut changes = vec![crate::store::Change::Delete {
         key: id.key(),
         expect: crate::store::Expect::Etag(stored.etag),
@@ -134,9 +149,7 @@ async fn delete(call: &Call<'_>) -> Result<Reply, Fault> {
         // Replicas that were left in the store stay readable when a vault of this id is made again.
         changes.push(records::delete(records::vault_keys_key(&id.key())));
     }
-    for job in records::list::<JobRecord>(store, &below).await? {
-        changes.push(records::delete(job.key));
-    }
+    changes.extend(jobs.into_iter().map(|job| records::delete(job.key)));
     store.apply(changes).await?;
     Ok(Reply::Empty(StatusCode::NO_CONTENT))
 }

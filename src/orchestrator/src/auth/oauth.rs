@@ -170,6 +170,21 @@ pub fn decode(text: &str) -> String {
     percent(&text.replace('+', " "))
 }
 
+/// A value of a query, percent encoded.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    use std::fmt::Write as _;
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String can't fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
 /// Undoes percent encoding; malformed escapes stay as they are.
 #[must_use]
 pub fn percent(text: &str) -> String {
@@ -205,5 +220,7 @@ mod tests {
         let form = form(b"grant_type=client_credentials&client_secret=a%2Bb+c%zz&x");
         assert_eq!(form["client_secret"], "a+b c%zz");
         assert_eq!(form["x"], "");
+        let text = "jobStatus eq 'a+b' & c=ü";
+        assert_eq!(decode(&escaped(text)), text);
     }
 }

@@ -11,6 +11,7 @@
 mod carry;
 pub mod desired;
 pub mod enrol;
+mod limits;
 pub mod reports;
 
 use std::pin::Pin;
@@ -21,7 +22,7 @@ use engine_protocol::v1::engine_gateway_server::{EngineGateway, EngineGatewaySer
 use engine_protocol::{MAX_MESSAGE_BYTES, tls, v1};
 use futures::Stream;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -48,14 +49,23 @@ pub async fn serve(
         &certificate.certificate_pem,
         &certificate.key_pem,
     );
-    let service = EngineGatewayServer::new(Gateway {
+    let gateway = Arc::new(Gateway {
         app,
         stop: stop.clone(),
-    })
-    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-    .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        enrolments: Semaphore::new(limits::ENROLMENTS_AT_ONCE),
+    });
+    let accepts = |bytes| {
+        EngineGatewayServer::from_arc(Arc::clone(&gateway))
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    };
+    let service = limits::ByCall {
+        enrolment: accepts(limits::MAX_ENROLMENT_BYTES),
+        session: accepts(MAX_MESSAGE_BYTES),
+    };
     tonic::transport::Server::builder()
         .tls_config(tls)?
+        .concurrency_limit_per_connection(limits::CALLS_OF_A_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .add_service(service)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
@@ -65,6 +75,7 @@ pub async fn serve(
 struct Gateway {
     app: Arc<App>,
     stop: CancellationToken,
+    enrolments: Semaphore,
 }
 
 #[tonic::async_trait]
@@ -75,6 +86,11 @@ impl EngineGateway for Gateway {
         &self,
         request: Request<v1::EnrolRequest>,
     ) -> Result<Response<v1::EnrolResponse>, Status> {
+        let _turn = self
+            .enrolments
+            .acquire()
+            .await
+            .map_err(|_| Status::unavailable("the gateway stops; try again"))?;
         enrol::enrol(&self.app, request.into_inner())
             .await
             .map(Response::new)
@@ -86,7 +102,7 @@ impl EngineGateway for Gateway {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let engine_id = tls::engine_id(&request)?;
         let key = records::engine_key(&engine_id);
-        records::get::<EngineRecord>(self.app.store.as_ref(), &key)
+        let known = records::get::<EngineRecord>(self.app.store.as_ref(), &key)
             .await
             .map_err(enrol::failed)?
             .ok_or_else(|| {
@@ -94,6 +110,14 @@ impl EngineGateway for Gateway {
                     "this host was unregistered; enrol with a new registration key",
                 )
             })?;
+        // Records of before the key was noted have none.
+        let key_digest = &known.record.key_digest;
+        if !key_digest.is_empty() && *key_digest != tls::peer_key_digest(&request)? {
+            warn!(engine = %engine_id, "a session under an engine's id with another key");
+            return Err(Status::permission_denied(
+                "an engine of this id is registered with another key; enrol with a new registration key",
+            ));
+        }
         let session = self.app.fleet.begin_session(&engine_id);
         info!(engine = %engine_id, session, "engine connected");
         let (sender, receiver) = mpsc::channel(4);

@@ -149,6 +149,17 @@ impl Workflow for TestFailover {
             _ => Ok(Outcome::Done),
         }
     }
+
+    async fn failed(&self, run: &mut Run<'_>) -> Result<(), Fault> {
+        let status = if run.job.cancel {
+            "Cancelled"
+        } else {
+            "Failed"
+        };
+        // Nothing is left to be cleaned up: a drill that is `Active` would be waited for.
+        run.job.properties.custom_details.test_failover_status = Some(status.to_owned());
+        Ok(())
+    }
 }
 
 fn input(run: &Run<'_>) -> Result<DrillInput, Fault> {

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! When the engine can't begin (a store folder that is full or read-only), the job fails with the
-//! engine's own words and the item stays: it can be removed, and the same request again mends it.
+//! engine's own words and the item stays: it can be removed, and the same request again mends it. A request for a VM that
+//! is protected already, when it fails or is cancelled, leaves the replica and gives the item its record of before.
 
 use arm_model::job::Task;
-use arm_model::{ArmError, ProtectedItemId, VaultId};
+use arm_model::{ArmError, FabricId, ProtectedItemId, VaultId};
 use async_trait::async_trait;
 use engine_protocol::v1::{self, replication_status::State};
 use protection::{DrillState, Event, Generation, ReplicationState};
@@ -17,15 +18,19 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::state::fresh_task;
-use super::{Outcome, Run, Workflow, start};
-use crate::access;
+use super::{Outcome, Run, Workflow, fence, start};
 use crate::app::App;
 use crate::fault::Fault;
-use crate::store::records::{self, Fence, Item, Mapping, Policy, Storage};
-use crate::store::{Change, Expect};
+use crate::store::records::{self, Item, Mapping, Policy, Storage};
+use crate::store::{Change, Expect, StoreError};
+use crate::{access, immutability};
 
 /// A first copy that reports no byte for so long counts as begun all the same.
 const QUIET_START_MS: i64 = 20_000;
+/// Memo: whether the job took a generation of its own.
+const MINTED: &str = "minted";
+/// Memo: the record that was there.
+const BEFORE: &str = "before";
 
 /// See the module.
 pub struct EnableProtection;
@@ -71,10 +76,54 @@ impl Workflow for EnableProtection {
         if node != 2 || run.job.recall("keep").is_some() {
             return Ok(Outcome::Done);
         }
-        let wanted = wanted(run)?;
+        let key = wanted(run)?.id.to_ascii_lowercase();
         let generation = generation(run);
-        retire(run, &wanted.id.to_ascii_lowercase(), generation).await
+        let minted = run.job.recall(MINTED).and_then(serde_json::Value::as_bool);
+        match (before(run), minted) {
+            // There are points, or a copy that goes on by itself: neither is this job's to take away.
+            (Some(before), Some(minted)) if !minted || before.machine.copied_once => {
+                put_back(run.app, &key, generation, before, minted).await?;
+                Ok(Outcome::Done)
+            }
+            (_, Some(true)) => retire(run, &key, generation).await,
+            // A job of an older release, which did not say: nothing is taken away.
+            _ => Ok(Outcome::Done),
+        }
     }
+}
+
+/// The record as it was before this job.
+fn before(run: &Run<'_>) -> Option<Item> {
+    let memo = run.job.recall(BEFORE)?.clone();
+    serde_json::from_value(memo).ok()
+}
+
+/// Gives an item that was protected before its record of then. What has been learned since stays, unless it is about the
+/// activation of this job.
+async fn put_back(
+    app: &App,
+    key: &str,
+    generation: Generation,
+    before: Item,
+    minted: bool,
+) -> Result<(), Fault> {
+    records::update::<Item>(app.store.as_ref(), key, |item| {
+        (item.machine.generation == generation).then(|| {
+            let learned = if minted { &before } else { item };
+            Item {
+                machine: learned.machine,
+                key_ids: learned.key_ids.clone(),
+                active_key_id: learned.active_key_id.clone(),
+                resynchronize: item.resynchronize,
+                last_test_failover: item.last_test_failover.clone(),
+                drill_job: item.drill_job.clone(),
+                ..before.clone()
+            }
+        })
+    })
+    .await?;
+    app.ring();
+    Ok(())
 }
 
 fn wanted(run: &Run<'_>) -> Result<Item, Fault> {
@@ -177,32 +226,24 @@ async fn reach_store(app: &App, wanted: &Item) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Takes a new fencing generation, or the present one of an activation that only has to go on.
+/// Takes a new fencing generation, or the present one of an activation that only has to go on. Which of both, and what is
+/// there before anything is written, is remembered: it decides what is taken back.
 async fn next_generation(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fault> {
-    let store = run.app.store.as_ref();
     let key = wanted.id.to_ascii_lowercase();
-    if let Some(present) = records::get::<Item>(store, &key).await?
-        && goes_on(&present.record, wanted)
-        && !is_stuck(run.app, &present.record)
-    {
-        run.job
-            .remember("generation", present.record.machine.generation.0);
-        return Ok(Outcome::Done);
+    let present = records::get::<Item>(run.app.store.as_ref(), &key).await?;
+    if let Some(present) = &present {
+        let before = serde_json::to_value(&present.record).unwrap_or_default();
+        run.job.remember(BEFORE, before);
+        if goes_on(&present.record, wanted) && !is_stuck(run.app, &present.record) {
+            let generation = present.record.machine.generation.0;
+            run.job.remember("generation", generation);
+            run.job.remember(MINTED, false);
+            return Ok(Outcome::Done);
+        }
     }
-    let fence_key = records::fence_key(&key);
-    let fence = records::get::<Fence>(store, &fence_key).await?;
-    let next = fence
-        .as_ref()
-        .map_or(1, |fence| fence.record.generation + 1);
-    let expect = fence.map_or(Expect::Absent, |fence| Expect::Etag(fence.etag));
-    store
-        .apply(vec![records::put(
-            fence_key,
-            &Fence { generation: next },
-            expect,
-        )?])
-        .await?;
+    let next = fence::next(run.app, wanted).await?;
     run.job.remember("generation", next);
+    run.job.remember(MINTED, true);
     Ok(Outcome::Done)
 }
 
@@ -235,7 +276,8 @@ fn is_stuck(app: &App, present: &Item) -> bool {
 }
 
 async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Fault> {
-    let store = run.app.store.as_ref();
+    let app = run.app;
+    let store = app.store.as_ref();
     let key = wanted.id.to_ascii_lowercase();
     let generation = generation(run);
     let present = records::get::<Item>(store, &key).await?;
@@ -270,6 +312,7 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
                     Err(_) if goes_on(&present.record, &wanted) => {
                         let present = present.record.machine.generation.0;
                         run.job.remember("generation", present);
+                        run.job.remember(MINTED, false);
                     }
                     Err(refusal) => return Err(refusal.into()),
                 }
@@ -277,14 +320,58 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
             Expect::Etag(present.etag)
         }
     };
-    let policy = Change::Check {
-        key: wanted.policy_id.to_ascii_lowercase(),
+    let policy_key = wanted.policy_id.to_ascii_lowercase();
+    let policy = records::get::<Policy>(store, &policy_key)
+        .await?
+        .ok_or_else(|| vanished(&policy_key))?;
+    if let Some(present) = &present {
+        immutability::allows_policy(app, &present.record, &policy.record).await?;
+    }
+    let mut changes = vec![Change::Check {
+        key: policy_key,
+        expect: Expect::Etag(policy.etag),
+    }];
+    // An item below a site, or of a host or an account, that is gone could be reached by no request any more.
+    let needed = needed(&wanted);
+    changes.extend(needed.iter().map(|key| Change::Check {
+        key: key.clone(),
         expect: Expect::Present,
-    };
-    store
-        .apply(vec![policy, records::put(key, &wanted, expect)?])
-        .await?;
-    Ok(Outcome::Done)
+    }));
+    changes.push(fence::hold(app, &wanted).await?);
+    changes.push(records::put(key, &wanted, expect)?);
+    match store.apply(changes).await {
+        Ok(_) => Ok(Outcome::Done),
+        Err(StoreError::Conflict { key }) if needed.contains(&key) => Err(vanished(&key)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Keys of what an item can't be without.
+fn needed(item: &Item) -> Vec<String> {
+    let site = ProtectedItemId::parse(&item.id)
+        .ok()
+        .and_then(|id| FabricId::of(&id))
+        .map(|site| site.key());
+    let account = item.storage_id.to_ascii_lowercase();
+    site.into_iter()
+        .chain([records::engine_key(&item.engine_id), account])
+        .collect()
+}
+
+/// What the request named was there, and is gone before the item is written.
+fn vanished(key: &str) -> Fault {
+    Fault::refuse(
+        409,
+        ArmError::new(
+            "DependencyRemoved",
+            format!("`{key}` was removed while protection was being enabled."),
+        )
+        .at(key)
+        .advise(
+            "Somebody removed it at the same time.",
+            "Make it again, or name another one, and repeat the request.",
+        ),
+    )
 }
 
 async fn first_copy_begun(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fault> {

@@ -19,6 +19,7 @@ pub mod drill;
 pub mod drill_cleanup;
 mod drill_report;
 pub mod enable_protection;
+pub mod fence;
 pub mod initial_replication;
 pub mod reshape;
 pub mod resynchronize;

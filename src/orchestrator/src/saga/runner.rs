@@ -1,6 +1,7 @@
 //! Runs stored jobs: one task per job, one step at a time, each step stored.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arm_model::ArmError;
@@ -21,6 +22,10 @@ use crate::store::{Change, Expect, StoreError};
 const RECHECK: Duration = Duration::from_secs(1);
 /// Pause after a failure of the store.
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// Pause after a step that met somebody else's change; doubled each time in a row, up to [`RECHECK`].
+const CONFLICT_RETRY: Duration = Duration::from_millis(1);
+/// Jobs that are stored but that nobody drives are looked for so often: a request may have died between the two.
+const RESCAN: Duration = Duration::from_secs(60);
 
 /// Result of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,61 +44,131 @@ pub enum Step {
 /// When the store can't be read at the start.
 pub async fn run(
     app: Arc<App>,
-    mut new_jobs: mpsc::UnboundedReceiver<String>,
+    new_jobs: mpsc::UnboundedReceiver<String>,
     stop: CancellationToken,
 ) -> Result<(), StoreError> {
-    let tracker = TaskTracker::new();
-    for job in records::list::<JobRecord>(app.store.as_ref(), "").await? {
-        if job.record.phase != Phase::Ended {
-            info!(job = %job.record.id, "job goes on after a restart");
-            // Nobody could report while we were away: that time doesn't count as waiting.
-            let now = app.now_ms();
-            records::update::<JobRecord>(app.store.as_ref(), &job.key, |job| {
-                Some(JobRecord {
-                    node_since_unix_ms: now,
-                    ..job.clone()
-                })
+    run_with(app, new_jobs, stop, RESCAN).await
+}
+
+pub(super) async fn run_with(
+    app: Arc<App>,
+    mut new_jobs: mpsc::UnboundedReceiver<String>,
+    stop: CancellationToken,
+    rescan: Duration,
+) -> Result<(), StoreError> {
+    let drivers = Drivers {
+        app: Arc::clone(&app),
+        stop: stop.clone(),
+        tracker: TaskTracker::new(),
+        driven: Arc::default(),
+    };
+    for job in unfinished(&app).await? {
+        info!(job = %job.record.id, "job goes on after a restart");
+        // Nobody could report while we were away: that time doesn't count as waiting.
+        let now = app.now_ms();
+        records::update::<JobRecord>(app.store.as_ref(), &job.key, |job| {
+            Some(JobRecord {
+                node_since_unix_ms: now,
+                ..job.clone()
             })
-            .await?;
-            tracker.spawn(drive(Arc::clone(&app), job.key, stop.clone()));
-        }
+        })
+        .await?;
+        drivers.drive(job.key);
     }
+    let mut rescan = tokio::time::interval_at(tokio::time::Instant::now() + rescan, rescan);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             key = new_jobs.recv() => match key {
-                Some(key) => { tracker.spawn(drive(Arc::clone(&app), key, stop.clone())); }
+                Some(key) => drivers.drive(key),
                 None => break,
+            },
+            _ = rescan.tick() => match unfinished(&app).await {
+                Ok(jobs) => jobs.into_iter().for_each(|job| drivers.drive(job.key)),
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "jobs can't be looked through; it is repeated"),
             },
         }
     }
-    tracker.close();
-    tracker.wait().await;
+    drivers.tracker.close();
+    drivers.tracker.wait().await;
     Ok(())
+}
+
+/// Jobs that have not ended and that this release can drive.
+async fn unfinished(app: &App) -> Result<Vec<Stored<JobRecord>>, StoreError> {
+    let mut jobs = records::list::<JobRecord>(app.store.as_ref(), "").await?;
+    jobs.retain(|job| job.record.phase != Phase::Ended && workflow(&job.record.workflow).is_some());
+    Ok(jobs)
+}
+
+/// Who drives which job.
+struct Drivers {
+    app: Arc<App>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    driven: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Drivers {
+    /// Drives a job, unless somebody does already.
+    fn drive(&self, key: String) {
+        if !lock(&self.driven).insert(key.clone()) {
+            return;
+        }
+        let (app, stop) = (Arc::clone(&self.app), self.stop.clone());
+        let driven = Arc::clone(&self.driven);
+        self.tracker.spawn(async move {
+            drive(app, key.clone(), stop).await;
+            lock(&driven).remove(&key);
+        });
+    }
+}
+
+fn lock(driven: &Mutex<BTreeSet<String>>) -> MutexGuard<'_, BTreeSet<String>> {
+    driven.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn drive(app: Arc<App>, key: String, stop: CancellationToken) {
     let mut bell = app.listen();
+    let mut conflicts = 0;
     while !stop.is_cancelled() {
         bell.mark_unchanged();
-        match step(&app, &key).await {
-            Ok(Step::Advanced) => {}
+        let pause = match step(&app, &key).await {
+            Ok(Step::Advanced) => {
+                conflicts = 0;
+                continue;
+            }
             Ok(Step::Ended) => return,
             Ok(Step::Waiting) => {
+                conflicts = 0;
                 tokio::select! {
                     () = stop.cancelled() => return,
                     _ = bell.changed() => {}
                     () = tokio::time::sleep(RECHECK) => {}
                 }
+                continue;
             }
             // Somebody (a cancel, a report) changed what the node read: look again.
-            Err(error) if error.is_conflict() => tokio::task::yield_now().await,
+            Err(error) if error.is_conflict() => {
+                conflicts += 1;
+                conflict_pause(conflicts)
+            }
             Err(error) => {
                 error!(job = %key, error = &error as &dyn std::error::Error, "job can't be stored; trying again");
-                tokio::time::sleep(STORE_RETRY).await;
+                STORE_RETRY
             }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// How long to wait after so many conflicts in a row: a step that conflicts for ever must not take a processor.
+fn conflict_pause(conflicts: u32) -> Duration {
+    let doublings = conflicts.saturating_sub(1).min(16);
+    (CONFLICT_RETRY * (1 << doublings)).min(RECHECK)
 }
 
 /// What tests do to a job; the real runner does nothing of it.
@@ -228,7 +303,6 @@ fn unwind(app: &App, job: &mut JobRecord, state: JobState) {
     job.phase = Phase::Unwinding;
     job.node = (job.node + 1).min(job.properties.tasks.len());
     job.node_since_unix_ms = app.now_ms();
-    job.node_since_unix_ms = app.now_ms();
     job.properties.allowed_actions.clear();
 }
 
@@ -282,4 +356,17 @@ async fn end(
     info!(job = %job.id, scenario = %job.properties.scenario_name, state = state.as_str(), "job ended");
     app.ring();
     Ok(Step::Ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_after_conflicts_grow_to_the_pace_of_waiting_nodes() {
+        assert_eq!(conflict_pause(1), CONFLICT_RETRY);
+        let pauses: Vec<Duration> = (1..40).map(conflict_pause).collect();
+        assert!(pauses.windows(2).all(|two| two[0] <= two[1]), "{pauses:?}");
+        assert_eq!(conflict_pause(u32::MAX), RECHECK);
+    }
 }

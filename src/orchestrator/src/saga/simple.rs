@@ -53,6 +53,7 @@ impl Workflow for Remove {
         if !is_last(run, node) {
             return Ok(Outcome::Done);
         }
+        nothing_is_left(run).await?;
         let mut changes = Vec::new();
         for document in list(&run.job.input, "documents") {
             if let Some(key) = document.get("key").and_then(Value::as_str) {
@@ -135,6 +136,36 @@ impl Workflow for Refresh {
 
     async fn undo(&self, _run: &mut Run<'_>, _node: usize) -> Result<Outcome, Fault> {
         Ok(Outcome::Done)
+    }
+}
+
+/// An item that was written since the request was checked would be left where no request can reach it.
+async fn nothing_is_left(run: &Run<'_>) -> Result<(), Fault> {
+    let engines = list(&run.job.input, "engines");
+    let sites: Vec<String> = list(&run.job.input, "documents")
+        .iter()
+        .filter(|document| document.get("kind").and_then(Value::as_str) == Some(Fabric::KIND))
+        .filter_map(|document| document.get("key").and_then(Value::as_str))
+        .map(|key| format!("{key}/"))
+        .collect();
+    if engines.is_empty() && sites.is_empty() {
+        return Ok(());
+    }
+    let items = records::list::<Item>(run.app.store.as_ref(), "").await?;
+    let left = items.into_iter().find(|item| {
+        sites.iter().any(|site| item.key.starts_with(site))
+            || engines
+                .iter()
+                .any(|engine| engine.as_str() == Some(item.record.engine_id.as_str()))
+    });
+    match left {
+        None => Ok(()),
+        Some(item) => Err(Fault::conflict(
+            "InUse",
+            &run.job.resource,
+            format!("`{}` has been protected in the meantime.", item.record.id),
+            "Switch its protection off, and repeat the request.",
+        )),
     }
 }
 

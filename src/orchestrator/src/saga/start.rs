@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use arm_model::job::{JobDetails, JobProperties, JobState, Task};
 use arm_model::{ArmId, JobId, VaultId};
 use serde_json::Value;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::state::{JobRecord, Phase};
 use crate::app::App;
 use crate::fault::Fault;
 use crate::store::records::{self, Lock};
-use crate::store::{Change, Expect};
+use crate::store::{Change, Expect, StoreError};
 
 /// What a job is about.
 pub struct NewJob<'a> {
@@ -50,7 +51,8 @@ pub struct NewJob<'a> {
 /// Stores the job and hands it to the runner.
 ///
 /// # Errors
-/// 409 when another job has one of the resources; failures of the store.
+/// 409 when another job has one of the resources; 412 when a change of `changes` doesn't hold any more; 404 when the vault
+/// is gone; failures of the store.
 pub async fn start(app: &App, new: NewJob<'_>) -> Result<JobId, Fault> {
     let id = new
         .vault
@@ -95,6 +97,11 @@ pub async fn start(app: &App, new: NewJob<'_>) -> Result<JobId, Fault> {
         created_unix_ms: now,
     };
     let mut changes = new.changes;
+    // A job of a vault that is gone could neither be seen nor cancelled.
+    changes.push(Change::Check {
+        key: new.vault.key(),
+        expect: Expect::Present,
+    });
     for lock in &new.locks {
         let lock_record = Lock { job: id.key() };
         changes.push(records::put(
@@ -104,14 +111,40 @@ pub async fn start(app: &App, new: NewJob<'_>) -> Result<JobId, Fault> {
         )?);
     }
     changes.push(records::put(id.key(), &record, Expect::Absent)?);
-    match app.store.apply(changes).await {
-        Ok(_) => {}
-        Err(crate::store::StoreError::Conflict { key }) => return Err(busy(app, &key).await?),
-        Err(error) => return Err(error.into()),
+    loop {
+        match app.store.apply(changes.clone()).await {
+            Ok(_) => break,
+            Err(StoreError::Conflict { key }) if key == new.vault.key() => {
+                return Err(Fault::not_found(new.vault.as_str()));
+            }
+            Err(StoreError::Conflict { key }) => match orphan(app, &key).await? {
+                Some(orphan) => match app.store.apply(vec![orphan]).await {
+                    Err(error) if !error.is_conflict() => return Err(error.into()),
+                    _ => warn!(lock = %key, "the lock of a job that has ended is given back"),
+                },
+                None => return Err(busy(app, &key).await?),
+            },
+            Err(error) => return Err(error.into()),
+        }
     }
     app.start_job(&id.key());
     app.ring();
     Ok(id)
+}
+
+/// The removal of a lock whose job is gone or has ended. A job gives its locks back in the batch that ends it, so nobody will
+/// do it any more.
+async fn orphan(app: &App, key: &str) -> Result<Option<Change>, StoreError> {
+    let store = app.store.as_ref();
+    let Some(lock) = records::get::<Lock>(store, key).await? else {
+        return Ok(None);
+    };
+    let job = records::get::<JobRecord>(store, &lock.record.job).await?;
+    let over = job.is_none_or(|job| job.record.phase == Phase::Ended);
+    Ok(over.then(|| Change::Delete {
+        key: key.to_owned(),
+        expect: Expect::Etag(lock.etag),
+    }))
 }
 
 /// Why a conflicting job can't begin.

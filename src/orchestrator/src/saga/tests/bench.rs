@@ -15,12 +15,17 @@ use crate::auth::jwt::SigningKey;
 use crate::auth::token::TokenIssuer;
 use crate::gateway::desired;
 use crate::gateway::reports::Intake;
-use crate::store::records::{self, EngineRecord, Item, Mapping, Policy};
+use crate::store::records::{
+    self, EngineRecord, Fabric, Item, Mapping, Plain, Policy, Storage, Vault,
+};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Expect, Query, ResourceStore as _};
 
 pub(super) const ENGINE: &str = "9d3c2f10-77aa-4c55-8a10-6b2f1d0e9a77";
-/// A store with a vault, a site, a host and a policy; apps come and go.
+const STORAGE: &str =
+    "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/st";
+
+/// A store with a vault, a site, a host, a policy and an account; apps come and go.
 pub(super) struct Bench {
     _folder: TempDir,
     pub(super) store: SqliteStore,
@@ -68,7 +73,21 @@ impl Bench {
             id: mapping.to_string(),
             policy_id: policy.to_string(),
         };
+        let plain = |id: &str| Plain {
+            id: id.to_owned(),
+            location: "northeurope".to_owned(),
+            body: Value::Null,
+        };
+        let fabric_record = Fabric {
+            id: fabric.to_string(),
+            internal_identifier: "site".to_owned(),
+        };
+        let vault = Vault(plain(bench.vault.as_str()));
+        let storage = Storage(plain(STORAGE));
         let changes = vec![
+            records::put(bench.vault.key(), &vault, Expect::Absent).expect("record"),
+            records::put(STORAGE.to_ascii_lowercase(), &storage, Expect::Absent).expect("record"),
+            records::put(fabric.key(), &fabric_record, Expect::Absent).expect("record"),
             records::put(records::engine_key(ENGINE), &engine, Expect::Absent).expect("record"),
             records::put(policy.key(), &policy_record, Expect::Absent).expect("record"),
             records::put(mapping.key(), &mapping_record, Expect::Absent).expect("record"),
@@ -179,9 +198,7 @@ impl Bench {
             vm_name: name.to_owned(),
             disk_ids: vec!["disk".to_owned()],
             policy_id: self.vault.policy("p").to_string(),
-            storage_id:
-                "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/st"
-                    .to_owned(),
+            storage_id: STORAGE.to_owned(),
             folder: "/srv/store".to_owned(),
             azure: None,
             log: None,
