@@ -358,6 +358,7 @@ async fn prepare(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault
             vault_key: item.vault_key.clone(),
             folder: item.folder.clone(),
             azure: item.azure.clone(),
+            log: item.log.clone(),
             storage_id: item.storage_id.clone(),
             point_id: vm.point_id.clone(),
             isolated: input.isolated,
@@ -369,7 +370,6 @@ async fn prepare(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault
             app.store
                 .apply(vec![records::put(
                     key,
-            log: item.log.clone(),
                     &record,
                     crate::store::Expect::Absent,
                 )?])

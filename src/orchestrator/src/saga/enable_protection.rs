@@ -352,9 +352,12 @@ fn needed(item: &Item) -> Vec<String> {
         .ok()
         .and_then(|id| FabricId::of(&id))
         .map(|site| site.key());
-    let account = item.storage_id.to_ascii_lowercase();
+    let accounts = item
+        .places()
+        .map(|(place, _)| place.storage_id.to_ascii_lowercase());
     site.into_iter()
-        .chain([records::engine_key(&item.engine_id), account])
+        .chain([records::engine_key(&item.engine_id)])
+        .chain(accounts)
         .collect()
 }
 

@@ -88,11 +88,16 @@ pub async fn alone(app: &App, item: &Item) -> Result<(), Fault> {
 
 /// Whether two items have a place in common.
 fn meet(one: &Item, other: &Item) -> bool {
-    let place = |item: &Item| {
-        let folder = item.folder.trim_end_matches(['/', '\\']).to_owned();
-        (folder, item.azure.clone())
+    let places = |item: &Item| -> Vec<_> {
+        item.places()
+            .map(|(place, _)| {
+                let folder = place.folder.trim_end_matches(['/', '\\']).to_owned();
+                (folder, place.azure.cloned())
+            })
+            .collect()
     };
-    place(one) == place(other)
+    let others = places(other);
+    places(one).iter().any(|place| others.contains(place))
 }
 
 /// [`alone`], and the change that makes it hold for what is stored together with it: of two items of one name that are

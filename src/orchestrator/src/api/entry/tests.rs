@@ -54,6 +54,10 @@ impl ResourceStore for Held {
         pass(&self.finish).await;
         result
     }
+
+    fn revision(&self) -> u64 {
+        self.inner.revision()
+    }
 }
 
 async fn pass(gate: &Semaphore) {
