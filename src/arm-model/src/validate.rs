@@ -247,6 +247,28 @@ pub fn interval_with_storage(seconds: u32, sku_name: &str) -> Result<(), Violati
     ))
 }
 
+/// A premium account takes page blobs only, so the change log of a VM goes to a standard account of its own.
+///
+/// # Errors
+/// The rule that is broken; it is about the log storage account.
+pub fn log_storage(target_sku: &str, log_sku: Option<&str>) -> Result<(), Violation> {
+    match log_sku {
+        Some(log) if is_premium(log) => Err(Violation::new(
+            format!(
+                "Premium storage (`{log}`) can't be a log storage account: it takes no change log."
+            ),
+            "Use a standard account in the vault's region for the log, such as one of kind `Standard_LRS`.",
+        )),
+        None if is_premium(target_sku) => Err(Violation::new(
+            format!(
+                "Premium storage (`{target_sku}`) takes no change log: a log storage account is needed."
+            ),
+            "Name a standard account in the vault's region as log storage account, or replicate to a standard account.",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a storage kind is a premium one.
 #[must_use]
 pub fn is_premium(sku_name: &str) -> bool {
@@ -292,28 +314,6 @@ pub fn regions_equal(vault: &str, what: &str, region: &str) -> Result<(), Violat
 pub fn start_time(text: &str) -> Result<(), Violation> {
     let parts: Vec<Option<u32>> = text
         .split(':')
-/// A premium account takes page blobs only, so the change log of a VM goes to a standard account of its own.
-///
-/// # Errors
-/// The rule that is broken; it is about the log storage account.
-pub fn log_storage(target_sku: &str, log_sku: Option<&str>) -> Result<(), Violation> {
-    match log_sku {
-        Some(log) if is_premium(log) => Err(Violation::new(
-            format!(
-                "Premium storage (`{log}`) can't be a log storage account: it takes no change log."
-            ),
-            "Use a standard account in the vault's region for the log, such as one of kind `Standard_LRS`.",
-        )),
-        None if is_premium(target_sku) => Err(Violation::new(
-            format!(
-                "Premium storage (`{target_sku}`) takes no change log: a log storage account is needed."
-            ),
-            "Name a standard account in the vault's region as log storage account, or replicate to a standard account.",
-        )),
-        _ => Ok(()),
-    }
-}
-
         .map(|part| {
             (part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit()))
                 .then(|| part.parse().ok())
@@ -373,6 +373,16 @@ mod tests {
     }
 
     #[test]
+    fn premium_storage_needs_a_log_account_and_is_none() {
+        assert!(log_storage("Premium_LRS", None).is_err());
+        assert!(log_storage("Premium_ZRS", Some("Standard_GRS")).is_ok());
+        assert!(log_storage("Premium_LRS", Some("premium_lrs")).is_err());
+        assert!(log_storage("Standard_LRS", Some("Premium_LRS")).is_err());
+        assert!(log_storage("Standard_LRS", Some("Standard_LRS")).is_ok());
+        assert!(log_storage("Standard_LRS", None).is_ok());
+    }
+
+    #[test]
     fn policy_numbers_have_the_limits_of_the_service() {
         for seconds in [5, 30, 300, 900] {
             assert!(replication_interval(seconds).is_ok());
@@ -415,13 +425,3 @@ mod tests {
         }
     }
 }
-    #[test]
-    fn premium_storage_needs_a_log_account_and_is_none() {
-        assert!(log_storage("Premium_LRS", None).is_err());
-        assert!(log_storage("Premium_ZRS", Some("Standard_GRS")).is_ok());
-        assert!(log_storage("Premium_LRS", Some("premium_lrs")).is_err());
-        assert!(log_storage("Standard_LRS", Some("Premium_LRS")).is_err());
-        assert!(log_storage("Standard_LRS", Some("Standard_LRS")).is_ok());
-        assert!(log_storage("Standard_LRS", None).is_ok());
-    }
-
