@@ -332,6 +332,7 @@ impl Lab {
             kind: Some(store_target::Kind::Folder(
                 self.store.to_str().unwrap().to_owned(),
             )),
+            log: None,
         }
     }
 
@@ -339,7 +340,6 @@ impl Lab {
         let driver =
             QemuDriver::new(vec![self.vms.clone()], self.folder.path().join("scratch")).unwrap();
         driver
-            log: None,
             .write_as_guest(
                 VmId(self.vm),
                 DiskId(self.disks[disk]),
