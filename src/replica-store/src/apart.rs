@@ -139,7 +139,7 @@ impl Medium for ApartMedium {
         if self.base.base_owner()?.is_none() {
             if self.base.get(layout::MANIFEST)?.is_some() {
                 return Err(StoreError::new(
-                    ErrorKind::Conflict,
+                    ErrorKind::Invalid,
                     format!(
                         "{} holds a replica of this VM with its journal: protect the VM without a log storage account, or remove that replica first",
                         self.base.describe("")
@@ -190,7 +190,7 @@ impl Guard for Both {}
 /// The refusal of a replica whose base belongs to another journal.
 pub(crate) fn claimed(base: &str, owner: Option<&str>) -> StoreError {
     StoreError::new(
-        ErrorKind::Conflict,
+        ErrorKind::Invalid,
         format!(
             "base in {base} belongs to a replica of this VM whose journal is in {}: protect the VM with that log storage account, or remove that replica first",
             owner.unwrap_or("another log storage account")
@@ -207,7 +207,7 @@ pub(crate) fn elsewhere(place: &str, base: Option<&str>) -> StoreError {
         None => "its base is in the same account: use it without a log storage account".to_owned(),
     };
     StoreError::new(
-        ErrorKind::Conflict,
+        ErrorKind::Invalid,
         format!("the replica at {place} is another one than was asked for; {action}"),
     )
 }

@@ -181,7 +181,7 @@ pub(crate) trait Medium: Debug + Send + Sync {
     /// Notes the journal that base here belongs to, in printable ASCII; `Refused` when one is noted.
     fn mark_base(&self, journal: &str) -> Result<Put>;
 
-    /// Takes the place of base for this replica, before base is made. `Conflict` when it belongs to a
+    /// Takes the place of base for this replica, before base is made. `Invalid` when it belongs to a
     /// replica whose journal is elsewhere.
     fn claim_base(&self) -> Result<()> {
         match self.base_owner()? {

@@ -197,7 +197,7 @@ async fn base_is_not_taken_from_a_replica_with_another_log_account() {
     let (other_double, other) = account(false).await;
     let moved = StoreTarget::Azure(pair.premium.clone()).with_log(StoreTarget::Azure(other));
     let error = open(&moved, 2).await.expect_err("base is in use");
-    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     assert!(
         error.to_string().contains(&pair.doubles[1].endpoint()),
         "it says where the journal is: {error}"
@@ -257,7 +257,7 @@ async fn a_replica_is_not_opened_with_fewer_or_other_accounts_than_it_was_made_w
         StoreTarget::Azure(other).with_log(log.clone()),
     ] {
         let error = open(&wrong, 2).await.expect_err("another replica");
-        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
     let error = ReplicaReader::open(&log, &key(1))
         .await
@@ -268,7 +268,7 @@ async fn a_replica_is_not_opened_with_fewer_or_other_accounts_than_it_was_made_w
     let writer = ReplicaWriter::open(&base, &plain, Generation(1), &disks()).await;
     drop(writer.expect("opened"));
     let torn = ReplicaWriter::open(&both, &plain, Generation(2), &disks()).await;
-    assert_eq!(torn.expect_err("whole").kind(), ErrorKind::Conflict);
+    assert_eq!(torn.expect_err("whole").kind(), ErrorKind::Invalid);
     assert_eq!(first_byte(&both).await, 1);
 }
 
