@@ -1,7 +1,7 @@
 //! Attributes that many schemas share, with their checks.
 
 use arm_model::validate::{self, Violation};
-use tf_provider::{Attribute, Nesting, Object, Schema, Value};
+use tf_provider::{Attribute, Nesting, Object, ResourceState, Schema, Value};
 
 /// Where the provider keeps the ARM id.
 pub(crate) fn id() -> Attribute {
@@ -184,6 +184,32 @@ pub(crate) fn keep_planned(planned: &Object, value: &mut Object) {
     }
 }
 
+/// Keeps the state as it is but for what a later step of a change does: should that step fail, the next apply must see that it
+/// is still to be done.
+pub(crate) fn keep_without(state: &mut ResourceState, prior: Option<&Object>, later: &[&str]) {
+    let whole = state.value.clone();
+    for name in later {
+        let before = prior.map_or(Value::Null, |prior| prior.get(name).clone());
+        state.value.set(*name, before);
+    }
+    state.keep();
+    state.value = whole;
+}
+
+/// Keeps the state of before with what has been done of a change so far.
+pub(crate) fn keep_done(state: &mut ResourceState, prior: Option<&Object>, done: &[&str]) {
+    let Some(prior) = prior else {
+        return state.keep();
+    };
+    let mut reached = prior.clone();
+    for name in done {
+        reached.set(*name, state.value.get(name).clone());
+    }
+    let whole = std::mem::replace(&mut state.value, reached);
+    state.keep();
+    state.value = whole;
+}
+
 /// Sets a text, or null when it is empty.
 pub(crate) fn text_or_null(text: Option<&str>) -> Value {
     match text {
@@ -210,5 +236,26 @@ mod tests {
         assert_eq!(value.str("location"), Some("North Europe"));
         assert_eq!(value.str("policy_id"), Some("/Subscriptions/S"));
         assert_eq!(value.str("name"), Some("vault"));
+    }
+
+    #[test]
+    fn what_a_failed_step_has_not_done_is_not_in_the_state_that_is_kept() {
+        let prior = Object::new().with("a", "old").with("b", "old");
+        let planned = Object::new().with("a", "new").with("b", "new");
+        let kept = |keep: &dyn Fn(&mut ResourceState)| {
+            let mut state = ResourceState::new(planned.clone());
+            keep(&mut state);
+            assert_eq!(state.value, planned, "the change itself goes on");
+            state.kept().cloned().expect("kept")
+        };
+        let expected = Object::new().with("a", "new").with("b", "old");
+        assert_eq!(
+            kept(&|state| keep_without(state, Some(&prior), &["b"])),
+            expected
+        );
+        assert_eq!(
+            kept(&|state| keep_done(state, Some(&prior), &["a"])),
+            expected
+        );
     }
 }

@@ -41,6 +41,8 @@ pub(crate) trait Plain: Send + Sync + 'static {
     const REMOVAL: Removal;
     /// Whether [`Plain::after_change`] does something that shows in an answer.
     const HAS_MORE_AFTER_A_CHANGE: bool = false;
+    /// Attributes whose change [`Plain::after_change`] carries out: until it has, they are not in the state.
+    const LATER: &'static [&'static str] = &[];
     /// Properties in answers.
     type Properties: DeserializeOwned + Send + Sync;
     /// Its id.
@@ -191,7 +193,7 @@ impl<P: Plain> Resource<Session> for Managed<P> {
                 remote.update(method, &id.to_string(), &body).await?;
             P::fill(&id, &answer, &mut state.value);
             fields::keep_planned(&change.planned, &mut state.value);
-            state.keep();
+            fields::keep_without(state, change.prior.as_ref(), P::LATER);
         }
         P::after_change(&remote, &id, change).await?;
         if P::HAS_MORE_AFTER_A_CHANGE

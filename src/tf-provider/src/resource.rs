@@ -38,6 +38,12 @@ impl ResourceState {
     pub fn keep(&mut self) {
         self.kept = Some(self.value.clone());
     }
+
+    /// What an error that follows would store; `None` before the first [`ResourceState::keep`].
+    #[must_use]
+    pub fn kept(&self) -> Option<&Object> {
+        self.kept.as_ref()
+    }
 }
 
 /// What is to be changed.

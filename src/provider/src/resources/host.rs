@@ -268,10 +268,8 @@ impl Resource<Session> for HypervHost {
         let deployment = deployment(&remote.session, &change.planned)?;
         if change.changed("throttle") {
             throttle(&remote, &id, &change.planned).await?;
-            state
-                .value
-                .set("throttle", change.planned.get("throttle").clone());
-            state.keep();
+            // The engine on the host is still to be changed.
+            fields::keep_done(state, change.prior.as_ref(), &["throttle"]);
         }
         if !change
             .prior

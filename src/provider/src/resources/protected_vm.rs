@@ -337,7 +337,7 @@ impl Resource<Session> for ProtectedVm {
             let mut read = planned.clone();
             fill(&id, &answer.properties, &mut read);
             state.value = read.clone();
-            state.keep();
+            fields::keep_without(state, change.prior.as_ref(), &[RESYNCHRONIZE]);
             taken_over(planned, &read)?;
         }
         for (action, body) in disk_changes(change) {

@@ -1,8 +1,10 @@
 //! `siterecovery_test_failover`: a drill as a resource. Creating it boots the replicas as new VMs while the originals
 //! and the replication go on; destroying it removes these VMs.
 
-use arm_client::Method;
-use arm_model::job::JobProperties;
+use std::time::Duration;
+
+use arm_client::{Method, Retry};
+use arm_model::job::{JobProperties, JobState};
 use arm_model::test_failover::{NO_NETWORK, VM_NETWORK};
 use arm_model::{
     ArmId, HYPER_V_REPLICA_AZURE, JobId, PlanId, ProtectedItemId, RecoveryPointId,
@@ -23,6 +25,9 @@ use crate::remote::Remote;
 use crate::{fields, timeouts};
 
 const WHAT: &str = "test failover";
+/// How long a drill is looked for whose start was not answered.
+const LOOK_FOR: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const FIELDS: Fields = &[
     ("networkType", "network_type"),
     ("networkId", "network_id"),
@@ -132,12 +137,24 @@ impl Resource<Session> for TestFailover {
         })?;
         let body = request(&change.planned);
         let path = format!("{subject}/testFailover");
+        let before = remote.find::<Json>(subject.as_str()).await?;
+        let before = before.as_ref().and_then(drill_of);
         let begun = remote.session.api.begin(Method::Post, &path, Some(&body));
-        let operation = cx
-            .cancel()
-            .guard(begun)
-            .await?
-            .map_err(|error| remote.failed("Starting", &error))?;
+        let (operation, unknown) = match cx.cancel().guard(begun).await {
+            Ok(Ok(operation)) => (Ok(operation), false),
+            Ok(Err(error)) => {
+                let unknown = error.retry() == Retry::UnknownOutcome;
+                (Err(remote.failed("Starting", &error)), unknown)
+            }
+            Err(interrupted) => (Err(interrupted), true),
+        };
+        if unknown && let Some(job) = begun_unheard(&remote, &subject, before.as_ref()).await {
+            // Nobody told us of it, but it runs: without its id nothing would ever clean it up.
+            state.value.set("id", job.as_str());
+            state.value.set("job_id", job.name());
+            state.keep();
+        }
+        let operation = operation?;
         let Some(job) = operation.job_id().map(|job| vault.job(job)) else {
             return Err(Diagnostics::error(
                 "The drill has no job",
@@ -169,13 +186,7 @@ impl Resource<Session> for TestFailover {
         let Some(found) = remote.find::<Answer<JobProperties>>(job.as_str()).await? else {
             return Ok(Presence::Gone);
         };
-        if found
-            .properties
-            .custom_details
-            .test_failover_status
-            .as_deref()
-            == Some("Completed")
-        {
+        if is_over(&found.properties) {
             return Ok(Presence::Gone);
         }
         fill(&job, &found.properties, &mut state.value);
@@ -197,14 +208,20 @@ impl Resource<Session> for TestFailover {
         let limit = timeouts::of(&prior, "delete", timeouts::QUICK.delete);
         let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
         let subject = subject(&prior)?;
+        let job: JobId = stored_id(&prior)?;
+        if nothing_left(&remote, &job).await? {
+            return Ok(());
+        }
         let body = json!({ "properties": { "comments": prior.str("cleanup_comment") } });
-        remote
-            .remove(
-                Method::Post,
-                &format!("{subject}/testFailoverCleanup"),
-                Some(&body),
-            )
-            .await
+        let path = format!("{subject}/testFailoverCleanup");
+        match remote.try_remove(Method::Post, &path, Some(&body)).await? {
+            Ok(()) => Ok(()),
+            // It may have ended, or been cleaned up by somebody, since we looked.
+            Err(error) if error.status() == Some(409) && nothing_left(&remote, &job).await? => {
+                Ok(())
+            }
+            Err(error) => Err(remote.failed("Removing", &error)),
+        }
     }
 
     async fn import(
@@ -261,6 +278,48 @@ impl Resource<Session> for TestFailover {
         }
         Ok(state)
     }
+}
+
+/// Whether a drill has left nothing to be cleaned up: it was cleaned up, or it failed or was cancelled, which takes all of it
+/// back.
+fn is_over(job: &JobProperties) -> bool {
+    let status = job.custom_details.test_failover_status.as_deref();
+    matches!(status, Some("Completed" | "Failed" | "Cancelled"))
+        || matches!(job.state, JobState::Failed | JobState::Cancelled)
+}
+
+/// [`is_over`] of a drill's job. The service keeps the job for as long as there is something to clean up.
+async fn nothing_left(remote: &Remote<'_>, job: &JobId) -> Result<bool, Diagnostics> {
+    let found = remote.find::<Answer<JobProperties>>(job.as_str()).await?;
+    Ok(found.is_none_or(|job| is_over(&job.properties)))
+}
+
+/// The drill that a plan or a VM is in the middle of.
+fn drill_of(subject: &Json) -> Option<JobId> {
+    let scenario = subject.pointer("/properties/currentScenario")?;
+    let is_drill = scenario.get("scenarioName")?.as_str() == Some("TestFailover");
+    let job = scenario.get("jobId")?.as_str()?;
+    is_drill.then(|| JobId::parse(job).ok()).flatten()
+}
+
+/// The drill that began although its start was not answered; other than the one of `before`. Looks for a while, also when the
+/// user has interrupted us.
+async fn begun_unheard(
+    remote: &Remote<'_>,
+    subject: &ArmId,
+    before: Option<&JobId>,
+) -> Option<JobId> {
+    let look = async {
+        loop {
+            let found = remote.session.api.find::<Json>(subject.as_str()).await;
+            let drill = found.ok().flatten().as_ref().and_then(drill_of);
+            if let Some(drill) = drill.filter(|drill| Some(drill) != before) {
+                return drill;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(LOOK_FOR, look).await.ok()
 }
 
 /// The protected item of a name, anywhere in the vault.
@@ -471,5 +530,38 @@ mod tests {
             vm["properties"]["providerSpecificDetails"]["recoveryPointId"],
             "r"
         );
+    }
+
+    #[test]
+    fn a_drill_that_failed_was_cancelled_or_cleaned_up_is_over() {
+        let job = |state: &str, status: Option<&str>| -> JobProperties {
+            let details =
+                json!({ "instanceType": "TestFailoverJobDetails", "testFailoverStatus": status });
+            serde_json::from_value(json!({ "state": state, "customDetails": details })).unwrap()
+        };
+        for (state, status) in [
+            ("Failed", Some("Active")),
+            ("Cancelled", Some("Active")),
+            ("Failed", Some("Failed")),
+            ("Succeeded", Some("Completed")),
+        ] {
+            assert!(is_over(&job(state, status)), "{state} {status:?}");
+        }
+        for (state, status) in [
+            ("InProgress", Some("Active")),
+            ("Succeeded", Some("Active")),
+        ] {
+            assert!(!is_over(&job(state, status)), "{state} {status:?}");
+        }
+    }
+
+    #[test]
+    fn the_drill_that_is_under_way_is_found_and_no_other_job() {
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.RecoveryServices/vaults/v/replicationJobs/";
+        let subject = |name: &str, job: &str| json!({ "properties": { "currentScenario": { "scenarioName": name, "jobId": format!("{id}{job}") } } });
+        let found = drill_of(&subject("TestFailover", "j")).expect("a drill");
+        assert_eq!(found.name(), "j");
+        assert_eq!(drill_of(&subject("TestFailoverCleanup", "j")), None);
+        assert_eq!(drill_of(&json!({ "properties": {} })), None);
     }
 }

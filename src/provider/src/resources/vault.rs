@@ -32,6 +32,7 @@ impl Plain for Vault {
     const KEYS: &'static [&'static str] = &["name", "resource_group_name"];
     const REMOVAL: Removal = Removal::Delete;
     const HAS_MORE_AFTER_A_CHANGE: bool = true;
+    const LATER: &'static [&'static str] = &[ROTATION];
     type Properties = VaultProperties;
     type Id = VaultId;
 

@@ -219,14 +219,11 @@ pub(super) fn fill(id: &ProtectedItemId, item: &ProtectedItemProperties, object:
         "target_network_id",
         network.map(|id| keep_spelling(object, "target_network_id", id)),
     );
-    if network.is_none() {
-        object.set("target_subnet_name", Value::Null);
-    } else if let Some(subnet) = subnet_of(item) {
-        object.set(
-            "target_subnet_name",
-            keep_spelling(object, "target_subnet_name", &subnet),
-        );
-    }
+    let subnet = network.and_then(|_| subnet_of(item));
+    object.set(
+        "target_subnet_name",
+        subnet.map(|subnet| keep_spelling(object, "target_subnet_name", &subnet)),
+    );
     object.set("target_vm_name", details.recovery_azure_vm_name.as_str());
     if let Some(os) = &details.os_details
         && !os.os_type.is_empty()

@@ -14,7 +14,8 @@ use crate::resources::protection::{is_called, names_of};
 pub(super) fn patch(planned: &Object, changed: impl Fn(&str) -> bool) -> Json {
     let mut properties = json!({
         "recoveryAzureVMName": planned.str("target_vm_name"),
-        "selectedRecoveryAzureNetworkId": planned.str("target_network_id"),
+        // An empty text takes network and subnet out; what is absent would stay.
+        "selectedRecoveryAzureNetworkId": planned.str("target_network_id").unwrap_or_default(),
         "providerSpecificDetails": {
             "instanceType": HYPER_V_REPLICA_AZURE,
             "recoveryAzureV2ResourceGroupId": planned.str("target_resource_group_id"),
@@ -31,10 +32,9 @@ pub(super) fn patch(planned: &Object, changed: impl Fn(&str) -> bool) -> Json {
     if changed("seed") {
         specific["seeds"] = seeds_of(planned);
     }
-    if let Some(subnet) = planned.str("target_subnet_name") {
-        properties["vmNics"] =
-            json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
-    }
+    let subnet = planned.str("target_subnet_name").unwrap_or_default();
+    properties["vmNics"] =
+        json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
     json!({ "properties": properties })
 }
 

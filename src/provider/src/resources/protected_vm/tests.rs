@@ -152,3 +152,14 @@ fn the_request_holds_what_the_service_needs_and_no_empty_network() {
     assert_eq!(specific["targetAzureVmName"], "web01");
     assert!(specific.get("targetAzureNetworkId").is_none());
 }
+
+#[test]
+fn network_and_subnet_that_are_taken_out_are_named_as_empty() {
+    let planned = Object::new().with("target_vm_name", "web01");
+    let body = patch(&planned, |_| false);
+    assert_eq!(body["properties"]["selectedRecoveryAzureNetworkId"], "");
+    assert_eq!(
+        body["properties"]["vmNics"][0]["ipConfigs"][0]["recoverySubnetName"],
+        ""
+    );
+}
