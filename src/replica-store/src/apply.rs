@@ -72,7 +72,11 @@ pub(crate) fn maintain(
                 manifest: &manifest,
                 fence: manifest.fence,
             };
-            raise_fences(replica, &manifest)?;
+            // Not those of disks that join: the round writes none of them, and others do at this moment.
+            raise_fences(replica, &manifest, |disk| {
+                let other = manifest.other(disk.id);
+                other.is_none_or(|other| other.state == OtherState::Ready)
+            })?;
             if round.apply(&overlay, &mut report)? {
                 round.finish(&overlay, target)?;
                 report.base_position_after = target;
@@ -239,7 +243,7 @@ impl Round<'_> {
             return Ok(());
         }
         Err(StoreError::new(
-            ErrorKind::Conflict,
+            ErrorKind::Overtaken,
             "another round of maintenance has overtaken this one",
         ))
     }

@@ -19,7 +19,7 @@ use crate::replica::Replica;
 
 const MIB: u64 = 1 << 20;
 /// Largest fixed VHD: 64 TiB, far below where rounding could overflow.
-const MAX_DISK: u64 = 64 << 40;
+pub(crate) const MAX_DISK: u64 = 64 << 40;
 /// Longest single read, so that a hostile request can't ask for all memory.
 const MAX_READ: usize = 64 << 20;
 

@@ -19,6 +19,9 @@ pub enum ErrorKind {
     ReadOnly,
     /// A writer with a higher generation owns the replica. Stop for good.
     Fenced,
+    /// Somebody has opened the replica, or works on base, under the same generation since. Open it again, then
+    /// repeat.
+    Overtaken,
     /// Stored bytes do not verify.
     Corrupt,
     /// No such replica, point or disk.
@@ -74,7 +77,7 @@ impl StoreError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.kind,
-            ErrorKind::Full | ErrorKind::ReadOnly | ErrorKind::Io
+            ErrorKind::Full | ErrorKind::ReadOnly | ErrorKind::Overtaken | ErrorKind::Io
         )
     }
 

@@ -65,6 +65,7 @@ mod retention;
 mod seed;
 mod stored;
 mod takeover;
+mod under_way;
 mod verify;
 mod view;
 mod writer;
@@ -79,6 +80,7 @@ pub use options::WriterOptions;
 pub use reader::{ReplicaReader, ReplicaView};
 pub use retention::{PointAge, expired_points, next_clock};
 pub use seed::Seeded;
+pub use under_way::BaseWrites;
 pub use verify::{BlockCheck, Finding, Verification, VerifyRequest, VerifyRound};
 pub use writer::{
     Committed, CyclePlan, CycleWriter, JournalObject, ReplicaWriter, delete_replica,

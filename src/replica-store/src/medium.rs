@@ -164,7 +164,7 @@ pub(crate) trait Medium: Debug + Send + Sync {
     /// then what is there becomes that again.
     fn base_create(&self, name: &str, length: u64, footer: &[u8], fence: Fence) -> Result<()>;
 
-    /// From here on writes with a lower fence fail. `Fenced` when a higher one was set.
+    /// From here on writes with a lower fence fail. `Overtaken` when a higher one was set.
     fn base_fence(&self, name: &str, fence: Fence) -> Result<()>;
 
     /// Opens base for writing under a fence; `None` when it is not there.
@@ -235,7 +235,7 @@ pub(crate) trait BaseWrite: Debug + Send + Sync {
 
     /// Carries out disjoint changes, in any order, several at once where that is faster. Offsets and
     /// lengths may be odd: a medium with pages reads, changes and writes the pages at the edges.
-    /// `Fenced` when a higher fence was set. After a failure any part may have happened.
+    /// `Overtaken` when a higher fence was set. After a failure any part may have happened.
     fn write(&self, pieces: &[Piece]) -> Result<()>;
 
     /// Makes all acknowledged writes durable.

@@ -15,6 +15,7 @@ use crate::folder::FolderMedium;
 use crate::medium::Medium;
 use crate::model::{ReplicaKey, StoreTarget};
 use crate::replica::Replica;
+use crate::under_way::BaseWrites;
 
 /// What a writer is opened with besides its generation.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct WriterOptions {
     /// How many bytes of journal a round of maintenance merges at most; what is left goes on in the next
     /// one. `None`: 32 MiB. 0: the journal stays as it is.
     pub merge_bytes_per_round: Option<u64>,
+    /// Counts writes to base, for a caller that gives some of them up.
+    pub base_writes: BaseWrites,
     /// Faults in every durable step of a folder, for crash tests.
     pub faults: Option<Arc<dyn Faults>>,
     /// Faults in every call of the medium, whatever it is, for tests.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::compact::Compaction;
-use crate::error::{ErrorKind, Result, StoreError};
+use crate::error::{ErrorKind, Outcome, Result, StoreError};
 use crate::layout::{self, ObjectName};
 use crate::manifest::{BaseState, Manifest};
 use crate::medium::{BaseWrite, Fence, Guard, Medium, Newer, Put, Section, Version};
@@ -188,6 +188,23 @@ impl Replica {
             }
             Some(stored) if !stored.removed => Ok(()),
             _ => Err(self.missing()),
+        }
+    }
+
+    /// Who has passed a writer that base refuses: another owner, which is final, or another opening or round of this
+    /// one, which is not.
+    pub(crate) fn passed_by(&self, generation: Generation, error: StoreError) -> StoreError {
+        if error.kind() != ErrorKind::Overtaken {
+            return error;
+        }
+        match self.check_generation(generation) {
+            Err(owner) if matches!(owner.kind(), ErrorKind::Fenced | ErrorKind::NotFound) => {
+                match error.outcome() {
+                    Outcome::NotDone => owner,
+                    Outcome::Unknown => owner.unknown(),
+                }
+            }
+            _ => error,
         }
     }
 

@@ -136,7 +136,7 @@ fn mend(locked: &Locked<'_>, disks: &[DiskSpec], rule: Disks) -> Result<()> {
             return remake(locked, disks);
         }
         let taken = locked.change(|manifest| Ok(Some(next_fence(manifest, generation))))?;
-        raise_fences(replica, &taken)?;
+        raise_fences(replica, &taken, |_| true)?;
         return remove_unborn(locked);
     }
     if rule == Disks::Exact && !same_disks(&replica.head_disks()?, disks) {
@@ -154,7 +154,7 @@ fn mend(locked: &Locked<'_>, disks: &[DiskSpec], rule: Disks) -> Result<()> {
         new.begin_epoch(generation, head);
         Ok(Some(new))
     })?;
-    raise_fences(replica, &taken)
+    raise_fences(replica, &taken, |_| true)
 }
 
 fn next_fence(manifest: &Manifest, generation: Generation) -> Manifest {
@@ -163,9 +163,14 @@ fn next_fence(manifest: &Manifest, generation: Generation) -> Manifest {
     new
 }
 
-/// From here on an older owner's writes to base are refused by the medium.
-pub(crate) fn raise_fences(replica: &Replica, manifest: &Manifest) -> Result<()> {
-    manifest.stored_disks().try_for_each(|disk| {
+/// From here on writes to these disks' base under older fences are refused by the medium.
+pub(crate) fn raise_fences(
+    replica: &Replica,
+    manifest: &Manifest,
+    which: impl Fn(&DiskSpec) -> bool,
+) -> Result<()> {
+    let mut disks = manifest.stored_disks().filter(|disk| which(disk));
+    disks.try_for_each(|disk| {
         replica
             .medium
             .base_fence(&layout::base(disk.id), manifest.fence)
@@ -219,6 +224,15 @@ fn remake(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
     let replica = locked.replica;
     let old = replica.manifest()?.value;
     let mut new = next_fence(&old, locked.generation());
+    // Whoever remembers what base held sees, before base changes, that this is another replica.
+    new.id = Uuid::new_v4();
+    locked.change(|manifest| {
+        let id = new.id;
+        Ok(Some(Manifest {
+            id,
+            ..manifest.clone()
+        }))
+    })?;
     new.disks = disks.to_vec();
     let kept = |disk: &DiskSpec| {
         old.disks
@@ -236,7 +250,7 @@ fn remake(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
         .map(|old| layout::base(old.id))
         .collect();
     replica.medium.remove(&gone)?;
-    raise_fences(replica, &taken)?;
+    raise_fences(replica, &taken, |_| true)?;
     remove_unborn(locked)
 }
 

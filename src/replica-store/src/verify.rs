@@ -101,6 +101,18 @@ pub struct Finding {
     pub points: Vec<Uuid>,
 }
 
+impl VerifyRound {
+    /// Drops findings that no disk can have: the file may have been written by anybody.
+    fn keep_possible(&mut self) {
+        self.findings.truncate(MAX_FINDINGS);
+        self.findings.retain(|finding| {
+            let damage = &finding.damage;
+            let end = damage.offset.checked_add(damage.length);
+            damage.length > 0 && end.is_some_and(|end| end <= crate::base::MAX_DISK)
+        });
+    }
+}
+
 /// What was found, before the points that it affects are known.
 struct Found {
     damage: Damage,
@@ -121,7 +133,11 @@ pub(crate) fn load(replica: &Replica) -> Result<Option<Verification>> {
     };
     let place = replica.medium.describe(layout::VERIFIED);
     match stored::decode::<Verification>(KIND_VERIFIED, &place, &content) {
-        Ok(known) if known.replica == id => Ok(Some(known)),
+        Ok(mut known) if known.replica == id => {
+            let rounds = known.round.iter_mut().chain(&mut known.last);
+            rounds.for_each(VerifyRound::keep_possible);
+            Ok(Some(known))
+        }
         Ok(_) => Ok(None),
         // It is only a result: a new round makes it anew.
         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),

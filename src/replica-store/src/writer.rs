@@ -21,6 +21,7 @@ use crate::reader::ReplicaView;
 use crate::replica::Replica;
 use crate::seed::{self, Seeded};
 use crate::takeover::Disks;
+use crate::under_way::{BaseWrites, UnderWay};
 use crate::verify::{self, Verification, VerifyRequest};
 use crate::view::{Show, View};
 use crate::{apply, cycle, initial, joining, points, removal, takeover};
@@ -41,6 +42,7 @@ pub struct ReplicaWriter {
     replica: Arc<Replica>,
     generation: Generation,
     immutability_hours: Arc<AtomicU32>,
+    base_writes: BaseWrites,
 }
 
 impl ReplicaWriter {
@@ -82,6 +84,7 @@ impl ReplicaWriter {
         disks: &[DiskSpec],
     ) -> Result<ReplicaWriter> {
         let hours = options.immutability_hours;
+        let base_writes = options.base_writes.clone();
         let rule = if options.any_disks {
             Disks::Any
         } else {
@@ -90,11 +93,16 @@ impl ReplicaWriter {
         let replica = options::replica(target, key, options)?;
         let disks = disks.to_vec();
         let opened = replica.clone();
-        blocking(move || takeover::open(&opened, generation, &disks, rule)).await?;
+        blocking(move || {
+            takeover::open(&opened, generation, &disks, rule)
+                .map_err(|error| opened.passed_by(generation, error))
+        })
+        .await?;
         Ok(ReplicaWriter {
             replica,
             generation,
             immutability_hours: Arc::new(AtomicU32::new(hours)),
+            base_writes,
         })
     }
 
@@ -137,9 +145,13 @@ impl ReplicaWriter {
     }
 
     /// Initial replication, or a disk that joins: the disk has these bytes. Refused once its base is
-    /// complete. Several may be in flight; large pieces (1 MiB and more) are fast.
+    /// complete. Several may be in flight; large pieces (1 MiB and more) are fast. `Overtaken` when somebody has
+    /// opened the replica under the same generation since: open it again. A dropped call may still be carried out
+    /// (see [`WriterOptions::base_writes`]).
     pub async fn base_write(&self, disk: Uuid, offset: u64, data: Bytes) -> Result<()> {
+        let under_way = self.begin_base_write();
         self.run(move |replica, generation| {
+            let _under_way = under_way;
             initial::base_write(replica, generation, disk, offset, &data)
         })
         .await
@@ -269,7 +281,9 @@ impl ReplicaWriter {
         source: PathBuf,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<Seeded> {
+        let under_way = self.begin_base_write();
         self.run(move |replica, generation| {
+            let _under_way = under_way;
             seed::seed(replica, generation, disk, &source, &progress)
         })
         .await
@@ -292,12 +306,19 @@ impl ReplicaWriter {
         Ok(ReplicaView::new(view, None))
     }
 
+    fn begin_base_write(&self) -> UnderWay {
+        self.base_writes.begin(self.replica.medium.compares_fence())
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Replica, Generation) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (replica, generation) = (self.replica.clone(), self.generation);
-        blocking(move || act(&replica, generation)).await
+        blocking(move || {
+            act(&replica, generation).map_err(|error| replica.passed_by(generation, error))
+        })
+        .await
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use replica_store::conformance::{self, Effort, Place};
 use replica_store::{
     AzureTarget, DiskSpec, ErrorKind, Generation, PointKind, PointSelector, Position,
-    RecoveryPoint, ReplicaKey, ReplicaReader, ReplicaWriter, StoreTarget,
+    RecoveryPoint, ReplicaKey, ReplicaReader, ReplicaWriter, RetentionPolicy, StoreTarget,
 };
 use uuid::Uuid;
 
@@ -262,4 +262,71 @@ fn run(command: &mut Command) {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_its_own_generation_has_passed_opens_again_and_only_another_generation_ends_it()
+ {
+    let (_double, target) = double().await;
+    let target = StoreTarget::Azure(target);
+    let one = replicate(&target, &key(1), 1).await;
+    one.base_write(DISK, 0, pattern(1, 4096))
+        .await
+        .expect("it is the owner");
+    let other = replicate(&target, &key(1), 1).await;
+    let error = one
+        .base_write(DISK, 0, pattern(1, 4096))
+        .await
+        .expect_err("base has another writer");
+    assert_eq!(error.kind(), ErrorKind::Overtaken, "{error}");
+    assert!(error.is_retryable());
+    other
+        .base_write(DISK, 0, pattern(2, 4096))
+        .await
+        .expect("it came last");
+    replicate(&target, &key(1), 2).await;
+    let error = other
+        .base_write(DISK, 0, pattern(1, 4096))
+        .await
+        .expect_err("another owns it");
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_refuses_no_write_to_a_disk_that_joins_meanwhile() {
+    let (_double, target) = double().await;
+    let target = StoreTarget::Azure(target);
+    let (keeper, _) = base(&target, &key(1)).await;
+    let filler = replicate(&target, &key(1), 1).await;
+    let joining = DiskSpec {
+        id: Uuid::from_u128(8),
+        size_bytes: 1 << 20,
+        name: "more.vhdx".to_owned(),
+    };
+    filler.begin_disk(joining.clone()).await.expect("begun");
+    filler
+        .base_write(joining.id, 0, pattern(1, 4096))
+        .await
+        .expect("written");
+    for position in 1..=2 {
+        let mut cycle = filler
+            .begin_cycle(Position(position), point(position).time_unix_ms)
+            .await
+            .expect("begun");
+        let data = pattern(position as u8, 4096);
+        cycle.write(DISK, 0, data).await.expect("buffered");
+        cycle.commit().await.expect("committed");
+        filler.add_point(point(position)).await.expect("a point");
+    }
+    // As a write that was under way meanwhile: the filler has not heard of the round.
+    let later = point(2).time_unix_ms + 100 * 3_600_000;
+    let report = keeper
+        .maintain(later, RetentionPolicy::hours(1))
+        .await
+        .expect("a round");
+    assert!(report.base_position_after > report.base_position_before);
+    filler
+        .base_write(joining.id, 4096, pattern(2, 4096))
+        .await
+        .expect("nobody else writes this disk");
 }

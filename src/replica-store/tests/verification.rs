@@ -214,3 +214,36 @@ async fn a_stale_writer_verifies_nothing() {
     let error = stale.verify(request).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fenced);
 }
+
+#[tokio::test]
+async fn forged_findings_are_no_reason_to_overflow_or_to_send_anything() {
+    let store = Store::new();
+    let writer = store.filled(SEED, 3).await;
+    round(&writer, None).await;
+    let file = store.item().join("verified");
+    let text = fs::read_to_string(&file).unwrap();
+    let (_, body) = text.split_once('\n').unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(body).unwrap();
+    let mut forged = value["last"].clone();
+    let finding = |offset: u64, length: u64| {
+        serde_json::json!({
+            "disk": disk(0), "offset": offset, "length": length, "place": "", "position": 1, "points": []
+        })
+    };
+    forged["finishedUnixMs"] = 0.into();
+    forged["findings"] = [
+        finding(u64::MAX, 2),
+        finding(4096, u64::MAX),
+        finding(1 << 60, 1),
+        finding(0, 4096),
+    ]
+    .into();
+    value["round"] = forged;
+    let body = serde_json::to_string(&value).unwrap();
+    let digest = blake3::hash(body.as_bytes()).to_hex();
+    fs::write(&file, format!("siterecovery verified 1 {digest}\n{body}")).unwrap();
+    let known = store.reader().await.unwrap().verification().await.unwrap();
+    let findings = known.unwrap().round.unwrap().findings;
+    assert_eq!(findings.len(), 1);
+    assert_eq!(findings[0].damage.length, 4096);
+}

@@ -172,8 +172,8 @@ pub(crate) fn failed(doing: &str, place: &str, error: Error) -> StoreError {
         ),
         Remote::NotFound => (ErrorKind::NotFound, ": it is not there"),
         Remote::SequenceNumberConditionNotMet => (
-            ErrorKind::Fenced,
-            ": another engine took over, stop replicating",
+            ErrorKind::Overtaken,
+            ": the replica was opened again since, by another engine or another task of this one",
         ),
         Remote::ConditionNotMet | Remote::AlreadyExists => {
             (ErrorKind::Conflict, ": somebody else changed it")
