@@ -141,7 +141,14 @@ impl Cycle<'_> {
             };
             let quota = quota_bytes(frozen.size_bytes, item.policy.borrow().log_quota_percent);
             let left = quota.saturating_sub(shared.waiting_bytes(disk.id));
-            let log = CycleLog::new(disk, frozen, record.position, record.taken_unix_ms);
+            let previous = shared.last_log(disk.id).await;
+            let log = CycleLog::new(
+                disk,
+                frozen,
+                record.position,
+                record.taken_unix_ms,
+                previous,
+            );
             match work.disk(frozen, &judge, log, &mut known, left).await? {
                 Some(closed) => {
                     record.changed_bytes += closed.changed_bytes;

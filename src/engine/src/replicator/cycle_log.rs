@@ -32,13 +32,20 @@ pub(super) struct Closed {
 }
 
 impl CycleLog {
-    pub fn new(disk: &ItemDisk, frozen: &FrozenDisk, position: u64, taken_unix_ms: i64) -> Self {
+    /// `previous` = the log before this one of the same disk; nil for the first.
+    pub fn new(
+        disk: &ItemDisk,
+        frozen: &FrozenDisk,
+        position: u64,
+        taken_unix_ms: i64,
+        previous: Uuid,
+    ) -> Self {
         Self {
             path: log_path(&disk.path, position),
             info: HrlInfo {
                 id: Uuid::new_v4(),
-                // Each log is whole by itself; the record, not the log, names its place in the order.
-                previous_id: Uuid::nil(),
+                // For whoever reads the logs by themselves; here the record names a log's place in the order.
+                previous_id: previous,
                 data_write_guid: disk.id.0,
                 created_unix_ms: taken_unix_ms,
             },

@@ -9,6 +9,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use hypervisor::{DiskId, ErrorKind, VirtualMachine};
+use uuid::Uuid;
 
 use super::shared::{Item, Shared};
 use super::state::{ImageMark, ItemDisk, ItemState};
@@ -99,6 +100,7 @@ async fn find_disks(
             path,
             changed_at: 0,
             changed_before: 0,
+            last_log: Uuid::nil(),
             left: None,
         });
     }

@@ -246,6 +246,18 @@ impl Shared {
         self.waiting.send_replace(count);
     }
 
+    /// The newest log of a disk, be it shipped or waiting; nil when there was none.
+    pub async fn last_log(&self, disk: DiskId) -> Uuid {
+        let state = self.state.lock().await;
+        let spool = self.lock_spool();
+        let mut waiting = spool.iter().rev().flat_map(|waiting| &waiting.record.logs);
+        let newest = waiting.find(|log| log.disk == disk).map(|log| log.id);
+        let shipped = state.disks.iter().find(|known| known.id == disk);
+        newest
+            .or_else(|| shipped.map(|known| known.last_log))
+            .unwrap_or_default()
+    }
+
     /// Bytes of waiting logs of a disk.
     pub fn waiting_bytes(&self, disk: DiskId) -> u64 {
         let spool = self.lock_spool();

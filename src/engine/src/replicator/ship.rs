@@ -222,7 +222,26 @@ async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
         return Ok(());
     }
     let writer = shared.writer(item).await?;
-    let retention = item.policy.borrow().retention;
+    let (retention, key) = {
+        let policy = item.policy.borrow();
+        writer.set_keys(policy.keys.clone());
+        (policy.retention, policy.keys.active())
+    };
+    // Merged objects are encrypted with this key, up to the newest position: it is noted before there are any.
+    if let Some(key) = key {
+        let state = shared.state().await;
+        if state
+            .keys
+            .get(&key)
+            .is_none_or(|newest| *newest < state.shipped)
+        {
+            shared
+                .update(item, |state| {
+                    state.keys.insert(key, state.shipped);
+                })
+                .await?;
+        }
+    }
     let report = writer.maintain((item.context.clock)(), retention).await?;
     if !report.expired_points.is_empty() {
         tracing::debug!(

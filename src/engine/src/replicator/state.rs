@@ -50,6 +50,9 @@ pub struct ItemDisk {
     /// The one before it.
     #[serde(default)]
     pub changed_before: u64,
+    /// Id of its newest shipped log; nil = none yet.
+    #[serde(default)]
+    pub last_log: Uuid,
     /// The image as it was left when its VM was last seen off; `None` = the VM ran since.
     #[serde(default)]
     pub left: Option<ImageMark>,
@@ -237,6 +240,7 @@ impl ItemState {
                     |known| ItemDisk {
                         changed_at: known.changed_at,
                         changed_before: known.changed_before,
+                        last_log: known.last_log,
                         left: known.left.clone(),
                         ..disk.clone()
                     },
@@ -269,7 +273,8 @@ impl ItemState {
         self.shipped = record.position;
         self.tracking = Some(record.tracking);
         for disk in &mut self.disks {
-            if record.logs.iter().any(|log| log.disk == disk.id) {
+            if let Some(log) = record.logs.iter().find(|log| log.disk == disk.id) {
+                disk.last_log = log.id;
                 disk.changed_before = disk.changed_at;
                 disk.changed_at = record.position;
             }
