@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::replicator::pauses::{self, NoPauses, Pauses};
+use engine::replicator::state::{CycleRecord, ItemFiles, ItemState};
 use engine::replicator::{Context, Replicator};
+use engine::vm_config::VmConfig;
 use engine_protocol::v1::ReplicationStatus;
+use hypervisor::{Hypervisor as _, TrackingId};
 use replica_store::fault::Faults;
 use replica_store::{DiskSpec, Generation, Position, ReplicaKey, ReplicaWriter, StoreTarget};
-use support::{BLOCK, BadStore, ITEM, VAULT, World, active, life, wait_for};
+use support::{BLOCK, BadStore, ITEM, StopAt, VAULT, World, active, life, wait_for};
 use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
 
 fn points(count: usize) -> impl Fn(&ReplicationStatus) -> bool {
     move |status| status.recovery_points.len() >= count && status.backlog_cycles == 0
@@ -122,6 +126,65 @@ fn every_disk_is_compared_when_the_store_is_not_where_it_was_left() {
         protected(&world, &context).await.stop().await;
         foreign_cycle(&world).await;
         world.host.lose_tracking_of(1);
+    });
+    life(async {
+        let context = world.context(Arc::new(NoPauses), None);
+        let replicator = Replicator::start(context.clone(), world.spec(1), active());
+        wait_for(&context, &world.host, "more points", points(6)).await;
+        replicator.stop().await;
+        world.host.check_store(&world.store()).await;
+    });
+}
+
+#[test]
+fn a_record_that_was_left_of_another_chain_of_cycles_is_never_shipped() {
+    let world = World::new(26);
+    let (generation, vm) = (1, world.host.vm);
+    let config = life(async {
+        let machines = world.host.virtual_machines().await.unwrap();
+        VmConfig::of(&machines[0], &world.host.disks())
+    });
+    let record = |position, previous| {
+        let tracking = TrackingId {
+            generation,
+            number: position,
+        };
+        let mut record = CycleRecord::new(generation, position, 1, tracking, config.clone());
+        record.previous = previous;
+        record
+    };
+    let files = ItemFiles::new(&world.folder.path().join("state"), ITEM);
+    let mut state = ItemState::new(generation, vm, Vec::new());
+    (state.complete, state.shipped) = (true, 3);
+    let (first, stale) = (record(4, state.instant), record(5, Uuid::from_u128(9)));
+    let second = record(5, first.point_id);
+    for (next, kept) in [(&stale, 1), (&second, 2)] {
+        files.store_record(&first).unwrap();
+        files.store_record(next).unwrap();
+        assert_eq!(files.load_spool(&state).unwrap().len(), kept);
+    }
+    // The store was found elsewhere, at the same position: what was captured on top of the other content goes.
+    state.move_to(3);
+    assert!(files.load_spool(&state).unwrap().is_empty());
+    files.store_record(&second).unwrap();
+    files.remove_records().unwrap();
+    (state.shipped, state.instant) = (4, first.point_id);
+    assert!(files.load_spool(&state).unwrap().is_empty());
+}
+
+#[test]
+fn a_kill_between_giving_up_and_comparing_leaves_nothing_that_vouches_for_the_store() {
+    let world = World::new(25);
+    life(async {
+        let context = world.context(Arc::new(NoPauses), None);
+        protected(&world, &context).await.stop().await;
+        foreign_cycle(&world).await;
+    });
+    life(async {
+        let stop_at = StopAt::new(Some(pauses::GIVEN_UP), 0);
+        let context = world.context(stop_at.clone(), None);
+        let _replicator = Replicator::start(context.clone(), world.spec(1), active());
+        stop_at.reached.notified().await;
     });
     life(async {
         let context = world.context(Arc::new(NoPauses), None);

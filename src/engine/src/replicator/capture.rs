@@ -60,6 +60,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
         if shared.halt.is_cancelled() {
             return Err(Trouble::Stopped);
         }
+        let openings = shared.openings();
         match step(item, shared, &mut pace).await {
             Ok(()) => {
                 failures = 0;
@@ -70,8 +71,11 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
             Err(trouble) => {
                 failures += 1;
                 item.status.problem(Origin::Capture, &trouble, &item.spec);
-                if matches!(trouble, Trouble::Store(_) | Trouble::ReplicaMissing) {
-                    shared.close_store().await;
+                if matches!(
+                    trouble,
+                    Trouble::Store(_) | Trouble::Seed { .. } | Trouble::ReplicaMissing
+                ) {
+                    shared.close_after(&trouble, openings).await;
                 }
                 pace.clean &= trouble.is_vm_off();
                 if trouble.is_vm_off() {
@@ -296,6 +300,9 @@ async fn frozen(
             error = chain(&error),
             "a frozen point could not be given back; cleaning up next"
         ),
+    }
+    if result.is_err() {
+        shared.end_base_writes(item).await;
     }
     let taken = result?;
     item.pass(pauses::RELEASED).await;

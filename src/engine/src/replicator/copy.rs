@@ -93,6 +93,7 @@ pub(super) async fn initial(
         sent_bytes: sent,
         group_point_id: None,
     };
+    let first_id = first.id;
     writer.complete_base(first).await?;
     item.pass(pauses::BASE_COMPLETED).await;
     let asked = item.policy.borrow().resynchronize;
@@ -101,6 +102,7 @@ pub(super) async fn initial(
             state.complete = true;
             state.shipped = Position::BASE.0;
             state.tracking = Some(point.tracking);
+            state.instant = first_id;
             state.total_sent_bytes += sent;
             state.last_changed_bytes = total;
             state.last_sent_bytes = sent;
@@ -198,6 +200,7 @@ impl Filling<'_> {
                 disk: frozen.disk,
                 map: map.clone(),
                 waiting: Vec::new(),
+                is_coarse: Arc::default(),
             },
             base_is_empty: self.base_is_empty,
             known_to: map
@@ -259,6 +262,7 @@ impl Filling<'_> {
                 disk: frozen.disk,
                 map: self.shared.maps.get(frozen.disk),
                 waiting: Vec::new(),
+                is_coarse: Arc::default(),
             },
             base_is_empty: false,
             known_to: u64::MAX,

@@ -10,7 +10,7 @@
 //! most a slice, other disks go on being sent. While a disk is suspect cycles make no recovery point, because a
 //! point means all disks at one instant; the cycle that ends the comparison makes the next one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,14 +25,15 @@ use uuid::Uuid;
 
 use super::buffers;
 use super::cycle_log::{Closed, CycleLog};
+use super::doubts::Slices;
 use super::joining;
 use super::judge::{Head, Judge, whole_blocks};
 use super::pauses;
 use super::ranges;
-use super::shared::{Captured, Doubt, Item, Shared};
+use super::shared::{Captured, Item, Shared};
 use super::state::{CycleDisk, CycleRecord, ItemDisk};
 use super::suspicion::Knowledge;
-use super::touched::Touches;
+use super::touched::{Touches, WAITING};
 use super::trouble::Trouble;
 use crate::time_window;
 use crate::vm_config::VmConfig;
@@ -41,6 +42,8 @@ use crate::vm_config::VmConfig;
 const READS: usize = 4;
 /// A slice of a comparison ends after so long: a point is not frozen for longer, and a kill costs no more.
 const SLICE: Duration = Duration::from_secs(300);
+/// Damaged ranges of a disk that go into one cycle at most.
+const DOUBT_BYTES: u64 = 256 << 20;
 /// Waiting logs of a disk may always take so much; less is no reason for a comparison.
 pub(super) const LEAST_QUOTA_BYTES: u64 = 16 << 20;
 
@@ -106,12 +109,15 @@ impl Cycle<'_> {
             self.point.tracking,
             VmConfig::of(self.vm, &Vec::from_iter(known.members.iter().copied())),
         );
+        record.previous = captured.instant;
         record.kind = self.kind;
         record.group_point = self.group_point;
-        let doubts = shared.doubts();
+        let mut slices = self.doubtful(&known);
         let mut doubted = Touches::new();
-        for (disk, offset, length) in &doubts {
-            doubted.entry(*disk).or_default().add(*offset, *length);
+        for (disk, slice) in &slices {
+            for extent in slice {
+                doubted.add(*disk, extent.offset, extent.length);
+            }
         }
         captured.touches.push(Arc::new(doubted));
         let mut touches = Touches::new();
@@ -121,7 +127,7 @@ impl Cycle<'_> {
             until: Instant::now() + SLICE,
             compare,
             waiting: captured.touches.clone(),
-            doubts: &doubts,
+            doubts: slices.clone(),
             progress: self.progress(&known),
         };
         for frozen in &self.point.disks {
@@ -138,9 +144,9 @@ impl Cycle<'_> {
                 disk: disk.id,
                 map: shared.maps.get(disk.id),
                 waiting: work.waiting.clone(),
+                is_coarse: Arc::default(),
             };
-            let quota = quota_bytes(frozen.size_bytes, item.policy.borrow().log_quota_percent);
-            let left = quota.saturating_sub(shared.waiting_bytes(disk.id));
+            let (quota, left) = self.quota(frozen);
             let previous = shared.last_log(disk.id).await;
             let log = CycleLog::new(
                 disk,
@@ -157,24 +163,28 @@ impl Cycle<'_> {
                 }
                 None => {
                     let reason = format!(
-                        "changes that wait for the store took more than {} MiB",
+                        "changes that wait for the store took more than {} MiB, or were too many",
                         quota >> 20
                     );
                     shared.drop_logs(item, disk.id, &reason).await?;
+                    slices.remove(&disk.id);
                     known.suspect(disk.id, &reason);
                 }
             }
         }
-        record.recoverable = known.is_whole();
+        // A point that shows damage is none: the cycle with the last of it makes the next one.
+        let is_damaged = shared.doubts().is_open_without(&slices, &known.members);
+        record.recoverable = known.is_whole() && !is_damaged;
         record.knowledge = known;
+        let position = record.position;
         item.pass(pauses::LOGS_CLOSED).await;
         let kept = shared
-            .keep(item, captured, record.clone(), Arc::new(touches))
+            .keep(item, captured, record.clone(), touches.waiting(&WAITING))
             .await?;
         if !kept {
             return Ok(Taken::DrainFirst);
         }
-        shared.no_longer_doubt(&doubts);
+        shared.doubts().captured(&slices, position);
         item.status.tracking(self.disks, &record.knowledge, false);
         item.pass(pauses::RECORDED).await;
         Ok(Taken::Cycle(Box::new(record)))
@@ -213,6 +223,7 @@ impl Cycle<'_> {
             known.keep_only(&self.item.spec.disks);
             captured.position = head_position.0;
             self.shared.reset_to(self.item, head_position.0).await?;
+            captured.instant = self.shared.state().await.instant;
         }
         tracing::info!(
             item = self.item.spec.item_id,
@@ -221,6 +232,29 @@ impl Cycle<'_> {
             "comparing the source with what the replica holds"
         );
         Ok(())
+    }
+
+    /// Damaged ranges that go into this cycle: what is left when they wait, too, is for what changes.
+    fn doubtful(&self, known: &Knowledge) -> Slices {
+        let mut doubts = self.shared.doubts();
+        let members = self.point.disks.iter();
+        members
+            .filter(|frozen| known.members.contains(&frozen.disk))
+            .map(|frozen| {
+                let most = (self.quota(frozen).1 / 4).min(DOUBT_BYTES);
+                let slice = doubts.slice(frozen.disk, frozen.size_bytes, most);
+                (frozen.disk, slice)
+            })
+            .filter(|(_, slice)| !slice.is_empty())
+            .collect()
+    }
+
+    /// Bytes that logs of a disk may take, and how many of them are left.
+    fn quota(&self, frozen: &FrozenDisk) -> (u64, u64) {
+        let percent = self.item.policy.borrow().log_quota_percent;
+        let quota = quota_bytes(frozen.size_bytes, percent);
+        let waiting = self.shared.waiting_bytes(frozen.disk);
+        (quota, quota.saturating_sub(waiting))
     }
 
     fn disk(&self, id: DiskId) -> Result<&ItemDisk, Trouble> {
@@ -259,7 +293,7 @@ struct DiskWork<'a> {
     /// What cycles change that are captured and not in the maps, and what is damaged in the store.
     waiting: Vec<Arc<Touches>>,
     /// What is damaged in the store: it goes there again.
-    doubts: &'a BTreeSet<Doubt>,
+    doubts: Slices,
     progress: Progress,
 }
 
@@ -278,13 +312,7 @@ impl DiskWork<'_> {
             Changes::Since(extents) => extents.clone(),
             Changes::Unknown => Vec::new(),
         };
-        let doubts = self.doubts.iter();
-        dirty.extend(doubts.filter(|(disk, ..)| *disk == frozen.disk).map(
-            |(_, offset, length)| Extent {
-                offset: *offset,
-                length: *length,
-            },
-        ));
+        dirty.extend(self.doubts.get(&frozen.disk).into_iter().flatten());
         dirty.sort_unstable_by_key(|extent| extent.offset);
         let dirty = whole_blocks(&dirty, size);
         let cursor = known.cursor(frozen.disk).filter(|_| self.compare);
@@ -323,9 +351,10 @@ impl DiskWork<'_> {
         let mut reads = stream::iter(reads).buffered(READS);
         while let Some((runs, _memory)) = reads.try_next().await? {
             log.write(runs).await?;
-            if log.bytes() > room {
+            if log.is_full(room, 1) {
                 return Ok(false);
             }
+            judge.coarsen(log.is_fragmented());
         }
         Ok(true)
     }
@@ -359,8 +388,9 @@ impl DiskWork<'_> {
             self.item.status.progress(done, self.progress.total);
             self.item.status.compared(frozen.disk, reached);
             self.item.pass(pauses::COMPARING).await;
+            judge.coarsen(log.is_fragmented());
             // Half of the room is left for what changes meanwhile.
-            if Instant::now() >= self.until || log.bytes() > room / 2 {
+            if Instant::now() >= self.until || log.is_full(room, 2) {
                 break;
             }
         }

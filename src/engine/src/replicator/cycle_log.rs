@@ -12,6 +12,12 @@ use super::state::{DiskLog, ItemDisk, log_path};
 use super::touched::Touched;
 use super::trouble::Trouble;
 
+/// From so many changes on a log gets larger pieces, so that an object can name them all and memory stays small: an
+/// index of the journal takes a hundred times as many.
+const MANY_RUNS: u64 = 1 << 18;
+/// More are not taken, however large they are: the disk is compared in slices instead.
+const MOST_RUNS: u64 = 4 * MANY_RUNS;
+
 /// A log that is made when there is something to write. Dropped, it leaves nothing.
 pub(super) struct CycleLog {
     path: PathBuf,
@@ -20,6 +26,7 @@ pub(super) struct CycleLog {
     size_bytes: u64,
     file: Option<LogFile>,
     changed_bytes: u64,
+    runs: u64,
     touched: Touched,
 }
 
@@ -53,6 +60,7 @@ impl CycleLog {
             size_bytes: frozen.size_bytes,
             file: None,
             changed_bytes: 0,
+            runs: 0,
             touched: Touched::default(),
         }
     }
@@ -62,6 +70,7 @@ impl CycleLog {
         if runs.is_empty() {
             return Ok(());
         }
+        self.runs += runs.len() as u64;
         for run in &runs {
             self.changed_bytes += run.length();
             let (Run::Data(offset, _) | Run::Zeroes(offset, _)) = run;
@@ -83,6 +92,16 @@ impl CycleLog {
         self.file.as_ref().map_or(0, LogFile::bytes)
     }
 
+    /// Whether it has so many changes that what lies between them is better written, too.
+    pub fn is_fragmented(&self) -> bool {
+        self.runs >= MANY_RUNS
+    }
+
+    /// Whether it has more than this part of what it may have, in bytes or in changes.
+    pub fn is_full(&self, room_bytes: u64, part: u64) -> bool {
+        self.bytes() > room_bytes / part || self.runs > MOST_RUNS / part
+    }
+
     pub async fn close(self) -> Result<Closed, Trouble> {
         let log = match self.file {
             Some(file) => {
@@ -101,5 +120,36 @@ impl CycleLog {
             changed_bytes: self.changed_bytes,
             touched: self.touched,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_of_too_many_changes_first_takes_larger_ones_and_then_no_more() {
+        let mut log = CycleLog {
+            path: PathBuf::new(),
+            info: HrlInfo {
+                id: Uuid::nil(),
+                previous_id: Uuid::nil(),
+                data_write_guid: Uuid::nil(),
+                created_unix_ms: 0,
+            },
+            disk: hypervisor::DiskId(Uuid::nil()),
+            size_bytes: 1 << 40,
+            file: None,
+            changed_bytes: 0,
+            runs: MANY_RUNS - 1,
+            touched: Touched::default(),
+        };
+        assert!(!log.is_fragmented() && !log.is_full(1, 2));
+        log.runs += 1;
+        assert!(log.is_fragmented() && !log.is_full(1, 2));
+        log.runs = MOST_RUNS;
+        assert!(log.is_full(1, 2) && !log.is_full(1, 1));
+        log.runs += 1;
+        assert!(log.is_full(1, 1));
     }
 }

@@ -36,10 +36,14 @@ pub(super) async fn learn_disks(
 ) -> Result<Vec<ItemDisk>, Trouble> {
     let before = shared.state().await;
     let disks = find_disks(item, vm, &before).await?;
-    let (mut gone, mut grown) = (Vec::new(), Vec::new());
+    let (mut gone, mut grown, mut anew) = (Vec::new(), Vec::new(), Vec::new());
     for known in &before.disks {
         match disks.iter().find(|disk| disk.id == known.id) {
             None => gone.push(known.id),
+            // The store makes the base of such a disk anew, all zeroes.
+            Some(disk) if disk.size_bytes != known.size_bytes && !before.complete => {
+                anew.push(disk.id);
+            }
             Some(disk) if disk.size_bytes > known.size_bytes => {
                 tracing::info!(
                     item = item.spec.item_id,
@@ -50,7 +54,7 @@ pub(super) async fn learn_disks(
                 );
                 grown.push((disk.id, disk.size_bytes));
             }
-            Some(disk) if disk.size_bytes < known.size_bytes && before.complete => {
+            Some(disk) if disk.size_bytes < known.size_bytes => {
                 return Err(Trouble::DiskShrunk {
                     disk: disk.name.clone(),
                     from: known.size_bytes,
@@ -60,13 +64,19 @@ pub(super) async fn learn_disks(
             Some(_) => {}
         }
     }
-    shared.update(item, |state| state.learn(&disks)).await?;
-    if !gone.is_empty() || !grown.is_empty() {
-        let maps = shared.maps.clone();
+    let update = |state: &mut ItemState| {
+        state.learn(&disks);
+        state.seeded.retain(|disk| !anew.contains(disk));
+    };
+    shared.update(item, update).await?;
+    if !gone.is_empty() || !grown.is_empty() || !anew.is_empty() {
+        let (maps, state) = (shared.maps.clone(), shared.state().await);
         blocking(move || {
             for (disk, size_bytes) in grown {
                 maps.grown(disk, size_bytes);
             }
+            anew.iter()
+                .try_for_each(|disk| maps.begin_anew(&state, *disk))?;
             gone.iter().try_for_each(|disk| maps.drop_disk(*disk))
         })
         .await

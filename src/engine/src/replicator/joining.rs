@@ -37,6 +37,7 @@ pub(super) async fn work(
     known: &mut Knowledge,
     may_compare: bool,
 ) -> Result<(), Trouble> {
+    let openings = shared.openings();
     match slice(item, shared, frozen, disk, known, may_compare).await {
         Ok(()) => Ok(()),
         Err(Trouble::Stopped) => Err(Trouble::Stopped),
@@ -50,7 +51,8 @@ pub(super) async fn work(
                 error = chain(&trouble),
                 "an added disk can't be filled now; the other disks go on"
             );
-            shared.close_store().await;
+            shared.close_after(&trouble, openings).await;
+            shared.end_base_writes(item).await;
             known.joining.insert(disk.id, 0);
             Ok(())
         }

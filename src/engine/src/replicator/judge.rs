@@ -2,10 +2,11 @@
 //! nothing, by the replica itself when a comparison needs to know.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use hypervisor::{DiskId, Extent, FrozenDisk};
-use replica_store::ReplicaView;
+use replica_store::{ErrorKind, ReplicaView};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ pub(super) struct Judge {
     pub map: Option<Arc<BlockMap>>,
     /// What cycles change that are captured and not in the map.
     pub waiting: Vec<Arc<Touches>>,
+    /// Whether pieces go whole when something of them does.
+    pub is_coarse: Arc<AtomicBool>,
 }
 
 /// The replica's head, with every disk that it knows; opened when first asked.
@@ -54,6 +57,11 @@ impl<'a> Head<'a> {
 }
 
 impl Judge {
+    /// From now on pieces go whole when something of them does: few large changes in place of many small ones.
+    pub fn coarsen(&self, is_coarse: bool) {
+        self.is_coarse.store(is_coarse, Ordering::Relaxed);
+    }
+
     /// Reads a piece of the frozen disk and tells what of it goes into the cycle. `head` is asked about unknown
     /// blocks; without it they go. The permit stands for the memory of the runs.
     pub async fn piece(
@@ -78,7 +86,11 @@ impl Judge {
             self.ask(head, piece.offset, &data, &mut verdicts).await?;
         }
         refine::send_unknown(&mut verdicts);
-        Ok((refine::runs(piece.offset, &data, &verdicts), permit))
+        let runs = refine::runs(piece.offset, &data, &verdicts);
+        if self.is_coarse.load(Ordering::Relaxed) {
+            return Ok((refine::coarse(runs, piece.offset, data), permit));
+        }
+        Ok((runs, permit))
     }
 
     /// Tells what of a piece differs from what the map knows; the unknown differs.
@@ -128,7 +140,12 @@ impl Judge {
                 let part = data.slice(at..end.min(at + ASK_BYTES));
                 let view = head.view().await?;
                 let from = offset + at as u64;
-                let there = read_grown(view, self.disk.0, from, part.len()).await?;
+                let there = match read_grown(view, self.disk.0, from, part.len()).await {
+                    Ok(there) => there,
+                    // Damaged there: it goes there again.
+                    Err(Trouble::Store(error)) if error.kind() == ErrorKind::Corrupt => continue,
+                    Err(trouble) => return Err(trouble),
+                };
                 let first = at / BLOCK as usize;
                 let blocks = refine::blocks(&part).zip(refine::blocks(&there));
                 let mut learnt = Vec::new();

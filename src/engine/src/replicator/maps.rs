@@ -172,10 +172,20 @@ impl Maps {
         }
     }
 
-    /// Removes the map of a disk that is no longer replicated.
+    /// Removes the map of a disk, durably: before the store begins to hold something else than it tells, or when the
+    /// disk is no longer replicated.
     pub fn drop_disk(&self, disk: DiskId) -> io::Result<()> {
         self.lock().remove(&disk);
         durable::remove_if_there(&self.path(disk))
+    }
+
+    /// Base of the disk begins anew, or as something else: nothing of it is known, whatever fails from here on.
+    pub fn begin_anew(&self, state: &ItemState, disk: DiskId) -> io::Result<()> {
+        self.drop_disk(disk)?;
+        if let Some(disk) = state.disks.iter().find(|known| known.id == disk) {
+            self.begin_unknown(state, disk);
+        }
+        Ok(())
     }
 
     /// The disk has grown. The replica holds zeroes there, which is what the map says of blocks never written.

@@ -17,6 +17,7 @@ mod copy;
 mod cycle;
 mod cycle_log;
 mod disks;
+mod doubts;
 mod flush_behind;
 pub mod hashes;
 mod joining;
@@ -92,6 +93,7 @@ impl Replicator {
             stop: stop.clone(),
             policy: receiver,
             meter: Meter::default(),
+            base_writes: replica_store::BaseWrites::default(),
             spec: spec.clone(),
             context,
         };

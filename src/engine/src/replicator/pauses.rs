@@ -22,6 +22,8 @@ pub const POINT_ADDED: &str = "point-added";
 pub const STATE_WRITTEN: &str = "state-written";
 /// Block hashes know the shipped cycle, logs and record are still there.
 pub const HASHES_WRITTEN: &str = "hashes-written";
+/// The store is elsewhere: waiting cycles are given up, and what the store holds is not known yet.
+pub const GIVEN_UP: &str = "given-up";
 /// A comparison has looked at a piece.
 pub const COMPARING: &str = "comparing";
 /// A slice of an added disk is in its base.
@@ -36,7 +38,7 @@ pub const BASE_COMPLETED: &str = "base-completed";
 pub const RETIRING: &str = "retiring";
 
 /// All of them.
-pub const PLACES: [&str; 16] = [
+pub const PLACES: [&str; 17] = [
     FROZEN,
     LOGS_CLOSED,
     RECORDED,
@@ -47,6 +49,7 @@ pub const PLACES: [&str; 16] = [
     POINT_ADDED,
     STATE_WRITTEN,
     HASHES_WRITTEN,
+    GIVEN_UP,
     COMPARING,
     JOINING,
     BASE_WRITING,

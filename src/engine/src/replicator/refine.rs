@@ -110,6 +110,14 @@ pub fn runs(offset: u64, data: &Bytes, verdicts: &[Verdict]) -> Vec<Run> {
         .collect()
 }
 
+/// In place of several runs of a piece the whole of it.
+pub fn coarse(runs: Vec<Run>, offset: u64, data: Bytes) -> Vec<Run> {
+    if runs.len() < 2 {
+        return runs;
+    }
+    vec![Run::Data(offset, data)]
+}
+
 /// Ranges of `data` whose blocks nothing is known of.
 pub fn asked(data: &Bytes, verdicts: &[Verdict]) -> Vec<(usize, usize)> {
     let classes: Vec<Verdict> = verdicts
@@ -218,6 +226,11 @@ mod tests {
                 copy[start..start + bytes.len()].copy_from_slice(&bytes);
             }
             prop_assert_eq!(&copy, &now);
+            let whole = coarse(runs.clone(), offset, data.clone());
+            prop_assert_eq!(whole.len(), runs.len().min(1));
+            if runs.len() > 1 {
+                prop_assert!(matches!(&whole[0], Run::Data(at, all) if *at == offset && *all == data));
+            }
             let differing: usize = now.chunks(block).zip(&kinds)
                 .filter(|(_, kind)| matches!(kind, Kind::Changed | Kind::Zeroed | Kind::Unknown))
                 .map(|(block, _)| block.len()).sum();

@@ -9,6 +9,7 @@ use replica_store::ReplicaWriter;
 
 use super::shared::{Item, Shared};
 use super::trouble::Trouble;
+use crate::task::blocking;
 
 /// Fills base from the seeds that are not in it yet. `true` = base may hold something.
 pub(super) async fn run(
@@ -42,6 +43,11 @@ pub(super) async fn run(
             seed = %seed.path.display(),
             "base begins as a disk copy"
         );
+        // An older copy may replace what an earlier try has filled: nobody vouches for that any more.
+        let (state, maps, disk) = (shared.state().await, shared.maps.clone(), seed.disk);
+        blocking(move || maps.begin_anew(&state, disk))
+            .await
+            .map_err(Trouble::io("begin a map of block hashes"))?;
         // Waited for to its end, also when the item stops: what goes on writing behind us would undo what comes after.
         let seeded = writer.seed_base(seed.disk.0, seed.path.clone(), progress);
         let seeded = seeded.await.map_err(|source| Trouble::Seed {

@@ -1,17 +1,18 @@
 //! What the two halves of an item's replication, capture and shipping, share.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hypervisor::{DiskId, Hypervisor, TrackingId};
 use replica_store::fault::Faults;
-use replica_store::{DiskSpec, ReplicaReader, ReplicaWriter, WriterOptions};
+use replica_store::{BaseWrites, Damage, DiskSpec, ReplicaReader, ReplicaWriter, WriterOptions};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::doubts::Doubts;
 use super::maps::Maps;
 use super::pauses::Pauses;
 use super::policy::Policy;
@@ -20,7 +21,7 @@ use super::state::{CycleRecord, ItemFiles, ItemState};
 use super::status::StatusLine;
 use super::suspicion::Knowledge;
 use super::throttle::{Class, Throttle};
-use super::touched::{Touched, Touches};
+use super::touched::{Touched, Touches, WAITING};
 use super::trouble::Trouble;
 use crate::board::Board;
 use crate::group::Groups;
@@ -62,6 +63,8 @@ pub(super) struct Item {
     pub policy: watch::Receiver<Policy>,
     /// What shipping tells the schedule.
     pub meter: Meter,
+    /// Those that nobody waits for any more, too.
+    pub base_writes: BaseWrites,
 }
 
 /// Durable state, spool and store of one item.
@@ -72,17 +75,16 @@ pub(super) struct Shared {
     given_up: tokio::sync::Mutex<u64>,
     waiting: watch::Sender<usize>,
     writer: tokio::sync::Mutex<Option<ReplicaWriter>>,
+    /// Counts how often the store was opened.
+    openings: AtomicU64,
     /// Ranges that are damaged in the store and go there again.
-    doubts: Mutex<BTreeSet<Doubt>>,
+    doubts: Mutex<Doubts>,
     verifying: AtomicBool,
     /// What the store is known to hold, block by block.
     pub maps: Arc<Maps>,
     /// Ends both halves: the item stops, or one half has found that it must.
     pub halt: CancellationToken,
 }
-
-/// A range of a disk: which, from where, how long.
-pub(super) type Doubt = (DiskId, u64, u64);
 
 /// A captured cycle that waits for the store.
 pub(super) struct Waiting {
@@ -99,6 +101,8 @@ pub(super) struct Captured {
     pub position: u64,
     /// What is known of the disks' changes there.
     pub knowledge: Knowledge,
+    /// Names that instant, for the record of the next cycle.
+    pub instant: Uuid,
     /// What the waiting cycles change.
     pub touches: Vec<Arc<Touches>>,
     given_up: u64,
@@ -131,6 +135,7 @@ impl Shared {
             waiting: watch::Sender::new(spool.len()),
             spool: Mutex::new(spool.into()),
             writer: tokio::sync::Mutex::default(),
+            openings: AtomicU64::new(0),
         }
     }
 
@@ -170,22 +175,25 @@ impl Shared {
                     Some(record.tracking),
                     record.position,
                     record.knowledge.clone(),
+                    record.point_id,
                 )
             });
             let touches = spool.iter().map(|waiting| waiting.touches.clone());
             (newest, touches.collect())
         };
-        let (tracking, position, knowledge) = match newest {
+        let (tracking, position, knowledge, instant) = match newest {
             Some(newest) => newest,
             None => {
                 let state = self.state.lock().await;
-                (state.tracking, state.shipped, state.knowledge.clone())
+                let knowledge = state.knowledge.clone();
+                (state.tracking, state.shipped, knowledge, state.instant)
             }
         };
         Captured {
             tracking,
             position,
             knowledge,
+            instant,
             touches,
             given_up: *given_up,
         }
@@ -272,6 +280,8 @@ impl Shared {
     pub async fn drop_logs(&self, item: &Item, disk: DiskId, reason: &str) -> Result<(), Trouble> {
         self.raise(item, &[disk], reason).await?;
         let _changing = self.given_up.lock().await;
+        let shipped = self.state.lock().await.shipped;
+        self.doubts().take_back(Some(disk), shipped);
         let (mut records, mut paths) = (Vec::new(), Vec::new());
         for waiting in self.lock_spool().iter_mut().skip(1) {
             let record = &mut waiting.record;
@@ -312,23 +322,18 @@ impl Shared {
         self.update(item, |state| state.raise(disks, reason)).await
     }
 
-    /// These ranges are damaged in the store.
-    pub fn doubt(&self, ranges: impl Iterator<Item = Doubt>) {
-        self.lock_doubts().extend(ranges);
-    }
-
-    /// Ranges that go into the next cycle whatever is known of them.
-    pub fn doubts(&self) -> BTreeSet<Doubt> {
-        self.lock_doubts().clone()
-    }
-
-    /// A cycle that has them is captured.
-    pub fn no_longer_doubt(&self, ranges: &BTreeSet<Doubt>) {
-        self.lock_doubts().retain(|range| !ranges.contains(range));
-    }
-
-    fn lock_doubts(&self) -> std::sync::MutexGuard<'_, BTreeSet<Doubt>> {
+    /// Ranges that are damaged in the store and go there again.
+    pub fn doubts(&self) -> std::sync::MutexGuard<'_, Doubts> {
         self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These ranges are damaged in the store.
+    pub fn doubt<'a>(&self, damage: impl Iterator<Item = &'a Damage>) {
+        let mut doubts = self.doubts();
+        for damage in damage {
+            let (disk, position) = (DiskId(damage.disk), damage.position.0);
+            doubts.report(disk, damage.offset, damage.length, position);
+        }
     }
 
     /// Whether a round of verification is under way.
@@ -343,14 +348,9 @@ impl Shared {
 
     /// The store is at another position than it was left at: nothing of it is known any more.
     pub async fn reset_to(&self, item: &Item, position: u64) -> Result<(), Trouble> {
-        self.update(item, |state| {
-            state.shipped = position;
-            state.tracking = None;
-            for disk in &mut state.disks {
-                (disk.changed_at, disk.changed_before) = (position, position);
-            }
-        })
-        .await?;
+        self.forget_maps().await?;
+        self.doubts().take_back(None, 0);
+        self.update(item, |state| state.move_to(position)).await?;
         let (state, maps) = (self.state().await, self.maps.clone());
         blocking(move || {
             maps.reset(&state);
@@ -358,6 +358,17 @@ impl Shared {
         })
         .await
         .map_err(Trouble::io("begin new maps of block hashes"))
+    }
+
+    /// Removes all maps, durably: a crash behind this finds none that vouches for what the store held before.
+    pub async fn forget_maps(&self) -> Result<(), Trouble> {
+        let (state, maps) = (self.state().await, self.maps.clone());
+        blocking(move || {
+            let mut disks = state.disks.iter();
+            disks.try_for_each(|disk| maps.drop_disk(disk.id))
+        })
+        .await
+        .map_err(Trouble::io("remove maps of block hashes"))
     }
 
     /// How many cycles wait; wakes at each change.
@@ -373,21 +384,13 @@ impl Shared {
     ) -> Result<(), Trouble> {
         let mut given_up = self.given_up.lock().await;
         *given_up += 1;
-        let records: Vec<CycleRecord> = self
-            .lock_spool()
-            .drain(..)
-            .map(|waiting| waiting.record)
-            .collect();
+        self.lock_spool().clear();
         let files = item.files.clone();
-        // Newest first: a crash in between leaves a spool without a gap.
-        blocking(move || {
-            records
-                .iter()
-                .rev()
-                .try_for_each(|record| files.remove_record(record))
-        })
-        .await
-        .map_err(Trouble::io("drop captured cycles"))?;
+        blocking(move || files.remove_records())
+            .await
+            .map_err(Trouble::io("drop captured cycles"))?;
+        let shipped = self.state.lock().await.shipped;
+        self.doubts().take_back(None, shipped);
         let changed = self.update(item, change).await;
         self.count_backlog(item);
         changed
@@ -427,6 +430,7 @@ impl Shared {
             any_disks: true,
             keys: item.policy.borrow().keys.clone(),
             faults: item.context.store_faults.clone(),
+            base_writes: item.base_writes.clone(),
             ..WriterOptions::default()
         };
         let opened = ReplicaWriter::open_with(options, store, key, generation, &disks).await?;
@@ -435,6 +439,7 @@ impl Shared {
             self.meet(item, state.replica, replica).await?;
         }
         *writer = Some(opened.clone());
+        self.openings.fetch_add(1, Ordering::SeqCst);
         Ok(opened)
     }
 
@@ -444,18 +449,21 @@ impl Shared {
             // Cycles that wait build on the other one's content.
             self.give_up(item, |state| {
                 (state.replica, state.tracking) = (replica, None);
+                state.instant = Uuid::new_v4();
             })
             .await?;
         }
         self.update(item, |state| state.replica = replica).await?;
         let (state, maps) = (self.state().await, self.maps.clone());
+        // Before that the store begins anew with each change of the disks.
+        let state_is_complete = state.complete;
         blocking(move || {
             maps.reset(&state);
             Ok(())
         })
         .await
         .map_err(Trouble::io("begin new maps of block hashes"))?;
-        if before.is_nil() {
+        if before.is_nil() || !state_is_complete {
             return Ok(());
         }
         Err(Trouble::OtherReplica { before, replica })
@@ -464,6 +472,28 @@ impl Shared {
     /// Opens the store anew at next use: after an error nothing of it is taken for granted.
     pub async fn close_store(&self) {
         *self.writer.lock().await = None;
+    }
+
+    /// How often the store was opened: work that may fail notes it for [`Shared::close_after`].
+    pub fn openings(&self) -> u64 {
+        self.openings.load(Ordering::SeqCst)
+    }
+
+    /// As [`Shared::close_store`], after work that began at `openings`. When that was overtaken, and the other half has
+    /// opened the store since, then it was by that: its writer is as new as can be, and both would only chase each other.
+    pub async fn close_after(&self, trouble: &Trouble, openings: u64) {
+        if !(trouble.is_overtaken() && self.openings() != openings) {
+            self.close_store().await;
+        }
+    }
+
+    /// A try to fill base was cut: none of its writes may land on what the next try writes. The store refuses them
+    /// once it is opened again, or they are waited for.
+    pub async fn end_base_writes(&self, item: &Item) {
+        if !item.base_writes.is_idle() {
+            self.close_store().await;
+            item.base_writes.settled().await;
+        }
     }
 
     fn lock_spool(&self) -> std::sync::MutexGuard<'_, VecDeque<Waiting>> {
@@ -492,7 +522,7 @@ impl Waiting {
         }
         Self {
             record,
-            touches: Arc::new(touches),
+            touches: touches.waiting(&WAITING),
         }
     }
 }

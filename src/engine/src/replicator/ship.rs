@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryFutureExt as _;
-use hypervisor::DiskId;
 use replica_store::{CyclePlan, DiskSpec, ErrorKind, Position, RecoveryPoint, ReplicaState};
 use replication_log::hrl::{HrlEntry, HrlError, HrlErrorKind, HrlReader};
 use replication_log::journal::CompressionLevel;
@@ -33,6 +32,10 @@ use crate::task::blocking;
 /// Retention and the applier run at least this often, also when nothing is shipped.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// A cycle that the store has called impossible so often (it has more changes than an object can name, say) is given
+/// up: what changed is captured again, more coarsely.
+const MOST_REFUSALS: u32 = 3;
+
 /// Data of logs that is read at once.
 const BATCH_BYTES: u64 = 1 << 20;
 
@@ -45,9 +48,14 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
     let mut failures = 0;
     let mut maintained = None;
     loop {
+        let openings = shared.openings();
+        // What the store says of a cycle tells where it is; what it says of its own upkeep does not.
+        let mut is_cycle = false;
         let work = async {
             if let Some(record) = shared.front() {
+                is_cycle = true;
                 one(item, shared, &record).await?;
+                is_cycle = false;
             }
             if shared.front().is_none()
                 || maintained
@@ -82,12 +90,17 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
             Err(trouble) if trouble.is_fenced() => return Err(trouble),
             Err(trouble) => {
                 failures += 1;
-                shared.close_store().await;
+                shared.close_after(&trouble, openings).await;
+                let refused = match &trouble {
+                    Trouble::Store(error) if is_cycle => Some(error.kind()),
+                    _ => None,
+                };
                 // When dropping fails half way, only loading again tells what is left: the round ends.
-                if matches!(&trouble, Trouble::Store(error) if error.kind() == ErrorKind::Conflict)
-                {
+                if refused == Some(ErrorKind::Conflict) {
                     start_over_from_head(item, shared).await?;
-                } else if log_is_lost(&trouble) {
+                } else if log_is_lost(&trouble)
+                    || (refused == Some(ErrorKind::Invalid) && failures >= MOST_REFUSALS)
+                {
                     // Nothing brings it back. Tracking since the newest shipped cycle, or a comparison, heals.
                     shared.give_up(item, |_| {}).await?;
                 }
@@ -252,12 +265,7 @@ async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
             "replica maintained"
         );
     }
-    shared.doubt(
-        report
-            .damage
-            .iter()
-            .map(|damage| (DiskId(damage.disk), damage.offset, damage.length)),
-    );
+    shared.doubt(report.damage.iter());
     shared
         .update(item, |state| state.applied(report.base_position_after.0))
         .await?;
@@ -281,13 +289,14 @@ async fn start_over_from_head(item: &Item, shared: &Shared) -> Result<(), Troubl
             return Ok(());
         }
     };
+    shared.forget_maps().await?;
     shared
         .give_up(item, |state| {
-            state.tracking = None;
             state.complete = head.is_some();
-            state.shipped = head.unwrap_or(0);
+            state.move_to(head.unwrap_or(0));
         })
         .await?;
+    item.pass(pauses::GIVEN_UP).await;
     if let Some(head) = head {
         shared.reset_to(item, head).await?;
     }

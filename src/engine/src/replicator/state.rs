@@ -98,6 +98,10 @@ pub struct ItemState {
     /// The replica's own id; nil = not known yet.
     #[serde(default)]
     pub replica: Uuid,
+    /// What the next cycle builds on: the point id of the newest shipped one, or an id that was drawn when the store
+    /// was found elsewhere; nil = kept by a version that did not tell.
+    #[serde(default)]
+    pub instant: Uuid,
     /// What is known of the disks' changes at the newest shipped position.
     #[serde(default)]
     pub knowledge: Knowledge,
@@ -135,6 +139,9 @@ pub struct CycleRecord {
     pub position: u64,
     /// Id of its recovery point.
     pub point_id: Uuid,
+    /// What it builds on: point id of the cycle before, or [`ItemState::instant`]; nil = not told.
+    #[serde(default)]
+    pub previous: Uuid,
     /// The freeze.
     pub taken_unix_ms: i64,
     /// Tracking that began at that freeze.
@@ -215,6 +222,7 @@ impl ItemState {
             last_sent_bytes: 0,
             last_cycle_unix_ms: 0,
             replica: Uuid::nil(),
+            instant: Uuid::new_v4(),
             knowledge: Knowledge::default(),
             raised: Vec::new(),
             resynchronize_raised: 0,
@@ -257,6 +265,16 @@ impl ItemState {
         }
     }
 
+    /// The store is at another position than it was left at: nothing says what changed since.
+    pub fn move_to(&mut self, position: u64) {
+        self.shipped = position;
+        self.tracking = None;
+        self.instant = Uuid::new_v4();
+        for disk in &mut self.disks {
+            (disk.changed_at, disk.changed_before) = (position, position);
+        }
+    }
+
     /// The object of a position was encrypted.
     pub fn encrypted(&mut self, key: Uuid, position: u64) {
         self.keys.insert(key, position);
@@ -272,6 +290,7 @@ impl ItemState {
     pub fn ship(&mut self, record: &CycleRecord, sent_bytes: u64) {
         self.shipped = record.position;
         self.tracking = Some(record.tracking);
+        self.instant = record.point_id;
         for disk in &mut self.disks {
             if let Some(log) = record.logs.iter().find(|log| log.disk == disk.id) {
                 disk.last_log = log.id;
@@ -308,6 +327,7 @@ impl CycleRecord {
             generation,
             position,
             point_id: Uuid::new_v4(),
+            previous: Uuid::nil(),
             taken_unix_ms,
             tracking,
             changed_bytes: 0,
@@ -319,6 +339,10 @@ impl CycleRecord {
             vm_config,
             logs: Vec::new(),
         }
+    }
+
+    fn builds_on(&self, instant: Uuid) -> bool {
+        self.previous == instant || self.previous.is_nil() || instant.is_nil()
     }
 
     fn remove_logs(&self) -> io::Result<()> {
@@ -396,6 +420,26 @@ impl ItemFiles {
         durable::remove(&self.record_path(record.position))
     }
 
+    /// Removes every captured cycle, newest first: a crash in between leaves a spool without a gap.
+    pub fn remove_records(&self) -> io::Result<()> {
+        let mut records = Vec::new();
+        for path in entries(&self.cycles)? {
+            match durable::read_json::<CycleRecord>(&path) {
+                Ok(Some(record)) if self.record_path(record.position) == path => {
+                    records.push(record);
+                }
+                Ok(_) => durable::remove(&path)?,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => durable::remove(&path)?,
+                Err(error) => return Err(error),
+            }
+        }
+        records.sort_by_key(|record| record.position);
+        let newest_first = records.iter().rev();
+        newest_first
+            .into_iter()
+            .try_for_each(|record| self.remove_record(record))
+    }
+
     /// The captured cycles that wait for the store, in order. Cleans up everything else: shipped
     /// records, what lies behind a damaged one, logs without a record.
     pub fn load_spool(&self, state: &ItemState) -> io::Result<Vec<CycleRecord>> {
@@ -427,6 +471,7 @@ impl ItemFiles {
             whole = whole
                 && record.generation == state.generation
                 && record.position == expected
+                && record.builds_on(spool.last().map_or(state.instant, |last| last.point_id))
                 && record.logs_are_whole();
             if whole {
                 spool.push(record);

@@ -1,6 +1,8 @@
 //! Which blocks of a disk waiting cycles change: pure. Of those the map of block hashes does not know the newest.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hypervisor::DiskId;
 
@@ -21,7 +23,86 @@ pub struct Touched {
 }
 
 /// What one cycle changes, by disk.
-pub type Touches = BTreeMap<DiskId, Touched>;
+#[derive(Debug, Default)]
+pub struct Touches {
+    disks: BTreeMap<DiskId, Touched>,
+    reserved: Option<(&'static Budget, usize)>,
+}
+
+/// Memory for what waits.
+#[derive(Debug)]
+pub struct Budget {
+    most_bytes: usize,
+    held_bytes: AtomicUsize,
+}
+
+/// Of all waiting cycles of this process.
+pub static WAITING: Budget = Budget::new(64 << 20);
+
+impl Budget {
+    /// So many bytes.
+    pub const fn new(most_bytes: usize) -> Self {
+        Self {
+            most_bytes,
+            held_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    fn reserve(&self, bytes: usize) -> bool {
+        let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = held.saturating_add(bytes) <= self.most_bytes;
+        if !fits {
+            self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+}
+
+impl Touches {
+    /// Of no disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What is changed on a disk.
+    pub fn insert(&mut self, disk: DiskId, touched: Touched) {
+        self.disks.insert(disk, touched);
+    }
+
+    /// Adds a write to a disk.
+    pub fn add(&mut self, disk: DiskId, offset: u64, length: u64) {
+        let touched = self.disks.entry(disk).or_default();
+        touched.add(offset, length);
+    }
+
+    /// What is changed on a disk; `None` = nothing.
+    pub fn get(&self, disk: &DiskId) -> Option<&Touched> {
+        self.disks.get(disk)
+    }
+
+    /// Keeps it for as long as the cycle waits. Beyond the budget every block of its disks counts as touched: what is
+    /// lost is refinement.
+    pub fn waiting(mut self, budget: &'static Budget) -> Arc<Self> {
+        let bytes = self.disks.values().map(Touched::bytes).sum();
+        if budget.reserve(bytes) {
+            self.reserved = Some((budget, bytes));
+        } else {
+            let disks = self.disks.values_mut();
+            disks
+                .filter(|touched| touched.bytes() > 0)
+                .for_each(|touched| *touched = Touched::everything());
+        }
+        Arc::new(self)
+    }
+}
+
+impl Drop for Touches {
+    fn drop(&mut self) {
+        if let Some((budget, bytes)) = self.reserved {
+            budget.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Touched {
     /// Every block.
@@ -53,10 +134,17 @@ impl Touched {
             };
             bits[word] |= mask;
             block += count;
+            if self.groups.len() > MOST_GROUPS {
+                *self = Self::everything();
+                return;
+            }
         }
-        if self.groups.len() > MOST_GROUPS {
-            *self = Self::everything();
-        }
+    }
+
+    /// Memory that it takes, about.
+    fn bytes(&self) -> usize {
+        // A group, and its place in the tree.
+        self.groups.len() * (size_of::<[u64; GROUP as usize]>() + 32)
     }
 
     /// Whether a block is in it.
@@ -111,5 +199,30 @@ mod tests {
             touched.add(group * BLOCK * WORD * GROUP, 1);
         }
         assert!(touched.has(7) && touched.groups.is_empty());
+    }
+
+    #[test]
+    fn what_waits_takes_no_more_memory_than_its_budget_and_gives_it_back() {
+        let budget: &'static Budget = Box::leak(Box::new(Budget::new(2000)));
+        let disk = DiskId(uuid::Uuid::nil());
+        let one = || {
+            let mut touches = Touches::new();
+            touches.add(disk, 0, 1);
+            touches.add(disk, BLOCK * WORD * GROUP, 1);
+            touches.waiting(budget)
+        };
+        let is_exact = |touches: &Touches| !touches.get(&disk).unwrap().has(1);
+        let (first, second) = (one(), one());
+        assert!(is_exact(&first) && !is_exact(&second));
+        assert!(second.get(&disk).unwrap().groups.is_empty());
+        drop(first);
+        assert!(is_exact(&one()));
+    }
+
+    #[test]
+    fn a_range_of_any_length_ends_soon_and_takes_no_more_memory() {
+        let mut touched = Touched::default();
+        touched.add(4096, u64::MAX);
+        assert!(touched.has(0) && touched.has(u64::MAX / BLOCK) && touched.groups.is_empty());
     }
 }

@@ -112,6 +112,11 @@ impl Trouble {
         matches!(self, Self::Store(error) | Self::Seed { source: error, .. } if error.kind() == replica_store::ErrorKind::Fenced)
     }
 
+    /// Whether somebody else of this generation, the other half above all, has opened the store since.
+    pub fn is_overtaken(&self) -> bool {
+        matches!(self, Self::Store(error) | Self::Seed { source: error, .. } if error.kind() == replica_store::ErrorKind::Overtaken)
+    }
+
     /// Whether the VM is simply off.
     pub fn is_vm_off(&self) -> bool {
         matches!(self, Self::Hypervisor(error) if error.kind() == hypervisor::ErrorKind::VmNotRunning)
@@ -129,9 +134,10 @@ impl Trouble {
             | Self::ReplicaMissing => true,
             Self::HostSpace { .. } => false,
             Self::Seed { source, .. } => !source.is_retryable(),
-            Self::Store(error) => {
-                !matches!(error.kind(), Store::Io | Store::Expired | Store::Pinned)
-            }
+            Self::Store(error) => !matches!(
+                error.kind(),
+                Store::Io | Store::Overtaken | Store::Expired | Store::Pinned
+            ),
             Self::Hypervisor(error) => error.retry() == hypervisor::Retry::No,
             Self::OtherReplica { .. }
             | Self::Log { .. }

@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::DiskId;
 use replica_store::{BlockCheck, Position, VerifyRequest};
 use uuid::Uuid;
 
@@ -108,10 +107,7 @@ pub(super) async fn step(item: &Item, shared: &Shared) -> Result<bool, Trouble> 
         .filter(|round| round.finished_unix_ms == 0 || !under_way)
         .flat_map(|round| &round.findings)
         .collect();
-    shared.doubt(damage.iter().map(|finding| {
-        let damage = &finding.damage;
-        (DiskId(damage.disk), damage.offset, damage.length)
-    }));
+    shared.doubt(damage.iter().map(|finding| &finding.damage));
     let points: std::collections::BTreeSet<_> =
         damage.iter().flat_map(|finding| &finding.points).collect();
     let told = (!damage.is_empty())
