@@ -63,7 +63,8 @@ esp_start=2048
 case $layout in
     esp | tight)
         [[ $layout == tight ]] && esp_start=64
-        esp_size=$((boot_mib * 2048))
+        # Up to the stamps.
+        esp_size=$((stamps_at_mib * 2048 - esp_start))
         make_fat "$esp" $esp_size
         mmd -i "$esp" ::/grub
         mcopy -m -i "$esp" "$work/bootx64.efi" ::/EFI/BOOT/BOOTX64.EFI
