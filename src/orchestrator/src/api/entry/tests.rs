@@ -1,6 +1,7 @@
 //! Requests that are cut short, or overtaken by others, at the worst instant.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arm_model::VaultId;
 use arm_model::policy::PolicyDetails;
@@ -22,6 +23,9 @@ use crate::auth::token::TokenIssuer;
 use crate::store::records::{self, JobRecord, Plain, Policy, Vault};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Change, Document, Expect, Query, ResourceStore, StoreError};
+
+/// Longest that a test waits for anything.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A store whose batches that make a job stop before they are made and after it, until they are let go.
 struct Held {
@@ -165,7 +169,9 @@ async fn a_job_that_was_stored_is_run_even_when_its_client_has_gone() {
         }
     }
     world.store.finish.add_permits(1);
-    let handed_over = world.jobs.recv().await.expect("a job for the runner");
+    let handed_over = tokio::time::timeout(LONG, world.jobs.recv()).await;
+    let handed_over = handed_over.expect("in time");
+    let handed_over = handed_over.expect("a job for the runner");
     let job = records::get::<JobRecord>(world.store.as_ref(), &handed_over).await;
     assert!(job.expect("store").is_some());
 }
