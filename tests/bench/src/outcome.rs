@@ -10,6 +10,8 @@ pub enum Bound {
     AtMost(f64),
     /// Not below.
     AtLeast(f64),
+    /// Reported, and wished not to be above; no promise.
+    Aim(f64),
     /// Only reported.
     Reported,
 }
@@ -51,7 +53,7 @@ impl Bound {
         match self {
             Self::AtMost(bound) => ratio <= bound,
             Self::AtLeast(bound) => ratio >= bound,
-            Self::Reported => true,
+            Self::Aim(_) | Self::Reported => true,
         }
     }
 
@@ -59,6 +61,7 @@ impl Bound {
         match self {
             Self::AtMost(bound) => format!("at most {bound}"),
             Self::AtLeast(bound) => format!("at least {bound}"),
+            Self::Aim(bound) => format!("reported; aim at most {bound}"),
             Self::Reported => "reported".to_owned(),
         }
     }
@@ -222,6 +225,7 @@ mod tests {
     fn a_ratio_without_value_meets_no_bound() {
         assert!(!Bound::AtMost(1.0).holds(f64::NAN));
         assert!(!Bound::AtLeast(1.0).holds(f64::NAN));
+        assert!(Bound::Aim(1.05).holds(1.2), "an aim is no promise");
         assert!(median(Vec::new()).is_nan());
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
     }

@@ -18,6 +18,8 @@ use crate::setting::Setting;
 use crate::world::World;
 
 const CHURN: u64 = 37 << 20;
+/// Cycles of a fraction of a second each: it takes some for a middle one that can be relied on.
+const SCALING_ROUNDS: usize = 9;
 
 /// A VM with one disk, initially replicated.
 struct Lab {
@@ -113,33 +115,39 @@ pub fn amplification(setting: &Setting) -> Result<Outcome> {
     })
 }
 
-/// The same churn on disks of 1, 8 and 64 GiB.
+/// The same churn on disks of 1, 8 and 64 GiB. They take turns, so that the machine's moods meet all of them.
 pub fn scaling(setting: &Setting) -> Result<Outcome> {
-    let mut costs = Vec::new();
     let sizes = [1u64 << 30, 8 << 30, 64 << 30];
     let churn = setting.size(CHURN).min(setting.size(sizes[0]) / 8);
-    let rounds = setting.rounds.max(3);
+    let scratch = setting.scratch("delta-scaling")?;
+    let mut labs = Vec::new();
     for size in sizes {
-        let scratch = setting.scratch("delta-scaling")?;
         let size = setting.size(size).max(64 << 20);
-        // The same 64 MiB or so of data on each: what differs is the size alone.
-        let lab = Lab::new(scratch.path(), size, 0)?;
-        let mut random = Random::new(6);
-        // The first cycle makes the files that later ones only write to.
-        lab.cycle(&mut random, churn)?;
-        let mut of_size = Vec::new();
-        for _ in 0..rounds {
-            of_size.push(lab.cycle(&mut random, churn)?.2);
+        // Empty at first: what differs is the size alone.
+        let lab = Lab::new(&scratch.folder(&(size >> 20).to_string())?, size, 0)?;
+        labs.push((lab, Random::new(6), Vec::new()));
+    }
+    // The first cycle makes the files that later ones only write to.
+    for round in 0..=setting.rounds.max(SCALING_ROUNDS) {
+        for (lab, random, costs) in &mut labs {
+            let (_, _, cost) = lab.cycle(random, churn)?;
+            if round > 0 {
+                costs.push(cost);
+            }
         }
-        if size <= 8 << 30 {
+    }
+    for (lab, ..) in &labs {
+        if lab.size <= 8 << 30 {
             lab.verify()?;
         }
-        costs.push((
-            size,
-            median(of_size.iter().map(|cost| cost.cpu).collect()),
-            median(of_size.iter().map(|cost| cost.wall).collect()),
-        ));
     }
+    let costs: Vec<(u64, f64, f64)> = labs
+        .iter()
+        .map(|(lab, _, costs)| {
+            let middle = |of: fn(&Cost) -> f64| median(costs.iter().map(of).collect());
+            (lab.size, middle(|cost| cost.cpu), middle(|cost| cost.wall))
+        })
+        .collect();
     let spread = |of: fn(&(u64, f64, f64)) -> f64| {
         let values: Vec<f64> = costs.iter().map(of).collect();
         let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);

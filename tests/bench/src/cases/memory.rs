@@ -14,28 +14,31 @@ use crate::setting::Setting;
 
 const VMS: usize = 4;
 const DISKS: usize = 4;
+const SMALL: u64 = 256 << 20;
+/// 32 times as large, and not larger: the proof reads every byte of some of them twice.
+const LARGE: u64 = 8 << 30;
 const LIMIT: Duration = Duration::from_secs(300);
 const BOUND_MIB: f64 = 150.0;
 
 /// Small first.
 pub fn run(setting: &Setting) -> Result<Outcome> {
-    let small = measure(setting, 256 << 20, 48 << 20)?;
-    let large = measure(setting, 16 << 30, 192 << 20)?;
+    let small = measure(setting, SMALL, 48 << 20)?;
+    let large = measure(setting, LARGE, 192 << 20)?;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     Ok(Outcome {
         name: "memory",
         what: format!(
             "resident memory of the engine with {} disks in flight; ours: disks of {} MiB, peer: the bound",
             VMS * DISKS,
-            setting.size(16 << 30) >> 20
+            setting.size(LARGE) >> 20
         ),
         measures: vec![
             Measure::new("peak", mib(large), BOUND_MIB, "MiB").bound(Bound::AtMost(1.0)),
             Measure::new(
                 format!(
                     "peak, disks of {} MiB (peer: of {} MiB)",
-                    setting.size(16 << 30) >> 20,
-                    setting.size(256 << 20) >> 20
+                    setting.size(LARGE) >> 20,
+                    setting.size(SMALL) >> 20
                 ),
                 mib(large),
                 mib(small),
