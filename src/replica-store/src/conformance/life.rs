@@ -183,7 +183,7 @@ impl World {
             faults,
             medium_faults,
             // Now and then a merge takes many rounds.
-            merge_bytes_per_round: (self.seed % 2 == 1).then_some(30_000),
+            merge_bytes_per_round: (!self.seed.is_multiple_of(2)).then_some(30_000),
             ..WriterOptions::default()
         };
         let writer = ReplicaWriter::open_with(
