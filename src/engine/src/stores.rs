@@ -177,9 +177,13 @@ mod tests {
 
     #[test]
     fn a_store_with_a_log_is_known_by_both_places_and_each_credential_is_renewed() {
-        let both = |expires| v1::StoreTarget {
-            log: Some(Box::new(message("the-log", "sig=l", expires))),
-            ..message("the-base", "sig=b", expires)
+        let both = |expires: i64| v1::StoreTarget {
+            log: Some(Box::new(message(
+                "the-log",
+                &format!("sig=l{expires}"),
+                expires,
+            ))),
+            ..message("the-base", &format!("sig=b{expires}"), expires)
         };
         let (first, place) = target(Some(&both(1))).unwrap();
         let place = place.to_str().unwrap();
