@@ -292,6 +292,43 @@ fn only_what_the_guest_confirmed_is_called_application_consistent() {
 }
 
 #[test]
+fn a_restarted_engine_brings_guests_to_rest_neither_early_nor_late() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let world = World::new(61);
+    // One life of the engine, until there are so many points; gives how many are application-consistent.
+    let live_until = |points: usize| {
+        life(async {
+            let host = Host::new(&[&world]);
+            let (context, spec) = item(&world, &host, &Arc::default(), 0);
+            let wish = Policy {
+                app_consistent: Some(HOUR),
+                ..policy()
+            };
+            let replicator =
+                Replicator::start(context.clone(), spec.clone(), Wish::Active(Box::new(wish)));
+            let items = [(&world, &context, &spec)];
+            let status = wait_until(&items, "points", |all| {
+                all[0].recovery_points.len() >= points
+            })
+            .await;
+            replicator.stop().await;
+            assert!(status[0].last_app_consistent_unix_ms > 0);
+            application(&status[0])
+        })
+    };
+    assert_eq!(live_until(5), 1, "the first cycle's");
+    assert_eq!(live_until(10), 1, "the one there is counts");
+    for path in world.leftovers() {
+        if path.ends_with(".json") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(live_until(15), 1, "the store knows of it, too");
+    world.host.let_pass(HOUR);
+    assert_eq!(live_until(20), 2, "it is old enough");
+}
+
+#[test]
 fn a_limit_of_nothing_holds_points_back_says_why_and_ends_at_once() {
     let world = World::new(51);
     life(async {

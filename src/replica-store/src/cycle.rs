@@ -23,7 +23,42 @@ use crate::replica::{JournalNames, Replica};
 use crate::writer::{CyclePlan, JournalObject};
 
 /// Builder of a cycle that streams into the store.
-pub(crate) type Builder = JournalBuilder<Box<dyn Staged>>;
+pub(crate) type Builder = JournalBuilder<Outbox>;
+
+/// What is packed waits here until it is sent.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    staged: Box<dyn Staged>,
+    packed: Vec<u8>,
+}
+
+impl Outbox {
+    /// Bytes that wait.
+    pub(crate) fn unsent(&self) -> u64 {
+        self.packed.len() as u64
+    }
+
+    /// Hands them to the medium. After a failure any part of them may have come there.
+    pub(crate) fn send(&mut self, replica: &Replica) -> Result<()> {
+        self.staged
+            .write_all(&self.packed)
+            .map_err(|error| writing(replica, error))?;
+        self.packed.clear();
+        Ok(())
+    }
+}
+
+impl Write for Outbox {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.packed.extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    /// They go only when they are sent.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 const BUFFER: usize = 1 << 20;
 
@@ -141,7 +176,11 @@ pub(crate) fn begin(
             encryption: keys.active().is_some().then_some(&*keys),
             merged: None,
         };
-        let builder = JournalBuilder::with_options(staged, header, options)
+        let outbox = Outbox {
+            staged,
+            packed: Vec::new(),
+        };
+        let builder = JournalBuilder::with_options(outbox, header, options)
             .map_err(|error| building(replica, error))?;
         Ok((builder, disks))
     })
@@ -168,15 +207,15 @@ pub(crate) fn commit(
     generation: Generation,
     position: Position,
     disks: Vec<JournalDisk>,
-    builder: Builder,
+    (mut outbox, finished): (Outbox, Finished),
 ) -> Result<Finished> {
-    let (staged, finished) = builder.finish().map_err(|error| building(replica, error))?;
+    outbox.send(replica)?;
     let object = Sealed {
         position,
         content: finished.content,
         disks,
     };
-    publish(replica, generation, &object, staged)?;
+    publish(replica, generation, &object, outbox.staged)?;
     Ok(finished)
 }
 

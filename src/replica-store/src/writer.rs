@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use replication_log::KeyRing;
-use replication_log::journal::{CompressionLevel, JournalDisk};
+use replication_log::journal::{
+    CompressionController, CompressionLevel, Finished, JournalDisk, JournalError,
+};
 use uuid::Uuid;
 
 use crate::blocking::blocking;
@@ -227,7 +230,7 @@ impl ReplicaWriter {
             writer: self.clone(),
             position,
             disks,
-            builder: Some(builder),
+            stage: Stage::Open(Box::new(builder)),
         })
     }
 
@@ -336,11 +339,22 @@ pub struct CyclePlan {
 }
 
 /// A cycle on its way into the store. Dropped without commit, it never was.
+///
+/// Whoever must ask before bytes go out uses [`CycleWriter::pack`], asks for [`CycleWriter::unsent_bytes`] and then
+/// calls [`CycleWriter::send`], and in the end [`CycleWriter::seal`] before [`CycleWriter::commit`].
 pub struct CycleWriter {
     writer: ReplicaWriter,
     position: Position,
     disks: Vec<JournalDisk>,
-    builder: Option<cycle::Builder>,
+    stage: Stage,
+}
+
+enum Stage {
+    Open(Box<cycle::Builder>),
+    /// Index and all are packed.
+    Sealed(cycle::Outbox, Finished),
+    /// A step failed, or was dropped half way.
+    Interrupted,
 }
 
 impl std::fmt::Debug for CycleWriter {
@@ -352,45 +366,106 @@ impl std::fmt::Debug for CycleWriter {
 }
 
 impl CycleWriter {
+    /// Measures how long compression takes, by a clock that only runs forward, for [`CycleWriter::adapt`].
+    pub fn measured(mut self, now: fn() -> Duration) -> Self {
+        if let Stage::Open(builder) = self.stage {
+            self.stage = Stage::Open(Box::new(builder.measured(now)));
+        }
+        self
+    }
+
     /// From the next frame on, compresses this hard.
     pub fn set_compression(&mut self, level: CompressionLevel) {
-        if let Some(builder) = &mut self.builder {
+        if let Stage::Open(builder) = &mut self.stage {
             builder.set_compression(level);
         }
     }
 
-    /// The disk has these bytes as of this cycle.
+    /// Tells the controller what was compressed since the last call, and from the next frame on takes the level that it
+    /// wants. It counts time only when the cycle is [`CycleWriter::measured`].
+    pub fn adapt(&mut self, controller: &mut CompressionController) {
+        if let Stage::Open(builder) = &mut self.stage {
+            builder.adapt(controller);
+        }
+    }
+
+    /// The disk has these bytes as of this cycle. They stream into the store.
     pub async fn write(&mut self, disk: Uuid, offset: u64, data: Bytes) -> Result<()> {
-        let mut builder = self.take()?;
-        self.builder = Some(
-            self.writer
-                .run(move |replica, _| match builder.write(disk, offset, &data) {
-                    Ok(()) => Ok(builder),
-                    Err(error) => Err(cycle::building(replica, error)),
-                })
-                .await?,
-        );
-        Ok(())
+        self.change(move |replica, builder| {
+            packed(replica, builder.write(disk, offset, &data))?;
+            builder.get_mut().send(replica)
+        })
+        .await
+    }
+
+    /// As several [`CycleWriter::write`]s in this order, of (offset, bytes), but nothing goes to the store: it is held in
+    /// memory until [`CycleWriter::send`] or [`CycleWriter::commit`].
+    pub async fn pack(&mut self, disk: Uuid, data: Vec<(u64, Bytes)>) -> Result<()> {
+        self.change(move |replica, builder| {
+            let mut all = data.iter();
+            let done = all.try_for_each(|(offset, data)| builder.write(disk, *offset, data));
+            packed(replica, done)
+        })
+        .await
+    }
+
+    /// Bytes that are packed, compressed and encrypted, and were not sent yet.
+    pub fn unsent_bytes(&self) -> u64 {
+        match &self.stage {
+            Stage::Open(builder) => builder.get_ref().unsent(),
+            Stage::Sealed(outbox, _) => outbox.unsent(),
+            Stage::Interrupted => 0,
+        }
+    }
+
+    /// Sends what is packed.
+    pub async fn send(&mut self) -> Result<()> {
+        self.change(|replica, builder| builder.get_mut().send(replica))
+            .await
     }
 
     /// The disk has zeroes there as of this cycle.
     pub async fn zero(&mut self, disk: Uuid, offset: u64, length: u64) -> Result<()> {
         let replica = self.writer.replica.clone();
-        let builder = self.builder.as_mut().ok_or_else(interrupted)?;
+        let Stage::Open(builder) = &mut self.stage else {
+            return Err(interrupted());
+        };
         // Only the index in memory grows: nothing to wait for.
-        let zeroed = builder.zero(disk, offset, length);
-        zeroed.map_err(|error| cycle::building(&replica, error))
+        packed(&replica, builder.zero(disk, offset, length))
+    }
+
+    /// Nothing more is coming: packs the rest, so that [`CycleWriter::unsent_bytes`] is all that is still to be sent.
+    /// [`CycleWriter::commit`] does it if nobody else has.
+    pub async fn seal(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.stage, Stage::Interrupted) {
+            Stage::Open(builder) => {
+                let (outbox, finished) = self
+                    .writer
+                    .run(move |replica, _| packed(replica, builder.finish()))
+                    .await?;
+                self.stage = Stage::Sealed(outbox, finished);
+                Ok(())
+            }
+            sealed @ Stage::Sealed(..) => {
+                self.stage = sealed;
+                Ok(())
+            }
+            Stage::Interrupted => Err(interrupted()),
+        }
     }
 
     /// Makes the cycle durable and visible, atomically. After an `Unknown` outcome build the same
     /// cycle again: the same content at the same position is accepted.
     pub async fn commit(mut self) -> Result<Committed> {
-        let builder = self.take()?;
-        let (position, disks) = (self.position, std::mem::take(&mut self.disks));
+        self.seal().await?;
+        let Stage::Sealed(outbox, finished) = self.stage else {
+            return Err(interrupted());
+        };
+        let (position, disks) = (self.position, self.disks);
         let finished = self
             .writer
             .run(move |replica, generation| {
-                cycle::commit(replica, generation, position, disks, builder)
+                cycle::commit(replica, generation, position, disks, (outbox, finished))
             })
             .await?;
         Ok(Committed {
@@ -400,9 +475,26 @@ impl CycleWriter {
         })
     }
 
-    fn take(&mut self) -> Result<cycle::Builder> {
-        self.builder.take().ok_or_else(interrupted)
+    /// Changes what is being built; a failure ends it.
+    async fn change(
+        &mut self,
+        change: impl FnOnce(&Replica, &mut cycle::Builder) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let Stage::Open(mut builder) = std::mem::replace(&mut self.stage, Stage::Interrupted)
+        else {
+            return Err(interrupted());
+        };
+        let changed = self.writer.run(move |replica, _| {
+            change(replica, &mut builder)?;
+            Ok(builder)
+        });
+        self.stage = Stage::Open(changed.await?);
+        Ok(())
     }
+}
+
+fn packed<T>(replica: &Replica, done: std::result::Result<T, JournalError>) -> Result<T> {
+    done.map_err(|error| cycle::building(replica, error))
 }
 
 fn interrupted() -> StoreError {

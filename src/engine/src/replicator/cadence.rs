@@ -1,7 +1,8 @@
 //! When the next freeze comes, of which kind, and with whom.
 //!
 //! Capture asks [`Cadence::due`], freezes through [`Cadence::freeze`] and tells what came of it; everything else about
-//! time is decided here, by [`crate::schedule`], and told to the item's status. Only monotonic time counts.
+//! time is decided here, by [`crate::schedule`], and told to the item's status. Only monotonic time counts, but for the
+//! age of the newest application-consistent point when an engine starts.
 
 use std::time::Duration;
 
@@ -56,13 +57,14 @@ pub(super) struct Cadence<'a> {
 }
 
 impl<'a> Cadence<'a> {
-    /// The first freeze is due at once.
-    pub fn new(item: &'a Item, shared: &'a Shared) -> Self {
+    /// The first freeze is due at once; an application-consistent one is due when the newest of them is old enough,
+    /// whether this engine made it or one before it.
+    pub async fn new(item: &'a Item, shared: &'a Shared) -> Self {
         let policy = item.policy.clone();
         let start = Instant::now();
+        let age = application_age(item, shared).await;
         let plan = {
             let policy = policy.borrow();
-            let age = last_application(item);
             Plan::new(policy.interval, policy.app_consistent, age, Duration::ZERO)
         };
         Self {
@@ -180,6 +182,13 @@ impl<'a> Cadence<'a> {
         })
     }
 
+    /// Points were found that this engine did not know of.
+    pub async fn found_points(&mut self) {
+        if let Some(age) = application_age(self.item, self.shared).await {
+            self.plan.application_was(age, self.start.elapsed());
+        }
+    }
+
     /// What was frozen last is captured.
     pub fn captured(&mut self, done: Done) {
         // What a comparison takes says nothing about ordinary cycles.
@@ -263,13 +272,11 @@ impl<'a> Cadence<'a> {
 }
 
 /// How old the newest application-consistent point is, as far as it is known.
-fn last_application(item: &Item) -> Option<Duration> {
-    let status = item.context.board.replication(&item.spec.item_id)?;
-    let last = status.last_app_consistent_unix_ms;
+async fn application_age(item: &Item, shared: &Shared) -> Option<Duration> {
+    let last = shared.last_application_unix_ms().await?;
     let age = (item.context.clock)().checked_sub(last)?;
     // A point of the future says that a clock was wrong, not that the next one is far away.
-    let age = u64::try_from(age).ok()?;
-    (last > 0).then(|| Duration::from_millis(age))
+    u64::try_from(age).ok().map(Duration::from_millis)
 }
 
 async fn called(seat: &mut Option<Seat>) {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use engine_protocol::v1::replication_status::State;
 use hypervisor::{DiskId, FreezeRequest, FrozenPoint, TrackingId};
+use replica_store::PointKind;
 use tokio::time::Instant;
 
 use super::cadence::{Cadence, Done, FreezeKind, Frozen};
@@ -53,7 +54,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
         clean: false,
         seen_running: false,
         seen_off: false,
-        cadence: Cadence::new(item, shared),
+        cadence: Cadence::new(item, shared).await,
     };
     let mut failures = 0;
     loop {
@@ -128,9 +129,15 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
         let base_is_empty = match writer.state().await? {
             replica_store::ReplicaState::Complete { head_position, .. } => {
                 let members = writer.disks().await?;
+                let points = writer.points().await?;
+                let applications = points
+                    .iter()
+                    .filter(|point| point.kind == PointKind::Application);
+                let newest = applications.map(|point| point.time_unix_ms).max();
                 shared
                     .update(item, |state| {
                         state.complete = true;
+                        state.last_application_unix_ms = newest.unwrap_or(0);
                         state.knowledge.members =
                             members.iter().map(|disk| DiskId(disk.id)).collect();
                         // Which of them older objects need is not known.
@@ -138,6 +145,7 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
                         state.keys = keys.ids().map(|key| (key, head_position.0)).collect();
                     })
                     .await?;
+                pace.cadence.found_points().await;
                 return shared.reset_to(item, head_position.0).await;
             }
             // What was there once is lost, and a new replica would hide it.

@@ -421,7 +421,7 @@ impl Place<'_> {
         self.writer
             .base_write(self.frozen.disk.0, offset, data)
             .await?;
-        self.item.status.sent(sent);
+        self.item.status.sent(sent, sent);
         Ok(sent)
     }
 }

@@ -25,6 +25,7 @@ mod judge;
 mod log_file;
 mod maps;
 mod notices;
+mod outgoing;
 pub mod pauses;
 pub mod policy;
 pub mod ranges;
@@ -56,6 +57,7 @@ use crate::backoff;
 use crate::schedule::meter::Meter;
 use crate::task::{blocking, spawn_named};
 use maps::Maps;
+use outgoing::Effort;
 pub use shared::Context;
 use shared::{Item, Shared, Waiting};
 use spec::{Policy, Spec, Wish};
@@ -94,6 +96,7 @@ impl Replicator {
             policy: receiver,
             meter: Meter::default(),
             base_writes: replica_store::BaseWrites::default(),
+            effort: Effort::default(),
             spec: spec.clone(),
             context,
         };

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::doubts::Doubts;
 use super::maps::Maps;
+use super::outgoing::Effort;
 use super::pauses::Pauses;
 use super::policy::Policy;
 use super::spec::Spec;
@@ -65,6 +66,8 @@ pub(super) struct Item {
     pub meter: Meter,
     /// Those that nobody waits for any more, too.
     pub base_writes: BaseWrites,
+    /// How hard its cycles are compressed.
+    pub effort: Effort,
 }
 
 /// Durable state, spool and store of one item.
@@ -228,6 +231,16 @@ impl Shared {
             self.count_backlog(item);
         }
         Ok(fits)
+    }
+
+    /// Freeze of the newest application-consistent point, be it in the store or on its way there.
+    pub async fn last_application_unix_ms(&self) -> Option<i64> {
+        let stored = self.state.lock().await.last_application_unix_ms;
+        let spool = self.lock_spool();
+        let waiting = spool
+            .iter()
+            .filter_map(|waiting| waiting.record.application_unix_ms());
+        waiting.chain((stored > 0).then_some(stored)).max()
     }
 
     /// The oldest cycle that waits.

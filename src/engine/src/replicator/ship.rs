@@ -19,11 +19,11 @@ use replication_log::hrl::{HrlEntry, HrlError, HrlErrorKind, HrlReader};
 use replication_log::journal::CompressionLevel;
 
 use super::buffers;
+use super::outgoing::Outgoing;
 use super::pauses;
 use super::shared::{Item, Shared};
 use super::state::{CycleRecord, DiskLog};
 use super::status::Origin;
-use super::throttle::Class;
 use super::trouble::{Trouble, chain};
 use super::verify;
 use crate::backoff;
@@ -130,36 +130,40 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
         writer.set_immutability_hours(policy.retention.immutability_hours);
         policy.keys.active()
     };
-    let mut cycle = writer
-        .begin_cycle_with(CyclePlan {
-            position: Position(record.position),
-            time_unix_ms: record.taken_unix_ms,
-            disks: disks(record),
-            compression: CompressionLevel::default(),
-        })
-        .await?;
+    let plan = CyclePlan {
+        position: Position(record.position),
+        time_unix_ms: record.taken_unix_ms,
+        disks: disks(record),
+        compression: CompressionLevel::default(),
+    };
+    let mut outgoing = Outgoing::begin(item, &item.effort, &writer, plan).await?;
     for log in &record.logs {
         let (reader, entries) = open(log).await?;
         for batch in batches(&entries) {
             let bytes = batch.iter().map(data_bytes).sum();
-            let _memory = buffers::SHIP.take(bytes).await;
+            let memory = buffers::SHIP.take(bytes).await;
+            let mut changes = Vec::new();
             for (entry, data) in batch.iter().zip(read(log, &reader, batch).await?) {
                 match data {
+                    Some(data) => changes.push((entry.offset, data)),
                     None => {
+                        // In the order of the log.
+                        outgoing
+                            .pack(log.disk.0, std::mem::take(&mut changes))
+                            .await?;
                         let length = entry.length.into();
-                        cycle.zero(log.disk.0, entry.offset, length).await?;
-                    }
-                    Some(data) => {
-                        item.may_send(data.len() as u64, Class::Delta).await;
-                        item.status.sent(data.len() as u64);
-                        cycle.write(log.disk.0, entry.offset, data).await?;
+                        outgoing.zero(log.disk.0, entry.offset, length).await?;
                     }
                 }
             }
+            outgoing.pack(log.disk.0, changes).await?;
+            // Others need it while this one waits for the link.
+            drop(memory);
+            outgoing.send().await?;
         }
         item.pass(pauses::SENDING).await;
     }
-    let committed = cycle.commit().await?;
+    let committed = outgoing.commit().await?;
     item.pass(pauses::APPENDED).await;
     if record.recoverable {
         writer
@@ -198,6 +202,7 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
         item = item.spec.item_id,
         position = record.position,
         sent_bytes = committed.sent_bytes,
+        compression = item.effort.level().number(),
         recoverable = record.recoverable,
         "cycle shipped"
     );

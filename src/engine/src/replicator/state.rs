@@ -126,6 +126,9 @@ pub struct ItemState {
     /// When all kept points were last proven readable.
     #[serde(default)]
     pub last_verified_unix_ms: i64,
+    /// Freeze of the newest application-consistent point; 0 = none is known. The next one's time follows from it.
+    #[serde(default)]
+    pub last_application_unix_ms: i64,
 }
 
 /// A captured cycle that waits for the store.
@@ -231,6 +234,7 @@ impl ItemState {
             keys: BTreeMap::new(),
             active_key: None,
             last_verified_unix_ms: 0,
+            last_application_unix_ms: 0,
         }
     }
 }
@@ -308,6 +312,9 @@ impl ItemState {
         self.last_changed_bytes = record.changed_bytes;
         self.last_sent_bytes = sent_bytes;
         self.last_cycle_unix_ms = record.taken_unix_ms;
+        if let Some(taken) = record.application_unix_ms() {
+            self.last_application_unix_ms = taken;
+        }
     }
 }
 
@@ -343,6 +350,11 @@ impl CycleRecord {
 
     fn builds_on(&self, instant: Uuid) -> bool {
         self.previous == instant || self.previous.is_nil() || instant.is_nil()
+    }
+
+    /// The freeze, when an application-consistent point comes of it.
+    pub fn application_unix_ms(&self) -> Option<i64> {
+        (self.recoverable && self.kind == PointKind::Application).then_some(self.taken_unix_ms)
     }
 
     fn remove_logs(&self) -> io::Result<()> {

@@ -60,7 +60,10 @@ pub struct StatusLine {
 struct Inner {
     phase: State,
     problems: BTreeMap<Origin, (v1::Finding, bool)>,
+    /// What went over the wire.
     rate: Rate,
+    /// What was done by it: more, where it is compressed.
+    done: Rate,
 }
 
 impl StatusLine {
@@ -74,6 +77,7 @@ impl StatusLine {
                 phase: State::Starting,
                 problems: BTreeMap::new(),
                 rate: Rate::default(),
+                done: Rate::default(),
             })),
         };
         line.change(|_, status| {
@@ -212,19 +216,20 @@ impl StatusLine {
         });
     }
 
-    /// So many bytes went to the store.
-    pub fn sent(&self, bytes: u64) {
+    /// So many bytes went to the store, and so many of what is to be done are done with them.
+    pub fn sent(&self, bytes: u64, done_bytes: u64) {
         let now = Instant::now();
         self.change(|inner, status| {
             inner.rate.add(now, bytes);
+            inner.done.add(now, done_bytes);
             status.bytes_per_second = inner.rate.per_second(now);
-            status.eta_seconds = eta_seconds(status);
+            status.eta_seconds = eta_seconds(status, inner.done.per_second(now));
         });
     }
 
     /// Time passes, and nothing else happens.
     pub fn tick(&self) {
-        self.sent(0);
+        self.sent(0, 0);
     }
 
     /// The figures that the state keeps.
@@ -240,6 +245,9 @@ impl StatusLine {
                 .map_or_else(String::new, |key| key.to_string());
             status.key_ids = state.keys.keys().map(ToString::to_string).collect();
             status.last_verified_unix_ms = state.last_verified_unix_ms;
+            if state.last_application_unix_ms > 0 {
+                status.last_app_consistent_unix_ms = state.last_application_unix_ms;
+            }
         });
     }
 
@@ -279,7 +287,7 @@ impl StatusLine {
 }
 
 /// Until what is known to be left is done, at the present rate; 0 = unknown, or nothing is left.
-fn eta_seconds(status: &v1::ReplicationStatus) -> u64 {
+fn eta_seconds(status: &v1::ReplicationStatus, done_per_second: u64) -> u64 {
     let left = match status.state() {
         State::InitialReplication | State::Comparing => {
             let total = status.progress_total_bytes;
@@ -287,7 +295,7 @@ fn eta_seconds(status: &v1::ReplicationStatus) -> u64 {
         }
         _ => status.backlog_bytes,
     };
-    match status.bytes_per_second {
+    match done_per_second {
         0 => 0,
         rate => left.div_ceil(rate),
     }

@@ -28,7 +28,7 @@ pub struct Limit {
 /// Shares the way to the stores out.
 #[async_trait]
 pub trait Throttle: Send + Sync {
-    /// Returns when `bytes` of `item_id` may be sent.
+    /// Returns when `bytes` of `item_id` may be sent: those that go over the wire, after compression and encryption.
     async fn acquire(&self, item_id: &str, bytes: u64, class: Class);
 
     /// The limits of one item, at once in force; none = only the host's.

@@ -75,6 +75,14 @@ impl Plan {
         }
     }
 
+    /// There is an application-consistent point of this age that was not known of: the next one is no earlier for it.
+    pub fn application_was(&mut self, age: Duration, now: Duration) {
+        if let Some(every) = self.application {
+            let due = now.saturating_add(every.saturating_sub(age));
+            self.next_application = self.next_application.max(due);
+        }
+    }
+
     /// When the next freeze is due; one that has passed means now, and never more than one freeze.
     pub fn due(&self) -> Duration {
         match self.last_freeze {
@@ -225,6 +233,17 @@ mod tests {
         assert_eq!(plan(None), Kind::Application);
         assert_eq!(plan(Some(SECOND * 600)), Kind::Crash);
         assert_eq!(plan(Some(HOUR)), Kind::Application);
+    }
+
+    #[test]
+    fn a_point_that_is_found_later_counts_and_makes_nothing_earlier() {
+        let mut plan = Plan::new(SECOND * 30, Some(HOUR), None, Duration::ZERO);
+        plan.application_was(SECOND * 600, SECOND);
+        assert_eq!(plan.begin(SECOND * 3000, 0), Kind::Crash);
+        assert_eq!(plan.begin(SECOND * 3001, 0), Kind::Application);
+        plan.froze(SECOND * 3001, Kind::Application, true);
+        plan.application_was(HOUR * 5, SECOND * 3002);
+        assert_eq!(plan.begin(SECOND * 3002, 0), Kind::Crash);
     }
 
     #[test]

@@ -91,6 +91,13 @@ impl World {
     }
 }
 
+impl FakeHost {
+    /// The wall clock goes on, and nothing happens.
+    pub fn let_pass(&self, time: Duration) {
+        self.inner.lock().unwrap().clock += time.as_millis() as i64;
+    }
+}
+
 /// Every ten seconds, kept for a hundred hours.
 pub fn active() -> Wish {
     Wish::Active(Box::new(Policy::new(
