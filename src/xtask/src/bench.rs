@@ -46,8 +46,10 @@ pub fn run(root: &Path, options: &Options<'_>) -> Result<()> {
     let begin = Instant::now();
     let (mut outcomes, mut troubles) = (Vec::new(), Vec::new());
     for name in &names {
+        let started = Instant::now();
         match one(&program, name, options) {
-            Ok(outcome) => {
+            Ok(mut outcome) => {
+                outcome["seconds"] = started.elapsed().as_secs().into();
                 if options.json {
                     println!("{outcome}");
                 } else {
@@ -200,14 +202,19 @@ fn page(outcomes: &[Value], troubles: &[String], options: &Options<'_>, seconds:
         seconds.div_ceil(60)
     );
     page.push_str(
-        "| name | measured | ours | peer | unit | ratio | bound | met |\n|---|---|---:|---:|---|---:|---|---|\n",
+        "| comparison | measured | ours | peer | unit | ratio | bound | met |\n|---|---|---:|---:|---|---:|---|---|\n",
     );
     for outcome in outcomes {
-        for measure in measures(outcome) {
+        let name = plain(&outcome["name"]);
+        for (number, measure) in measures(outcome).iter().enumerate() {
             let _infallible = writeln!(
                 page,
-                "| `{}` | {} | {} | {} | {} | {} | {} | {} |",
-                plain(&outcome["name"]),
+                "| {} | {} | {} | {} | {} | {} | {} | {} |",
+                if number == 0 {
+                    format!("[`{name}`](#{name})")
+                } else {
+                    String::new()
+                },
                 measured(measure),
                 plain(&measure["ours"]),
                 plain(&measure["peer"]),
@@ -215,44 +222,64 @@ fn page(outcomes: &[Value], troubles: &[String], options: &Options<'_>, seconds:
                 plain(&measure["ratio"]),
                 plain(&measure["bound"]),
                 match (measure["bound"].as_str(), &measure["met"]) {
-                    (Some("reported"), _) => "",
+                    (Some(bound), _) if bound.starts_with("reported") => "",
                     (_, Value::Bool(true)) => "yes",
                     _ => "**no**",
                 }
             );
         }
     }
-    page.push_str("\n## What was compared\n\n");
-    for outcome in outcomes {
-        let _infallible = writeln!(
-            page,
-            "- `{}`: {}.",
-            plain(&outcome["name"]),
-            plain(&outcome["what"])
-        );
-        if !outcome["ceiling"].is_null() {
-            let _infallible = writeln!(
-                page,
-                "  The machine itself: {} ({}).",
-                plain(&outcome["ceiling"]),
-                plain(&outcome["ceilingWhat"])
-            );
-        }
-        for note in outcome["notes"].as_array().into_iter().flatten() {
-            let _infallible = writeln!(page, "  {}.", plain(note));
-        }
-    }
     if !troubles.is_empty() {
         let _infallible = writeln!(page, "\nNot measured this time: {}.", list(troubles));
     }
     page.push_str(
-        "\n## How to read it\n\n\
-         The ratio is the quantity that its bound is about: time, bytes or processor time of ours by that of the peer; a rate\n\
+        "\nThe ratio is the quantity that its bound is about: time, bytes or processor time of ours by that of the peer; a rate\n\
          of ours by that of the peer; for `heal` how many times faster ours is; for `delta-scaling` the costliest disk size by\n\
-         the cheapest. Both sides find the page cache in the same state, and nothing of an earlier measurement waits to be\n\
-         written. Run one with `cargo xtask bench NAME`; `siterecovery-engine bench` tells what the machine itself can do.\n",
+         the cheapest; for `guest-impact` the guest's rate without by that with replication. Both sides find the page cache in\n\
+         the same state, and nothing of an earlier measurement waits to be written. `siterecovery-engine bench` tells what the\n\
+         machine itself can do.\n",
     );
+    for outcome in outcomes {
+        page.push_str(&section(outcome));
+    }
     page
+}
+
+/// What was compared, what the machine could do at best, what a reader must know, and how to repeat it.
+fn section(outcome: &Value) -> String {
+    let mut text = String::new();
+    let _infallible = writeln!(
+        text,
+        "\n## {}\n\n{}.\n",
+        plain(&outcome["name"]),
+        capital(&plain(&outcome["what"]))
+    );
+    if !outcome["ceiling"].is_null() {
+        let _infallible = writeln!(
+            text,
+            "- ceiling of this machine: {} ({})",
+            plain(&outcome["ceiling"]),
+            plain(&outcome["ceilingWhat"])
+        );
+    }
+    for note in outcome["notes"].as_array().into_iter().flatten() {
+        let _infallible = writeln!(text, "- {}", plain(note));
+    }
+    let _infallible = writeln!(
+        text,
+        "- again: `cargo xtask bench {}` ({} s)",
+        plain(&outcome["name"]),
+        plain(&outcome["seconds"])
+    );
+    text
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_uppercase().chain(letters).collect())
+        .unwrap_or_default()
 }
 
 /// The machine and the day.
@@ -292,7 +319,7 @@ mod tests {
         let outcome = json!({
             "name": "points", "what": "24 points", "measured": "stored bytes",
             "ours": 1.0, "peer": 2.0, "unit": "MiB", "ratio": 0.5, "bound": "at most 1", "met": true,
-            "ceiling": null, "ceilingWhat": null, "notes": ["equal by hash"],
+            "ceiling": 3.5, "ceilingWhat": "plain copy", "notes": ["equal by hash"], "seconds": 12,
             "further": [{ "what": "processor time", "ours": 2.0, "peer": 2.0, "unit": "s", "ratio": 1.0,
                 "bound": "at most 0.5", "met": false }],
         });
@@ -309,9 +336,11 @@ mod tests {
             &options,
             61,
         );
-        assert!(
-            page.contains("| `points` | stored bytes | 1.0 | 2.0 | MiB | 0.5 | at most 1 | yes |")
-        );
+        assert!(page.contains(
+            "| [`points`](#points) | stored bytes | 1.0 | 2.0 | MiB | 0.5 | at most 1 | yes |"
+        ));
+        assert!(page.contains("## points\n\n24 points.\n\n- ceiling of this machine: 3.5 (plain copy)\n- equal by hash\n"));
+        assert!(page.contains("`cargo xtask bench points` (12 s)"));
         assert!(page.contains("| at most 0.5 | **no** |"));
         assert!(page.contains("Not measured this time: heal."));
         assert!(text(&outcome).contains("NOT MET"));
