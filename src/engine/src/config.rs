@@ -127,6 +127,16 @@ impl Config {
                 "recovery_folder: path has {length} bytes; at most {LONGEST_RECOVERY_FOLDER} fit a unix socket's address"
             );
         }
+        if let (true, Some(vms)) = (self.recovery_role, &self.vm_folder)
+            && overlap(vms, &self.recovery_folder)
+        {
+            // The engine removes recovered virtual machines; it must never have originals among them.
+            bail!(
+                "recovery_folder: {:?} and vm_folder {:?} are one folder or one lies in the other; give recovered virtual machines a folder of their own",
+                self.recovery_folder.display().to_string(),
+                vms.display().to_string()
+            );
+        }
         if !self.source_role && !self.recovery_role {
             bail!("vm_folder, recovery_role: give at least one, or the engine has nothing to do");
         }
@@ -182,6 +192,12 @@ fn default_log_level() -> String {
     "info".to_owned()
 }
 
+/// Whether two folders are one, or one lies in the other; links are followed as far as the folders exist.
+fn overlap(a: &Path, b: &Path) -> bool {
+    let [a, b] = [a, b].map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
+    a.starts_with(&b) || b.starts_with(&a)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +220,24 @@ mod tests {
         );
         assert!(config.source_role && !config.recovery_role);
         assert_eq!(config.log_level, "info");
+    }
+
+    #[test]
+    fn originals_and_recovered_machines_never_share_a_folder() {
+        for (vms, recovered) in [
+            ("/srv/vms", "/srv/vms"),
+            ("/srv/vms", "/srv/vms/recovered/"),
+            ("/srv/recovered/vms", "/srv/recovered"),
+        ] {
+            let text = format!(
+                "vm_folder = {vms:?}\nrecovery_role = true\nrecovery_folder = {recovered:?}"
+            );
+            let error = error_of(&text);
+            assert!(error.contains("recovery_folder: "), "{error}");
+        }
+        let apart =
+            "vm_folder = \"/srv/vms\"\nrecovery_role = true\nrecovery_folder = \"/srv/vms2\"";
+        Config::parse(apart).unwrap();
     }
 
     #[test]

@@ -25,11 +25,12 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
-/// Starts an engine that outlives this process. One that runs already is fine.
+/// Starts an engine that outlives this process. One that runs already is fine; it gets a supervisor if its own was killed.
 pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String> {
     durable::create_folder(&config.data_folder)
         .with_context(|| format!("create data folder {}", config.data_folder.display()))?;
-    if InstanceLock::is_held(&config.data_folder) || supervisor(config).is_some() {
+    let is_there = InstanceLock::is_held(&config.data_folder);
+    if supervisor(config).is_some() {
         let status = wait_for_answer(config, || Ok(())).await?;
         return Ok(format!(
             "engine runs already (process {})",
@@ -67,10 +68,12 @@ pub async fn start(config_path: &Path, config: &Config) -> anyhow::Result<String
     match status {
         Ok(status) => {
             durable::remove_if_there(&last_words).ok();
-            Ok(format!(
-                "engine started (process {})",
-                status.about.process_id
-            ))
+            let what = if is_there {
+                "engine runs already, and is watched again"
+            } else {
+                "engine started"
+            };
+            Ok(format!("{what} (process {})", status.about.process_id))
         }
         Err(error) => {
             // Nothing half-started may stay behind.
@@ -149,7 +152,7 @@ fn supervisor(config: &Config) -> Option<Pid> {
 }
 
 /// The process that holds the data folder's lock, by the pid file.
-fn running_process(config: &Config) -> anyhow::Result<Pid> {
+pub(crate) fn running_process(config: &Config) -> anyhow::Result<Pid> {
     let path = config.pid_file();
     let text =
         std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

@@ -7,7 +7,8 @@
 //!
 //! Promise: an engine that was killed runs again within a second; one that can't run at all is tried ever more seldom, up to
 //! every 30 seconds; one that fails at its very first start is not tried again, so that `start` can say why.
-//! When the supervisor itself is killed, the engine goes on, and the next `start` or `stop` copes with that.
+//! When the supervisor itself is killed, the engine goes on; the next `start` brings a supervisor that watches it by the
+//! lock of its data folder, and the next `stop` ends it.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -16,11 +17,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use crate::config::Config;
 use crate::control;
+use crate::daemon::running_process;
 use crate::durable::{self, Access};
+use crate::instance::InstanceLock;
 
 /// Pause before the first restart; it doubles while the engine keeps dying early.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -49,8 +52,11 @@ pub async fn supervise(config_path: &Path, config: &Config) -> anyhow::Result<()
 async fn keep_running(program: &Path, config_path: &Path, config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut pause = FIRST_PAUSE;
-    let mut has_been_up = false;
+    let mut has_been_up = InstanceLock::is_held(&config.data_folder);
     loop {
+        if adopt(config, &mut terminate).await? {
+            return Ok(());
+        }
         let start = Instant::now();
         let mut child = tokio::process::Command::new(program)
             .args(["run", "--detached", "--config"])
@@ -84,6 +90,22 @@ async fn keep_running(program: &Path, config_path: &Path, config: &Config) -> an
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Watches an engine that somebody else started, until it has ended; passes the wish to stop on, and says whether there was
+/// one.
+async fn adopt(config: &Config, terminate: &mut Signals) -> anyhow::Result<bool> {
+    while InstanceLock::is_held(&config.data_folder) {
+        tokio::select! {
+            () = tokio::time::sleep(FIRST_PAUSE) => {}
+            _ = terminate.recv() => {
+                let engine = running_process(config)?;
+                kill(engine, Signal::SIGTERM).context("signal the engine")?;
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Ends when the engine answers on its control socket.

@@ -273,6 +273,13 @@ impl Lab {
         .unwrap();
     }
 
+    async fn kill_supervisor(&self) {
+        let file = self.folder.path().join("data/supervisor.pid");
+        let text = std::fs::read_to_string(file).unwrap();
+        let process = nix::unistd::Pid::from_raw(text.trim().parse().unwrap());
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
     async fn report(&self, what: &str, wanted: impl Fn(&EngineReport) -> bool) -> EngineReport {
         let mut reports = self.reports.clone();
         let report = tokio::time::timeout(LIMIT, reports.wait_for(wanted)).await;
@@ -389,6 +396,9 @@ async fn a_real_engine_replicates_survives_kills_recovers_and_retires() {
     assert_eq!(status.status.code(), Some(3));
     lab.with_config("start").await;
     assert!(lab.with_config("start").await.contains("already"));
+    // Nor does a killed supervisor leave the engine unwatched for good.
+    lab.kill_supervisor().await;
+    assert!(lab.with_config("start").await.contains("watched again"));
 
     // Enrolled once, the key is gone, the secret is in no log.
     let vm_id = lab.vm.to_string();

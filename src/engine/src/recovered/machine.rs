@@ -26,7 +26,8 @@ use crate::stores;
 use crate::task::blocking;
 use crate::vm_config::VmConfig;
 
-/// A VM that can't be made is given up after so many tries; the task ends, a new desired state starts it anew.
+/// A VM that can't be made is given up after so many tries; the task ends, a new desired state starts it anew. One that has
+/// been started is never given up: it waits for its disks, and its work would be lost.
 const TRIES: u32 = 5;
 /// How often the console file is looked at for the first byte: short, since this is the figure people compare.
 const CONSOLE_POLL: Duration = Duration::from_millis(50);
@@ -61,7 +62,7 @@ pub(super) async fn run(
         } else {
             failures + 1
         };
-        let given_up = failures >= TRIES;
+        let given_up = failures >= TRIES && !has_been_started(host, id).await;
         tracing::error!(vm = %id, name = wish.name, error = format!("{error:#}"), given_up, "recovered VM");
         host.board.update_recovered(&key, |status| {
             status.set_state(State::Failed);
@@ -342,6 +343,15 @@ pub(super) async fn remove(host: &RecoveryHost, id: Uuid, stop: &CancellationTok
                 }
             }
         }
+    }
+}
+
+/// Also yes when its record can't be read at the moment.
+async fn has_been_started(host: &RecoveryHost, id: Uuid) -> bool {
+    let folder = host.folder.clone();
+    match blocking(move || Record::read(&folder, id)).await {
+        Ok(record) => record.is_some_and(|record| record.started_unix_ms > 0),
+        Err(_) => true,
     }
 }
 

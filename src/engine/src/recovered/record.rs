@@ -91,7 +91,8 @@ impl Record {
         durable::remove(&file(folder, id))
     }
 
-    /// All VMs that this host has or had begun to make: by record or by folder.
+    /// All VMs that this host has or had begun to make. A record is there before anything else of its VM and goes last;
+    /// a folder without one is somebody else's, whatever its name.
     pub fn all(folder: &Path) -> io::Result<Vec<Uuid>> {
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -102,7 +103,10 @@ impl Record {
         for entry in entries {
             let name = entry?.file_name();
             let name = name.to_string_lossy();
-            if let Ok(id) = name.strip_suffix(".json").unwrap_or(&name).parse::<Uuid>() {
+            if let Some(id) = name
+                .strip_suffix(".json")
+                .and_then(|name| name.parse::<Uuid>().ok())
+            {
                 ids.push(id);
             }
         }
@@ -114,4 +118,21 @@ impl Record {
 
 fn file(folder: &Path, id: Uuid) -> PathBuf {
     folder.join(format!("{id}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_a_record_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let [ours, theirs] = [Uuid::new_v4(), Uuid::new_v4()];
+        for id in [ours, theirs] {
+            std::fs::create_dir(folder.path().join(id.to_string())).unwrap();
+        }
+        let record = Record::new(ours, "vm".into(), "/s".into(), "v".into(), "i".into());
+        record.write(folder.path()).unwrap();
+        assert_eq!(Record::all(folder.path()).unwrap(), [ours]);
+    }
 }

@@ -58,24 +58,23 @@ impl Doubts {
         let mut left = most / BLOCK * BLOCK;
         let mut slice = Vec::new();
         for extent in &doubts.open {
-            if left == 0 {
-                break;
-            }
             let end = extent.offset.saturating_add(extent.length.min(left));
             // Ends of blocks, so that no block goes twice.
-            let cut = end / BLOCK * BLOCK;
-            let whole = extent.length <= left || cut <= extent.offset;
-            let end = if whole {
-                extent.offset + extent.length
+            let end = if extent.length <= left {
+                end
             } else {
-                cut
+                end / BLOCK * BLOCK
             };
+            // What is left does not reach the end of a block.
+            if left == 0 || end <= extent.offset {
+                break;
+            }
             let length = end - extent.offset;
             slice.push(Extent {
                 offset: extent.offset,
                 length,
             });
-            left = left.saturating_sub(length);
+            left -= length;
         }
         slice
     }
