@@ -33,6 +33,8 @@ pub const SERVICE_VERSION: &str = "2024-11-04";
 
 /// The service gives a checksum for ranges up to this size.
 pub const CHECKED_RANGE: u64 = 4 << 20;
+/// Longest blob that is read as a whole; longer ones are read in ranges.
+const MAX_WHOLE: u64 = 64 << 20;
 
 /// Where a container is and how to get there.
 #[derive(Clone, Debug)]
@@ -299,6 +301,15 @@ impl Container {
                 Some(answer) => content(name, answer)?,
             };
             let mut bytes = first.bytes.len() as u64;
+            if first.blob_length > MAX_WHOLE {
+                return Err(Error::new(
+                    ErrorKind::TooLarge,
+                    format!(
+                        "blob `{name}` has {} bytes, at most 64 MiB are read as a whole",
+                        first.blob_length
+                    ),
+                ));
+            }
             if bytes >= first.blob_length {
                 return Ok(Newer::Changed(first));
             }

@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Invalid,
     /// This account can't do it (a page blob account takes no block blobs).
     Unsupported,
+    /// The blob is longer than anything that is read as a whole.
+    TooLarge,
 }
 
 /// Whether a failed call may have happened all the same.

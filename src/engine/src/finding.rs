@@ -247,3 +247,17 @@ pub fn points_damaged(folder: &Path, places: usize, points: usize) -> Finding {
         true,
     )
 }
+
+/// Objects of points are damaged.
+pub fn points_unreadable(folder: &Path, points: usize, first: &str) -> Finding {
+    finding(
+        "POINTS_UNREADABLE",
+        format!(
+            "{points} recovery points of the replica in {} can't be read and are not offered, the first is {first:?}",
+            folder.display()
+        ),
+        "The storage lost or changed bytes of the points' objects after they were acknowledged.",
+        "Check the storage. Other points are whole; restore the objects under points/ from a copy, or remove them.",
+        true,
+    )
+}

@@ -118,9 +118,10 @@ fn container(message: &v1::AzureStorage) -> Result<(AzureTarget, String), String
     let handle = match (known.get(&url), credential) {
         (Some(before), Some(credential)) => {
             let handle = before.credential().clone();
-            // A late message must not bring an older one back.
+            // A late message must not bring an older one back. Signatures of one hour end together: after a change of the
+            // account's key the one that came last is right.
             if credential.expires_unix_ms() == 0
-                || credential.expires_unix_ms() > handle.expires_unix_ms()
+                || credential.expires_unix_ms() >= handle.expires_unix_ms()
             {
                 handle.renew(credential);
             }

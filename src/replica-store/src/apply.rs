@@ -86,6 +86,7 @@ pub(crate) fn maintain(
             compact::step(replica, generation, now_unix_ms, policy, &mut report)?;
         }
         report.removed_journal_objects = replica.locked(generation, remove_superseded)?;
+        report.unreadable_points = replica.unreadable_points();
         return Ok(report);
     }
     Err(StoreError::new(
@@ -109,7 +110,7 @@ impl Intent<'_> {
     fn retire(&self, floor: Position) -> Result<(Vec<Summary>, Position)> {
         let pins = self.replica.pins()?;
         let held: Vec<_> = pins.iter().map(|pin| pin.point_id).collect();
-        let points = self.replica.summaries()?;
+        let points = self.replica.held_summaries()?;
         let ages: Vec<PointAge> = points.iter().map(Summary::age).collect();
         let expired: HashSet<Uuid> = expired_points(&ages, &held, self.policy, self.now_unix_ms)
             .into_iter()

@@ -200,7 +200,7 @@ impl Work<'_> {
     }
 
     fn kept(&self, base: Position, head: Position) -> Result<Kept> {
-        let points = self.replica.summaries()?;
+        let points = self.replica.held_summaries()?;
         let ages: Vec<PointAge> = points.iter().map(Summary::age).collect();
         let immutable = immutable_points(&ages, self.policy, self.now_unix_ms);
         let pins = self.replica.pins()?;
@@ -292,7 +292,7 @@ impl Work<'_> {
     fn is_shown(&self, span: &Span) -> Result<bool> {
         let shown: BTreeSet<Position> = self
             .replica
-            .summaries()?
+            .held_summaries()?
             .iter()
             .map(|point| point.position)
             .chain(self.replica.pins()?.iter().map(|pin| pin.position))

@@ -262,6 +262,8 @@ pub struct MaintenanceReport {
     /// Why some of the journal stays as it is although merging it would pay: damage, a key that is missing,
     /// no room. Points are not affected.
     pub not_merged: Option<String>,
+    /// Objects of recovery points that are damaged, by name: nobody can recover to these points; others are not affected.
+    pub unreadable_points: Vec<String>,
     /// What could not be read and holds base back until it is written again (at most 1,000 findings):
     /// send these ranges of the source in the next cycle.
     pub damage: Vec<Damage>,

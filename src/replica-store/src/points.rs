@@ -1,6 +1,6 @@
 //! Recovery points and the pins that hold them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,23 @@ impl Summary {
         }
     }
 
+    /// What the name of an object says.
+    fn of_name(name: &str) -> Option<Self> {
+        let mut parts = name.splitn(3, '-');
+        let time_unix_ms = parts.next()?.parse().ok()?;
+        let position = Position(parts.next()?.parse().ok()?);
+        let id = parts.next()?.parse().ok()?;
+        Some(Summary {
+            id,
+            time_unix_ms,
+            kind: PointKind::Crash,
+            position,
+            generation: Generation::default(),
+            clock_ms: None,
+            immutable_hours: 0,
+        })
+    }
+
     fn order(&self) -> (Position, i64, Uuid) {
         (self.position, self.time_unix_ms, self.id)
     }
@@ -118,6 +135,8 @@ struct Known {
     /// The replica they are of: one that was removed and made anew is another.
     replica: Uuid,
     points: HashMap<String, Arc<Cached>>,
+    /// Damaged ones. They are read again each time: somebody may have put a copy back.
+    unreadable: BTreeSet<String>,
     configs: HashMap<blake3::Hash, Arc<serde_json::Value>>,
 }
 
@@ -135,6 +154,7 @@ impl Known {
             group_point_id: point.group_point_id,
             vm_config,
         };
+        self.unreadable.remove(name);
         self.points.insert(name.to_owned(), Arc::new(cached));
     }
 
@@ -142,6 +162,7 @@ impl Known {
     fn retain(&mut self, listed: &[Listed]) {
         let names: HashSet<&str> = listed.iter().map(|listed| listed.name.as_str()).collect();
         self.points.retain(|name, _| names.contains(name.as_str()));
+        self.unreadable.retain(|name| names.contains(name.as_str()));
         self.configs
             .retain(|_, config| Arc::strong_count(config) > 1);
     }
@@ -154,10 +175,31 @@ impl Replica {
         Ok(shown.iter().map(|cached| cached.summary).collect())
     }
 
+    /// As [`Replica::summaries`], with those that can't be read, by what their names say: somebody may put a copy of their
+    /// objects back, so retention judges them like any other, and what they stand on stays until then.
+    pub(crate) fn held_summaries(&self) -> Result<Vec<Summary>> {
+        let mut held = self.summaries()?;
+        held.extend(
+            self.unreadable_points()
+                .iter()
+                .filter_map(|name| Summary::of_name(name)),
+        );
+        held.sort_by_key(Summary::order);
+        Ok(held)
+    }
+
     /// All points with everything, oldest first.
     pub(crate) fn points(&self) -> Result<Vec<RecoveryPoint>> {
         let shown = self.shown()?;
         Ok(shown.iter().map(|cached| cached.point()).collect())
+    }
+
+    /// Point objects that are damaged, by name, as the last look at the points found them: nobody can recover to them,
+    /// and they take nothing from the others.
+    pub(crate) fn unreadable_points(&self) -> Vec<String> {
+        let known = self.points.known.lock();
+        let known = known.unwrap_or_else(PoisonError::into_inner);
+        known.unreadable.iter().cloned().collect()
     }
 
     fn shown(&self) -> Result<Vec<Arc<Cached>>> {
@@ -200,12 +242,23 @@ impl Replica {
         };
         // Nobody waits for the store while it is read; who comes meanwhile reads it too.
         for listed in unread {
-            // `None`: it was retired since the listing.
-            if let Some(stored) = self.read_point(&listed.name)? {
-                let mut known = lock();
-                if known.replica == replica {
-                    known.keep(&listed.name, stored);
+            match self.read_point(&listed.name) {
+                Ok(Some(stored)) => {
+                    let mut known = lock();
+                    if known.replica == replica {
+                        known.keep(&listed.name, stored);
+                    }
                 }
+                // It was retired since the listing.
+                Ok(None) => {}
+                // One damaged object must not take the other points away.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    let mut known = lock();
+                    if known.replica == replica {
+                        known.unreadable.insert(listed.name.clone());
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
         let known = lock();
@@ -294,7 +347,8 @@ pub(crate) fn add(
     })
 }
 
-/// Whether the same point is there; `Conflict` when it is there with other content.
+/// Whether the same point is there; `Conflict` when another one has its id. Figures don't count: a cycle that is sent once
+/// more may be packed at another level. An object that is damaged makes room for the point.
 pub(crate) fn stored_already(locked: &Locked<'_>, point: &RecoveryPoint) -> Result<bool> {
     let replica = locked.replica;
     let suffix = format!("-{}", point.id.simple());
@@ -302,16 +356,25 @@ pub(crate) fn stored_already(locked: &Locked<'_>, point: &RecoveryPoint) -> Resu
         if !listed.name.ends_with(&suffix) {
             continue;
         }
-        if replica
-            .read_point(&listed.name)?
-            .is_some_and(|stored| stored.point == *point)
-        {
-            replica.medium.settle(layout::POINTS)?;
-            return Ok(true);
+        match replica.read_point(&listed.name) {
+            Ok(None) => {}
+            Ok(Some(stored)) if is_same(&stored.point, point) => {
+                replica.medium.settle(layout::POINTS)?;
+                return Ok(true);
+            }
+            Ok(Some(_)) => return Err(other_content(point)),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let name = format!("{}{}", layout::POINTS, listed.name);
+                replica.medium.remove(&[name])?;
+            }
+            Err(error) => return Err(error),
         }
-        return Err(other_content(point));
     }
     Ok(false)
+}
+
+fn is_same(a: &RecoveryPoint, b: &RecoveryPoint) -> bool {
+    (a.id, a.time_unix_ms, a.kind, a.position) == (b.id, b.time_unix_ms, b.kind, b.position)
 }
 
 fn other_content(point: &RecoveryPoint) -> StoreError {

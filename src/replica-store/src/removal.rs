@@ -89,11 +89,8 @@ fn refuse_held(replica: &Replica, now_unix_ms: Option<i64>) -> Result<()> {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as i64)
     });
-    let immutable = match first_immutable(replica, now) {
-        // What can't be read can't be recovered from either: it does not keep the rest.
-        Err(error) if error.kind() == ErrorKind::Corrupt => None,
-        other => other?,
-    };
+    // A point that can't be read can't be recovered from either: it does not keep the rest.
+    let immutable = first_immutable(replica, now)?;
     if let Some((id, until)) = immutable {
         let hours = (until - now) / 3_600_000 + 1;
         return Err(StoreError::new(

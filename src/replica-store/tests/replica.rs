@@ -206,7 +206,7 @@ async fn a_point_names_a_position_that_can_be_shown_and_is_written_once() {
     let writer = store.filled(SEED, 4).await;
     writer.add_point(point(4)).await.unwrap();
     let mut other = point(4);
-    other.sent_bytes += 1;
+    other.position = Position(3);
     let error = writer.add_point(other).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     let error = writer.add_point(point(5)).await.unwrap_err();

@@ -195,6 +195,7 @@ fn frames_can_not_change_places_nor_come_from_another_object() {
         let options = BuildOptions {
             encryption: Some(&keys),
             compression: replication_log::journal::CompressionLevel::STORE,
+            merged: None,
         };
         let mut builder =
             JournalBuilder::with_options(Vec::new(), header(position), options).unwrap();

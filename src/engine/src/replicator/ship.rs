@@ -17,6 +17,7 @@ use futures::TryFutureExt as _;
 use replica_store::{CyclePlan, DiskSpec, ErrorKind, Position, RecoveryPoint, ReplicaState};
 use replication_log::hrl::{HrlEntry, HrlError, HrlErrorKind, HrlReader};
 use replication_log::journal::CompressionLevel;
+use uuid::Uuid;
 
 use super::buffers;
 use super::outgoing::Outgoing;
@@ -27,6 +28,7 @@ use super::status::Origin;
 use super::trouble::{Trouble, chain};
 use super::verify;
 use crate::backoff;
+use crate::finding;
 use crate::task::blocking;
 
 /// Retention and the applier run at least this often, also when nothing is shipped.
@@ -136,6 +138,9 @@ async fn one(item: &Item, shared: &Shared, record: &CycleRecord) -> Result<(), T
         disks: disks(record),
         compression: CompressionLevel::default(),
     };
+    if let Some(key) = key {
+        note_key(item, shared, key, record.position).await?;
+    }
     let mut outgoing = Outgoing::begin(item, &item.effort, &writer, plan).await?;
     for log in &record.logs {
         let (reader, entries) = open(log).await?;
@@ -234,6 +239,21 @@ fn point(record: &CycleRecord, sent_bytes: u64) -> Result<RecoveryPoint, Trouble
     })
 }
 
+/// Notes that objects up to a position may need a key, before there is one: an object whose commit was not answered keeps
+/// the key that it was sent with, whatever key is active when it is sent again.
+async fn note_key(item: &Item, shared: &Shared, key: Uuid, position: u64) -> Result<(), Trouble> {
+    let state = shared.state().await;
+    let noted = state.keys.get(&key);
+    if noted.is_none_or(|newest| *newest < position) {
+        shared
+            .update(item, |state| {
+                state.keys.insert(key, position);
+            })
+            .await?;
+    }
+    Ok(())
+}
+
 /// Retention and applier, off the capture path; then the list of points.
 async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
     if !shared.state().await.complete {
@@ -245,20 +265,10 @@ async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
         writer.set_keys(policy.keys.clone());
         (policy.retention, policy.keys.active())
     };
-    // Merged objects are encrypted with this key, up to the newest position: it is noted before there are any.
+    // Merged objects are encrypted with this key, up to the newest position.
     if let Some(key) = key {
-        let state = shared.state().await;
-        if state
-            .keys
-            .get(&key)
-            .is_none_or(|newest| *newest < state.shipped)
-        {
-            shared
-                .update(item, |state| {
-                    state.keys.insert(key, state.shipped);
-                })
-                .await?;
-        }
+        let shipped = shared.state().await.shipped;
+        note_key(item, shared, key, shipped).await?;
     }
     let report = writer.maintain((item.context.clock)(), retention).await?;
     if !report.expired_points.is_empty() {
@@ -270,6 +280,18 @@ async fn maintain(item: &Item, shared: &Shared) -> Result<(), Trouble> {
             "replica maintained"
         );
     }
+    if let Some(reason) = &report.not_merged {
+        tracing::warn!(
+            item = item.spec.item_id,
+            reason,
+            "a part of the journal is not merged"
+        );
+    }
+    let unreadable = report.unreadable_points.as_slice();
+    let told = unreadable
+        .first()
+        .map(|first| finding::points_unreadable(&item.spec.store_folder, unreadable.len(), first));
+    item.status.notice(Origin::Points, told);
     shared.doubt(report.damage.iter());
     shared
         .update(item, |state| state.applied(report.base_position_after.0))

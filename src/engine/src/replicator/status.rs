@@ -38,6 +38,8 @@ pub enum Origin {
     Window,
     /// Proof of what the store holds.
     Verify,
+    /// The list of points.
+    Points,
     /// Retirement.
     Retire,
     /// The guest, asked to rest.

@@ -166,7 +166,7 @@ impl Pipeline {
         message.extend_from_slice(&length.to_be_bytes());
         let half = HalfSent(Some(&self.flights));
         let sent = writer.write_all(&message).await;
-        half.is_whole();
+        half.whole();
         sent.map_err(|error| {
             let cause = NbdError::Connection(error);
             self.end(&cause);
@@ -185,7 +185,7 @@ impl Drop for Pipeline {
 struct HalfSent<'a>(Option<&'a Flights>);
 
 impl HalfSent<'_> {
-    fn is_whole(mut self) {
+    fn whole(mut self) {
         self.0 = None;
     }
 }

@@ -188,6 +188,7 @@ pub(crate) fn failed(doing: &str, place: &str, error: Error) -> StoreError {
         ),
         Remote::Unsupported => (ErrorKind::Invalid, ": this storage account can't do it"),
         Remote::Invalid => (ErrorKind::Invalid, ""),
+        Remote::TooLarge => (ErrorKind::Corrupt, ": no object of ours is as long"),
         _ => (ErrorKind::Io, ": retried by itself"),
     };
     let outcome = match error.outcome() {
@@ -381,7 +382,9 @@ impl Medium for AzureMedium {
         self.remote
             .wait(async {
                 let listed = self.container().list(&self.root, false).await?;
-                let bases = listed.into_iter().filter(|blob| layout::is_base(&blob.name));
+                let bases = listed
+                    .into_iter()
+                    .filter(|blob| layout::is_base(&blob.name));
                 self.remove_all(bases).await?;
                 self.remove_blob(&self.blob(layout::BASE_OWNER)).await
             })
