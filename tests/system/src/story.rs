@@ -356,7 +356,8 @@ fn replication_went_on(cli: &Cli, before: &[(&'static str, u64)]) -> Result<()> 
     Ok(())
 }
 
-/// After `terraform destroy`: no engine, no replica, no log beside a disk.
+/// After `terraform destroy`: no engine, no replica, no log beside a disk. A replica that was removed leaves its tombstone:
+/// an engine that was away meanwhile must not make it anew.
 pub fn nothing_is_left(lab: &Lab) -> Result<()> {
     let engines: Vec<_> = lab
         .processes()
@@ -365,7 +366,8 @@ pub fn nothing_is_left(lab: &Lab) -> Result<()> {
         .collect();
     ensure!(engines.is_empty(), "processes are left: {engines:?}");
     for folder in ["host", "storage"] {
-        let left = files_below(&lab.folder().join(folder));
+        let mut left = files_below(&lab.folder().join(folder));
+        left.retain(|path| !is_of_tombstone(path));
         ensure!(left.is_empty(), "files are left in `{folder}`: {left:?}");
     }
     let logs: Vec<_> = files_below(&lab.vm_folder())
@@ -376,6 +378,22 @@ pub fn nothing_is_left(lab: &Lab) -> Result<()> {
         bail!("replication logs are left beside the disks: {logs:?}");
     }
     Ok(())
+}
+
+/// The record of a removed replica, or the empty lock beside it.
+fn is_of_tombstone(path: &str) -> bool {
+    let path = std::path::Path::new(path);
+    let says_removed = |path: &std::path::Path| {
+        std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"removed\":true"))
+    };
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("generation") => says_removed(path),
+        Some("lock") => {
+            let is_empty = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
+            is_empty && says_removed(&path.with_file_name("generation"))
+        }
+        _ => false,
+    }
 }
 
 /// Every file below a folder that may not exist.

@@ -41,6 +41,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let options = BuildOptions {
         compression: CompressionLevel::new(input.byte() % 4),
         encryption: Some(&keys),
+        merged: None,
     };
     let mut builder =
         JournalBuilder::with_options(Vec::new(), header, options).expect("legal header");
