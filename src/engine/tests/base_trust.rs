@@ -12,17 +12,12 @@ use engine::replicator::Replicator;
 use engine::replicator::pauses::{self, NoPauses, Pauses};
 use engine::replicator::spec::Seed;
 use replica_store::fault::{Fault, Faults, StepKind};
-use support::item::{points, with};
-use support::{BLOCK, StopAt, World, active, life, wait_for};
+use support::item::{comes_to_points, killed_at, points, with};
+use support::{BLOCK, World, active, life, wait_for};
 
 /// Kills an engine in the first copy, when the first disk is in base, and known to be, and the second is not.
 fn first_disk_is_filled(world: &World) {
-    life(async {
-        let stop_at = StopAt::new(Some(pauses::BASE_WRITING), 1);
-        let context = world.context(stop_at.clone(), None);
-        let _replicator = Replicator::start(context.clone(), world.spec(1), active());
-        stop_at.reached.notified().await;
-    });
+    killed_at(world, pauses::BASE_WRITING, 1, world.spec(1), active());
 }
 
 #[test]
@@ -36,20 +31,9 @@ fn a_disk_that_is_resized_during_the_first_copy_is_copied_anew() {
             } else {
                 world.host.grow_disk(0, *blocks);
             }
-            life(async {
-                let stop_at = StopAt::new(Some(pauses::BASE_WRITING), 0);
-                let context = world.context(stop_at.clone(), None);
-                let _replicator = Replicator::start(context.clone(), world.spec(1), active());
-                stop_at.reached.notified().await;
-            });
+            killed_at(&world, pauses::BASE_WRITING, 0, world.spec(1), active());
         }
-        life(async {
-            let context = world.context(Arc::new(NoPauses), None);
-            let replicator = Replicator::start(context.clone(), world.spec(1), active());
-            wait_for(&context, &world.host, "points", points(2)).await;
-            replicator.stop().await;
-            world.host.check_store(&world.store()).await;
-        });
+        comes_to_points(&world, 2);
     }
 }
 
@@ -60,20 +44,9 @@ fn a_disk_that_leaves_during_the_first_copy_and_comes_back_is_copied_anew() {
     let mut without = world.spec(1);
     without.disks.remove(0);
     for spec in [without, world.spec(1)] {
-        life(async {
-            let stop_at = StopAt::new(Some(pauses::BASE_WRITING), 0);
-            let context = world.context(stop_at.clone(), None);
-            let _replicator = Replicator::start(context.clone(), spec, active());
-            stop_at.reached.notified().await;
-        });
+        killed_at(&world, pauses::BASE_WRITING, 0, spec, active());
     }
-    life(async {
-        let context = world.context(Arc::new(NoPauses), None);
-        let replicator = Replicator::start(context.clone(), world.spec(1), active());
-        wait_for(&context, &world.host, "points", points(2)).await;
-        replicator.stop().await;
-        world.host.check_store(&world.store()).await;
-    });
+    comes_to_points(&world, 2);
 }
 
 #[test]
@@ -92,12 +65,7 @@ fn a_seed_that_comes_during_the_first_copy_does_not_bring_back_its_older_content
             policy.seeds = vec![Seed { disk, path }];
         })
     };
-    life(async {
-        let stop_at = StopAt::new(Some(pauses::BASE_WRITING), 0);
-        let context = world.context(stop_at.clone(), None);
-        let _replicator = Replicator::start(context.clone(), world.spec(1), seeded());
-        stop_at.reached.notified().await;
-    });
+    killed_at(&world, pauses::BASE_WRITING, 0, world.spec(1), seeded());
     life(async {
         let context = world.context(Arc::new(NoPauses), None);
         let replicator = Replicator::start(context.clone(), world.spec(1), seeded());

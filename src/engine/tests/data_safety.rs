@@ -11,17 +11,13 @@ use engine::replicator::pauses::{self, NoPauses, Pauses};
 use engine::replicator::state::{CycleRecord, ItemFiles, ItemState};
 use engine::replicator::{Context, Replicator};
 use engine::vm_config::VmConfig;
-use engine_protocol::v1::ReplicationStatus;
 use hypervisor::{Hypervisor as _, TrackingId};
 use replica_store::fault::Faults;
 use replica_store::{DiskSpec, Generation, Position, ReplicaKey, ReplicaWriter, StoreTarget};
-use support::{BLOCK, BadStore, ITEM, StopAt, VAULT, World, active, life, wait_for};
+use support::item::{comes_to_points, killed_at, points};
+use support::{BLOCK, BadStore, ITEM, VAULT, World, active, life, wait_for};
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
-
-fn points(count: usize) -> impl Fn(&ReplicationStatus) -> bool {
-    move |status| status.recovery_points.len() >= count && status.backlog_cycles == 0
-}
 
 /// Puts a cycle of somebody else at the head of the replica: zeroes over the first blocks of every disk.
 async fn foreign_cycle(world: &World) -> Position {
@@ -127,13 +123,7 @@ fn every_disk_is_compared_when_the_store_is_not_where_it_was_left() {
         foreign_cycle(&world).await;
         world.host.lose_tracking_of(1);
     });
-    life(async {
-        let context = world.context(Arc::new(NoPauses), None);
-        let replicator = Replicator::start(context.clone(), world.spec(1), active());
-        wait_for(&context, &world.host, "more points", points(6)).await;
-        replicator.stop().await;
-        world.host.check_store(&world.store()).await;
-    });
+    comes_to_points(&world, 6);
 }
 
 #[test]
@@ -180,19 +170,8 @@ fn a_kill_between_giving_up_and_comparing_leaves_nothing_that_vouches_for_the_st
         protected(&world, &context).await.stop().await;
         foreign_cycle(&world).await;
     });
-    life(async {
-        let stop_at = StopAt::new(Some(pauses::GIVEN_UP), 0);
-        let context = world.context(stop_at.clone(), None);
-        let _replicator = Replicator::start(context.clone(), world.spec(1), active());
-        stop_at.reached.notified().await;
-    });
-    life(async {
-        let context = world.context(Arc::new(NoPauses), None);
-        let replicator = Replicator::start(context.clone(), world.spec(1), active());
-        wait_for(&context, &world.host, "more points", points(6)).await;
-        replicator.stop().await;
-        world.host.check_store(&world.store()).await;
-    });
+    killed_at(&world, pauses::GIVEN_UP, 0, world.spec(1), active());
+    comes_to_points(&world, 6);
 }
 
 #[test]

@@ -12,7 +12,6 @@ mod support;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ use hypervisor::{
     DiskId, DiskSource, Generation, Hypervisor, NewDisk, NewVirtualMachine, Stop, VmId,
     bios_boot_loader,
 };
-use support::{Lab, MIB, content, tool};
+use support::{Lab, MIB, build_guest, content, tool};
 use uuid::Uuid;
 
 /// A boot takes some 20 s in software emulation, and much longer beside other tests.
@@ -67,21 +66,7 @@ impl Guest {
     fn build(layout: &str) -> Self {
         let lab = Lab::new();
         let id = Uuid::new_v4();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let output = Command::new(root.join("tests/lab/build-guest.sh"))
-            .args(["--generation", "2", "--name", "guest", "--layout", layout])
-            .args(["--append", "lab.rate=200", "--id", &id.to_string()])
-            .arg("--out")
-            .arg(lab.vms())
-            .arg("--work")
-            .arg(root.join("target/lab-guest-cache"))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "build-guest.sh: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        build_guest(&lab, id, &["--layout", layout, "--append", "lab.rate=200"]);
         let folder = lab.vms().join("guest");
         Self {
             lab,

@@ -4,36 +4,18 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hypervisor::{Consistency, FrozenPoint, Hypervisor, Quiescence, Stop, VmId};
-use support::{Lab, frozen_content, tool, tracking};
+use support::{Lab, build_guest, frozen_content, tool, tracking};
 use uuid::Uuid;
 
 /// A boot takes some seconds in software emulation, and much longer beside other tests.
 const BOOT: Duration = Duration::from_secs(300);
 /// The application's disk, behind those of the system and of the stamps.
 const APPLICATION: usize = 2;
-
-fn build_guest(lab: &Lab, id: Uuid) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let output = Command::new(root.join("tests/lab/build-guest.sh"))
-        .args(["--generation", "2", "--name", "guest", "--app-mib", "32"])
-        .args(["--append", "lab.rate=50", "--id", &id.to_string()])
-        .arg("--out")
-        .arg(lab.vms())
-        .arg("--work")
-        .arg(root.join("target/lab-guest-cache"))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "build-guest.sh: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
 
 async fn wait_for_console(lab: &Lab, vm: VmId, text: &str) {
     let path = lab.driver.console(vm).await.unwrap();
@@ -70,7 +52,7 @@ async fn at_rest(lab: &Lab, point: &FrozenPoint) -> (bool, String) {
 async fn a_point_that_the_guest_confirmed_is_at_rest_and_another_is_not() {
     let lab = Lab::new();
     let id = Uuid::new_v4();
-    build_guest(&lab, id);
+    build_guest(&lab, id, &["--app-mib", "32", "--append", "lab.rate=50"]);
     let vm = VmId(id);
     lab.driver.start(vm).await.unwrap();
     wait_for_console(&lab, vm, "LAB agent started").await;

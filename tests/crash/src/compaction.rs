@@ -8,9 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use replica_store::fault::Faults;
 use replica_store::{
@@ -21,8 +19,8 @@ use replica_store::{
 use replication_log::journal::CompressionLevel;
 use uuid::Uuid;
 
-use crate::power_folder::{Cut, PowerFolder, Tree};
 use crate::random::Random;
+use crate::replica_life::{Enumeration, Known, Powered, runtime, text};
 use crate::tally::Tally;
 
 const LAST: u64 = 9;
@@ -109,12 +107,6 @@ fn thinned(hours: u64) -> RetentionPolicy {
     };
     let policy = RetentionPolicy::hours(0);
     policy.with_tiers(&[tier]).unwrap_or(policy)
-}
-
-#[derive(Clone, Debug, Default)]
-struct Known {
-    acknowledged: BTreeSet<u64>,
-    retirable: BTreeSet<u64>,
 }
 
 struct Life<'a> {
@@ -291,14 +283,6 @@ async fn points(reader: &ReplicaReader, model: &[Disks]) -> Result<BTreeSet<u64>
     Ok(positions)
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "goes where `map_err` wants a function"
-)]
-fn text(error: StoreError) -> String {
-    error.to_string()
-}
-
 /// What a reader finds after the power loss, and what a restarted engine makes of it.
 async fn check(folder: &Path, seed: u64, model: &[Disks], known: &Known) -> Result<(), String> {
     let life = Life {
@@ -354,103 +338,30 @@ async fn check(folder: &Path, seed: u64, model: &[Disks], known: &Known) -> Resu
     Ok(())
 }
 
-type Job = (String, Tree, Known);
-
 /// Lives once, and checks what a power loss before each step would leave.
 pub fn enumerate(seed: u64) -> Tally {
-    let begin = Instant::now();
-    let tally = Mutex::new(Tally::new("compaction of the journal"));
-    let note = |place: &str, checked: Result<(), String>| {
-        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.state(&place, checked);
-    };
     let model = history(seed);
-    let (sender, receiver) = sync_channel::<Job>(4);
-    let receiver = Mutex::new(receiver);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let next = receiver
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .recv();
-                    let Ok((place, tree, known)) = next else {
-                        return;
-                    };
-                    note(&place, checked(&tree, seed, &model, &known));
-                }
-            });
-        }
-        let cuts = Arc::new(Mutex::new(0));
-        if let Err(error) = live(seed, sender, cuts.clone()) {
-            note("the life without any cut", Err(error));
-        }
-        let cuts = *cuts.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.lock().unwrap_or_else(PoisonError::into_inner).cuts = cuts;
-    });
-    let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-    tally.took = begin.elapsed();
-    tally
+    Enumeration {
+        component: "compaction of the journal",
+        seed,
+        // What comes before the first merge is cut by the enumeration of the whole replica.
+        may_fail: |known| known.acknowledged.contains(&FIRST_CUT),
+        live: &|powered| live(seed, &model, powered),
+        check: &|folder, known| runtime()?.block_on(check(folder, seed, &model, known)),
+    }
+    .run()
 }
 
-fn live(
-    seed: u64,
-    sender: std::sync::mpsc::SyncSender<Job>,
-    cuts: Arc<Mutex<u64>>,
-) -> Result<(), String> {
-    let folder = scratch().map_err(|error| error.to_string())?;
-    let known = Arc::new(Mutex::new(Known::default()));
-    let seen = known.clone();
-    let on_cut = Box::new(move |cut: Cut| {
-        let known = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // What comes before the first merge is cut by the enumeration of the whole replica.
-        if !known.acknowledged.contains(&FIRST_CUT) {
-            return;
-        }
-        let mut cuts = cuts.lock().unwrap_or_else(PoisonError::into_inner);
-        *cuts += 1;
-        for (rule, tree) in cut.states {
-            let place = format!("seed {seed}, cut {} ({}), {rule}", *cuts, cut.step);
-            // The checkers are gone only when one of them panicked, which ends the run anyway.
-            sender
-                .send((place, tree, known.clone()))
-                .unwrap_or_default();
-        }
-    });
-    let double =
-        PowerFolder::new(folder.path(), seed, on_cut).map_err(|error| error.to_string())?;
-    let double = Arc::new(double);
+fn live(seed: u64, model: &[Disks], powered: Powered<'_>) -> Result<(), String> {
     let life = Life {
-        folder: folder.path(),
+        folder: powered.folder,
         seed,
-        faults: Some(double.clone()),
-        known,
+        faults: Some(powered.faults),
+        known: powered.known,
     };
     runtime()?.block_on(async {
         let writer = life.open(1).await.map_err(text)?;
-        life.base(&writer, &history(seed)[0]).await.map_err(text)?;
+        life.base(&writer, &model[0]).await.map_err(text)?;
         life.run(writer, 0, 1).await.map_err(text)
-    })?;
-    double.end();
-    Ok(())
-}
-
-fn checked(tree: &Tree, seed: u64, model: &[Disks], known: &Known) -> Result<(), String> {
-    let folder = scratch().map_err(|error| error.to_string())?;
-    tree.restore(folder.path())
-        .map_err(|error| error.to_string())?;
-    runtime()?.block_on(check(folder.path(), seed, model, known))
-}
-
-/// In memory where the machine has such a place: the power is only said to fail.
-fn scratch() -> std::io::Result<tempfile::TempDir> {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, String> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())
+    })
 }

@@ -26,5 +26,6 @@ pub mod image;
 pub mod journal;
 pub mod power_folder;
 pub mod random;
+pub mod replica_life;
 pub mod store;
 pub mod tally;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::replicator::spec::{Policy, Wish};
+use engine::replicator::pauses::NoPauses;
+use engine::replicator::spec::{Policy, Spec, Wish};
 use engine::replicator::{Context, Replicator};
 use engine_protocol::v1::ReplicationStatus;
 use engine_protocol::v1::disk_status::Tracking;
 use replica_store::{RecoveryPoint, ReplicaKey, ReplicaReader, RetentionPolicy, StoreTarget};
 
-use super::{ITEM, VAULT, World, active, wait_for};
+use super::{ITEM, StopAt, VAULT, World, active, life, wait_for};
 
 pub fn points(count: usize) -> impl Fn(&ReplicationStatus) -> bool {
     move |status| status.recovery_points.len() >= count && status.backlog_cycles == 0
@@ -70,4 +71,25 @@ pub fn tracking_of(status: &ReplicationStatus, disk: usize) -> Tracking {
         .disks
         .get(disk)
         .map_or(Tracking::Unspecified, |disk| disk.tracking())
+}
+
+/// A life of the engine that ends at a place, as a kill there does; `after`: so many passes of it later.
+pub fn killed_at(world: &World, place: &'static str, after: u64, spec: Spec, wish: Wish) {
+    life(async {
+        let stop_at = StopAt::new(Some(place), after);
+        let context = world.context(stop_at.clone(), None);
+        let _replicator = Replicator::start(context.clone(), spec, wish);
+        stop_at.reached.notified().await;
+    });
+}
+
+/// A life that comes to so many points, each of them as the disks were at its freeze.
+pub fn comes_to_points(world: &World, count: usize) {
+    life(async {
+        let context = world.context(Arc::new(NoPauses), None);
+        let replicator = Replicator::start(context.clone(), world.spec(1), active());
+        wait_for(&context, &world.host, "points", points(count)).await;
+        replicator.stop().await;
+        world.host.check_store(&world.store()).await;
+    });
 }

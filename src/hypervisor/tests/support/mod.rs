@@ -248,3 +248,23 @@ impl Fixture for LabFixture<'_> {
             .await
     }
 }
+
+/// Builds the lab's guest of generation 2, named `guest`, among the lab's VMs.
+pub fn build_guest(lab: &Lab, id: Uuid, more: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let output = Command::new(root.join("tests/lab/build-guest.sh"))
+        .args(["--generation", "2", "--name", "guest"])
+        .args(["--id", &id.to_string()])
+        .args(more)
+        .arg("--out")
+        .arg(lab.vms())
+        .arg("--work")
+        .arg(root.join("target/lab-guest-cache"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "build-guest.sh: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
