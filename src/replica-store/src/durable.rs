@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::direct::Direct;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::fault::{Fault, Faults, StepKind};
 
@@ -213,6 +214,7 @@ impl Durable {
         let file = opened.map_err(|error| StoreError::io("open", path, error))?;
         Ok(DurableFile {
             durable: self.clone(),
+            direct: Direct::of(path),
             file,
             path: path.to_owned(),
         })
@@ -295,6 +297,8 @@ impl Drop for Temporary {
 pub(crate) struct DurableFile {
     durable: Durable,
     file: File,
+    /// The same file, for large writes.
+    direct: Direct,
     path: PathBuf,
 }
 
@@ -316,7 +320,7 @@ impl DurableFile {
 
     pub(crate) fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let done = match self.durable.fault(StepKind::Write, &self.path) {
-            Fault::None => write_all_at(&self.file, data, offset),
+            Fault::None => self.direct.write_all_at(&self.file, data, offset),
             Fault::Fail(error) => Err(error.into()),
             Fault::Torn(error) => {
                 write_all_at(&self.file, &data[..data.len() / 2], offset).and(Err(error.into()))
@@ -387,12 +391,12 @@ fn is_same_file(_file: &File, path: &Path) -> io::Result<bool> {
 }
 
 #[cfg(unix)]
-fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, data, offset)
 }
 
 #[cfg(windows)]
-fn write_all_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Result<()> {
     while !data.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_write(file, data, offset)?;
         if n == 0 {

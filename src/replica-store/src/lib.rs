@@ -43,6 +43,7 @@ mod compact;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod cycle;
+mod direct;
 mod durable;
 mod error;
 pub mod fault;

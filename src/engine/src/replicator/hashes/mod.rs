@@ -11,7 +11,7 @@
 //! pages are half written the header still names the old position; they verify or they are unknown.
 //!
 //! Promise: a block that the map calls known has the content that the replica has at the header's position.
-//! What may go wrong makes blocks unknown, and unknown blocks are sent. Memory: one page at a time.
+//! What may go wrong makes blocks unknown, and unknown blocks are sent. Memory: [`AT_ONCE`] pages at a time.
 
 mod file;
 mod format;
@@ -23,6 +23,9 @@ use format::{HEADER_PAGES, PAGE, PAGE_HASHES};
 
 pub use file::{MapFile, create, open};
 pub use format::{BLOCK, BlockHash, Header, MapKey, is_zero};
+
+/// Pages that are read and written with one call each: what a call costs counts, a map of a large disk has many pages.
+const AT_ONCE: u64 = 64;
 
 /// A map that is open.
 pub struct BlockMap {
@@ -105,25 +108,55 @@ impl BlockMap {
     pub fn set(&self, first: u64, hashes: &[BlockHash]) -> io::Result<()> {
         let current = self.lock();
         let unwritten = unwritten(&current.header);
-        let mut rest = hashes;
-        let mut block = first;
+        let (mut block, mut rest) = (first, hashes);
         while !rest.is_empty() {
             let (page, at) = format::place(block);
-            let room = (PAGE_HASHES as usize - at).min(rest.len());
-            let (now, later) = rest.split_at(room);
-            let mut old = vec![0; PAGE];
-            self.file.read_at(&mut old, format::page_offset(page))?;
-            let mut content = self.decode(page, &old, unwritten);
-            // What is as it was, holes above all, is not written again.
-            if content[at..at + room] != *now {
-                content[at..at + room].copy_from_slice(now);
-                let bytes = format::encode_page(&self.key, page, &content);
-                self.file.write_at(&bytes, format::page_offset(page))?;
-            }
-            block += room as u64;
+            let room = (AT_ONCE * PAGE_HASHES) as usize - at;
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.set_pages(page, at, now, unwritten)?;
+            block += now.len() as u64;
             rest = later;
         }
         Ok(())
+    }
+
+    /// As [`BlockMap::set`], from hash `at` of page `first` on.
+    fn set_pages(
+        &self,
+        first: u64,
+        at: usize,
+        hashes: &[BlockHash],
+        unwritten: BlockHash,
+    ) -> io::Result<()> {
+        let count = (at + hashes.len()).div_ceil(PAGE_HASHES as usize);
+        let mut bytes = vec![0; count * PAGE];
+        self.file.read_at(&mut bytes, format::page_offset(first))?;
+        let mut rest = hashes;
+        let mut skip = at;
+        // Neighbours that change: they are written together.
+        let mut changed: Option<(u64, Vec<u8>)> = None;
+        for (page, old) in (first..).zip(bytes.chunks_exact(PAGE)) {
+            let (now, later) = rest.split_at(rest.len().min(PAGE_HASHES as usize - skip));
+            let mut content = self.decode(page, old, unwritten);
+            let place = &mut content[skip..skip + now.len()];
+            // What is as it was, holes above all, is not written again.
+            if *place == *now {
+                self.write_pages(changed.take())?;
+            } else {
+                place.copy_from_slice(now);
+                let new = format::encode_page(&self.key, page, &content);
+                changed.get_or_insert((page, Vec::new())).1.extend(new);
+            }
+            (rest, skip) = (later, 0);
+        }
+        self.write_pages(changed)
+    }
+
+    fn write_pages(&self, pages: Option<(u64, Vec<u8>)>) -> io::Result<()> {
+        match pages {
+            Some((first, bytes)) => self.file.write_at(&bytes, format::page_offset(first)),
+            None => Ok(()),
+        }
     }
 
     /// Makes all that was set durable, then the changed header that vouches for it.

@@ -225,6 +225,29 @@ fn zeroes_cost_no_room_in_a_map_of_an_empty_disk() {
 }
 
 #[test]
+fn more_pages_than_are_written_at_once_are_read_as_they_were_set() {
+    let file = ForgetfulFile::default();
+    let map = BlockMap::create(Box::new(file.clone()), header()).unwrap();
+    let hash = |number: usize| BlockHash::of(map.key(), &number.to_le_bytes());
+    let count = (2 * AT_ONCE * PAGE_HASHES) as usize + 77;
+    let mut wanted: Vec<BlockHash> = (0..count).map(hash).collect();
+    map.set(100, &wanted).unwrap();
+    let written = file.0.lock().unwrap().pending.len();
+    assert!(written <= 4, "{written} writes");
+    // Two neighbours, a gap, and one that is alone.
+    for page in [3, 4, 7] {
+        let at = page * PAGE_HASHES as usize;
+        wanted[at] = hash(at + count);
+    }
+    map.set(100, &wanted).unwrap();
+    assert!(file.0.lock().unwrap().pending.len() - written <= 2);
+    assert_eq!(map.get(100, count).unwrap(), wanted);
+    assert_eq!(map.get(99, 1).unwrap(), [BlockHash::ZERO]);
+    let after = 100 + count as u64;
+    assert_eq!(map.get(after, 1).unwrap(), [BlockHash::ZERO]);
+}
+
+#[test]
 fn a_damaged_page_is_unknown_and_heals_block_by_block() {
     let file = ForgetfulFile::default();
     let map = BlockMap::create(Box::new(file.clone()), header()).unwrap();
