@@ -26,7 +26,7 @@ use crate::http::http_client;
 use crate::integrity::Integrity;
 use crate::pace::Limits;
 use crate::retry::RetryPolicy;
-use crate::transport::{Answer, Figures, Transport};
+use crate::transport::{Answer, Figures, Transport, keeps_secrets};
 
 /// Version of the service whose behaviour we ask for.
 pub const SERVICE_VERSION: &str = "2024-11-04";
@@ -95,6 +95,8 @@ pub struct ListedBlob {
     pub name: String,
     /// Bytes.
     pub length: u64,
+    /// Its version, as a condition wants it.
+    pub etag: String,
     /// Metadata, if the listing was asked for it.
     pub metadata: Vec<(String, String)>,
 }
@@ -151,12 +153,10 @@ impl Container {
                     ),
                 )
             })?;
-        let this_machine = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
         if matches!(
             options.credential.present().credential.secret(),
             Secret::Bearer(_)
-        ) && url.scheme() == "http"
-            && !this_machine
+        ) && !keeps_secrets(&url)
         {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -250,10 +250,9 @@ impl Container {
             let page: ListBlobsResponse = page.into_model().map_err(failed)?;
             for item in page.blob_items {
                 let Some(name) = item.name else { continue };
-                let length = item
-                    .properties
-                    .and_then(|properties| properties.content_length)
-                    .unwrap_or(0);
+                let properties = item.properties.unwrap_or_default();
+                let length = properties.content_length.unwrap_or(0);
+                let etag = properties.etag.map(|etag| quoted(etag.as_ref()));
                 let metadata = item
                     .metadata
                     .and_then(|metadata| metadata.values)
@@ -264,6 +263,7 @@ impl Container {
                 blobs.push(ListedBlob {
                     name,
                     length,
+                    etag: etag.unwrap_or_default(),
                     metadata,
                 });
             }
@@ -407,12 +407,16 @@ impl Container {
         }))
     }
 
-    /// Removes a blob with its snapshots; false when there is none.
-    pub async fn delete(&self, name: &str) -> Result<bool> {
-        let options = BlobClientDeleteOptions {
+    /// Removes a blob with its snapshots; false when there is none. [`ErrorKind::ConditionNotMet`] when it is another
+    /// version than the condition says, or, at some services, gone.
+    pub async fn delete(&self, name: &str, condition: Condition<'_>) -> Result<bool> {
+        let mut options = BlobClientDeleteOptions {
             delete_snapshots: Some(DeleteSnapshotsOptionType::Include),
             ..Default::default()
         };
+        if let Condition::Matches(etag) = condition {
+            options.if_match = Some(etag.to_owned().into());
+        }
         match self.blob(name).delete(Some(options)).await {
             Ok(_) => Ok(true),
             Err(error) => match from_sdk(error, "delete blob") {
@@ -557,6 +561,15 @@ pub(crate) fn from_sdk(error: azure_core::Error, doing: &str) -> Error {
         )
         .caused_by(&error)
         .unknown(),
+    }
+}
+
+/// Listings give entity tags without the quotes that headers and conditions have.
+fn quoted(etag: &str) -> String {
+    if etag.starts_with('"') || etag.starts_with("W/") {
+        etag.to_owned()
+    } else {
+        format!("\"{etag}\"")
     }
 }
 

@@ -88,6 +88,12 @@ struct Attempt {
     error: Error,
 }
 
+/// Whether a token may be sent there: by TLS, or to this machine.
+pub(crate) fn keeps_secrets(url: &Url) -> bool {
+    let this_machine = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
+    url.scheme() == "https" || this_machine
+}
+
 impl Transport {
     pub(crate) fn new(
         http: reqwest::Client,
@@ -251,6 +257,20 @@ impl Transport {
                     _ => signature.clone(),
                 };
                 url.set_query(Some(&query));
+            }
+            // A credential may be renewed as one of another kind.
+            Secret::Bearer(_) if !keeps_secrets(&url) => {
+                return Err(Attempt {
+                    failure: Failure {
+                        kind: ErrorKind::Invalid,
+                        maybe_done: false,
+                        next: Next::Stop,
+                    },
+                    error: Error::new(
+                        ErrorKind::Invalid,
+                        format!("{what}: a token is never sent without TLS"),
+                    ),
+                });
             }
             Secret::Bearer(token) => bearer = Some(token),
         }

@@ -161,11 +161,16 @@ async fn page_blobs(container: &Container) {
     assert_eq!(stale.kind(), ErrorKind::ConditionNotMet, "{stale}");
     assert!(
         container
-            .delete(name)
+            .delete(name, Condition::None)
             .await
             .expect("removed with its snapshots")
     );
-    assert!(!container.delete(name).await.expect("gone already"));
+    assert!(
+        !container
+            .delete(name, Condition::None)
+            .await
+            .expect("gone already")
+    );
     assert!(container.properties(name).await.expect("asked").is_none());
 }
 
@@ -199,6 +204,33 @@ async fn many_ranges(container: &Container) {
         .await
         .expect("ranges");
     assert_eq!(some, expected[1..3].to_vec());
+}
+
+/// A listing says the version that a removal asks for; another one stays.
+async fn removals(container: &Container) {
+    let put = |content: &'static [u8]| {
+        let content = Bytes::from_static(content);
+        container.put_block_blob("seen", content, &[], Condition::None)
+    };
+    put(b"one").await.expect("put");
+    let listed = container.list("seen", false).await.expect("listed");
+    let seen = listed[0].etag.clone();
+    put(b"two").await.expect("put");
+    let refused = container.delete("seen", Condition::Matches(&seen)).await;
+    let refused = refused.expect_err("another version");
+    assert_eq!(refused.kind(), ErrorKind::ConditionNotMet, "{refused}");
+    let listed = container.list("seen", false).await.expect("listed");
+    let seen = listed[0].etag.clone();
+    let found = container.properties("seen").await.expect("asked");
+    assert_eq!(found.expect("it is there").etag, seen);
+    let removed = container.delete("seen", Condition::Matches(&seen)).await;
+    assert!(removed.expect("the version that was seen"));
+    let again = container.delete("seen", Condition::Matches(&seen)).await;
+    // Services differ in what they call it.
+    match again {
+        Ok(removed) => assert!(!removed),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConditionNotMet, "{error}"),
+    }
 }
 
 async fn block_blobs(container: &Container) {
@@ -332,7 +364,7 @@ async fn leases(container: &Container) {
     assert!(container.renew_lease("leased", mine).await.expect("asked"));
     assert!(!container.renew_lease("leased", yours).await.expect("asked"));
     let kept = container
-        .delete("leased")
+        .delete("leased", Condition::None)
         .await
         .expect_err("somebody holds it");
     assert_eq!(kept.kind(), ErrorKind::ConditionNotMet, "{kept}");
@@ -349,7 +381,8 @@ async fn leases(container: &Container) {
             .expect("asked")
     );
     assert!(container.break_lease("leased").await.expect("asked"));
-    assert!(container.delete("leased").await.expect("free again"));
+    let removed = container.delete("leased", Condition::None).await;
+    assert!(removed.expect("free again"));
 }
 
 macro_rules! on_both {
@@ -374,5 +407,6 @@ on_both! {
     many_ranges: all_ranges_come_however_many_on_the_double, all_ranges_come_however_many_on_azurite;
     block_blobs: block_blobs_on_the_double, block_blobs_on_azurite;
     listings: listings_on_the_double, listings_on_azurite;
+    removals: only_the_version_that_was_seen_goes_on_the_double, only_the_version_that_was_seen_goes_on_azurite;
     leases: leases_on_the_double, leases_on_azurite;
 }

@@ -78,6 +78,18 @@ async fn without_a_newer_credential_the_call_ends_and_shows_no_secret() {
 }
 
 #[tokio::test]
+async fn a_signature_that_is_renewed_as_a_token_is_not_sent_without_tls() {
+    let credential = CredentialHandle::new(Credential::sas("sig=x", i64::MAX));
+    let options = ContainerOptions::new("http://account.invalid", "c", credential.clone());
+    let container = Container::open(&options).expect("signatures may go there");
+    credential.renew(Credential::bearer("TOPSECRET", i64::MAX));
+    let error = container.get("b").await.expect_err("a token may not");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("without TLS"), "{error}");
+    assert_eq!(container.figures().bytes_sent, 0);
+}
+
+#[tokio::test]
 async fn a_connection_error_shows_no_secret() {
     let world = world().await;
     let endpoint = world.double.endpoint();

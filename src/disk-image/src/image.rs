@@ -127,7 +127,16 @@ impl DiskImage {
         gate: &dyn ParentGate,
     ) -> Result<Self, ImageError> {
         let path = path.as_ref();
-        let file: Box<dyn ImageFile> = Box::new(open_path(path, access)?);
+        Self::open_named(Box::new(open_path(path, access)?), path, access, gate)
+    }
+
+    /// As [`Self::open_with_parents`], in a `file` that is open and has this name, wherever it is kept.
+    pub fn open_named(
+        file: Box<dyn ImageFile>,
+        path: &Path,
+        access: Access,
+        gate: &dyn ParentGate,
+    ) -> Result<Self, ImageError> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         let mut descent = Descent::new(gate, Some(path));
         let inner = match extension.to_str() {

@@ -11,12 +11,15 @@
 //! made and given up by the removal of that replica only, and the manifest says where its base is. Fences follow the
 //! generation, so a writer of before is refused by base itself whatever log account it looks at.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use disk_image::ImageFile;
 
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout;
 use crate::medium::{
-    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Put, Section, Staged, Version,
+    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Put, Section, Staged, Still, Version,
 };
 
 /// The medium of one replica: that of base and that of everything else.
@@ -79,9 +82,18 @@ impl Medium for ApartMedium {
             .try_for_each(|run| self.of(run.first().map_or("", String::as_str)).remove(run))
     }
 
-    fn clear(&self, keep: &str) -> Result<()> {
-        self.base.clear_base(&self.journal())?;
-        self.log.clear(keep)
+    fn remove_while(&self, names: &[String], still: Still<'_>) -> Result<()> {
+        names
+            .chunk_by(|a, b| layout::is_base(a) == layout::is_base(b))
+            .try_for_each(|run| {
+                self.of(run.first().map_or("", String::as_str))
+                    .remove_while(run, still)
+            })
+    }
+
+    fn clear(&self, keep: &str, still: Still<'_>) -> Result<()> {
+        self.base.clear_base(&self.journal(), still)?;
+        self.log.clear(keep, still)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
@@ -122,6 +134,10 @@ impl Medium for ApartMedium {
         self.base.base_open(name, fence)
     }
 
+    fn open_copy(&self, name: &Path) -> Result<Box<dyn ImageFile>> {
+        self.base.open_copy(name)
+    }
+
     fn base_place(&self) -> Option<String> {
         Some(self.base.describe(""))
     }
@@ -154,8 +170,8 @@ impl Medium for ApartMedium {
         }
     }
 
-    fn clear_base(&self, journal: &str) -> Result<()> {
-        self.base.clear_base(journal)
+    fn clear_base(&self, journal: &str, still: Still<'_>) -> Result<()> {
+        self.base.clear_base(journal, still)
     }
 
     fn compares_fence(&self) -> bool {

@@ -98,6 +98,9 @@ pub(crate) fn maintain(
     ))
 }
 
+/// Points that one round thins out at most: they are named in the manifest meanwhile.
+const MOST_THINNED: usize = 1000;
+
 /// What a round of maintenance is asked for.
 struct Intent<'a> {
     replica: &'a Replica,
@@ -171,8 +174,8 @@ impl Intent<'_> {
         ))
     }
 
-    /// Announces how far base will go, then retires points. `None` when a pin or another round came in
-    /// between and `merge` must look again.
+    /// Announces how far base will go and which points go, then retires them. `None` when a pin or another round
+    /// came in between and `merge` must look again.
     fn begin(
         &self,
         locked: &Locked<'_>,
@@ -180,6 +183,7 @@ impl Intent<'_> {
         target: Position,
         report: &mut MaintenanceReport,
     ) -> Result<Option<Arc<Manifest>>> {
+        let mut taken_back = false;
         for _ in 0..RACES {
             let seen = self.replica.manifest()?;
             let (base, floor) = seen
@@ -190,20 +194,42 @@ impl Intent<'_> {
             if base != before || allowed < target {
                 return Ok(None);
             }
+            let floor = target.max(floor);
+            // Pins of older points are refused by floor.
+            let (mut gone, thinned): (Vec<_>, Vec<_>) =
+                gone.into_iter().partition(|point| point.position < floor);
+            gone.extend(thinned.into_iter().take(MOST_THINNED));
+            let retiring: Vec<Uuid> = gone
+                .iter()
+                .filter(|point| point.position >= floor)
+                .map(|point| point.id)
+                .collect();
             let mut manifest = seen.value.clone();
-            if target > base {
+            let is_announced = retiring.is_empty() && !taken_back || retiring == manifest.retiring;
+            if target > base || !is_announced {
                 let mut new = (*manifest).clone();
-                new.fence = Fence(new.fence.0.saturating_add(1));
-                new.base = BaseState::Complete {
-                    position: base,
-                    floor: target.max(floor),
-                };
+                if target > base {
+                    new.fence = Fence(new.fence.0.saturating_add(1));
+                    new.base = BaseState::Complete {
+                        position: base,
+                        floor,
+                    };
+                }
+                new.retiring = retiring;
                 match locked.replace_manifest(&seen, new)? {
                     Some(new) => manifest = new,
                     None => {
                         self.replica.check_generation(locked.generation())?;
                         continue;
                     }
+                }
+                // A pin that was put in front of the announcement is there; one that comes behind it is refused.
+                let pins = self.replica.pins()?;
+                taken_back = pins
+                    .iter()
+                    .any(|pin| manifest.retiring.contains(&pin.point_id));
+                if taken_back {
+                    continue;
                 }
             }
             let names: Vec<String> = gone.iter().map(Summary::name).collect();
@@ -322,16 +348,19 @@ impl Round<'_> {
                 self.check_fence(current)?;
                 self.at_target(current, overlay, target).map(Some)
             })?;
-            let gone: Vec<String> = self
+            let gone: Vec<Uuid> = self
                 .manifest
                 .stored_disks()
-                .filter(|disk| done.stored_disk(disk.id).is_none())
-                .map(|disk| layout::base(disk.id))
+                .map(|disk| disk.id)
+                .filter(|disk| done.stored_disk(*disk).is_none())
                 .collect();
             if !gone.is_empty() {
                 self.replica.forget_bases();
             }
-            self.replica.medium.remove(&gone)
+            let names: Vec<String> = gone.iter().map(|disk| layout::base(*disk)).collect();
+            self.replica
+                .medium
+                .remove_while(&names, &|| locked.is_without(&gone))
         })
     }
 

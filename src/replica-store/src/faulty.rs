@@ -5,11 +5,14 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use disk_image::ImageFile;
+
 use crate::error::{Result, StoreError};
 use crate::fault::{Fault, Faults, StepKind};
 use crate::layout;
 use crate::medium::{
-    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Piece, Put, Section, Staged, Version,
+    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Piece, Put, Section, Staged, Still,
+    Version,
 };
 
 /// Asks before every call.
@@ -85,9 +88,17 @@ impl Medium for FaultyMedium {
         })
     }
 
-    fn clear(&self, keep: &str) -> Result<()> {
+    fn remove_while(&self, names: &[String], still: Still<'_>) -> Result<()> {
+        names.iter().try_for_each(|name| {
+            self.oracle.act(StepKind::Remove, name, || {
+                self.inner.remove_while(std::slice::from_ref(name), still)
+            })
+        })
+    }
+
+    fn clear(&self, keep: &str, still: Still<'_>) -> Result<()> {
         self.oracle
-            .act(StepKind::Remove, "", || self.inner.clear(keep))
+            .act(StepKind::Remove, "", || self.inner.clear(keep, still))
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
@@ -155,6 +166,10 @@ impl Medium for FaultyMedium {
         self.inner.base_place()
     }
 
+    fn open_copy(&self, name: &Path) -> Result<Box<dyn ImageFile>> {
+        self.inner.open_copy(name)
+    }
+
     fn base_owner(&self) -> Result<Option<String>> {
         self.oracle.act(StepKind::Read, layout::BASE_OWNER, || {
             self.inner.base_owner()
@@ -173,9 +188,9 @@ impl Medium for FaultyMedium {
         })
     }
 
-    fn clear_base(&self, journal: &str) -> Result<()> {
+    fn clear_base(&self, journal: &str, still: Still<'_>) -> Result<()> {
         self.oracle.act(StepKind::Remove, layout::BASE_OWNER, || {
-            self.inner.clear_base(journal)
+            self.inner.clear_base(journal, still)
         })
     }
 

@@ -9,12 +9,15 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use disk_image::ImageFile;
+
 use crate::base::is_zero;
 use crate::durable::{Durable, DurableFile, LockGuard, TEMPORARY, Temporary};
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout::{BASE_FILE, BASE_OWNER};
 use crate::medium::{
-    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Piece, Put, Section, Staged, Version,
+    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Piece, Put, Section, Staged, Still,
+    Version,
 };
 use crate::model::ReplicaKey;
 use crate::stored::MAX_BYTES;
@@ -127,7 +130,14 @@ impl Medium for FolderMedium {
         Ok(())
     }
 
-    fn clear(&self, keep: &str) -> Result<()> {
+    /// The section excludes everybody else meanwhile.
+    fn remove_while(&self, names: &[String], still: Still<'_>) -> Result<()> {
+        still()?;
+        self.remove(names)
+    }
+
+    fn clear(&self, keep: &str, still: Still<'_>) -> Result<()> {
+        still()?;
         self.durable.remove_tree(&self.deleting)?;
         let listed = match fs::read_dir(&self.root) {
             Err(error) if is_missing(&error) => return Ok(()),
@@ -244,6 +254,19 @@ impl Medium for FolderMedium {
         }
     }
 
+    fn open_copy(&self, name: &Path) -> Result<Box<dyn ImageFile>> {
+        let file = File::open(name).map_err(|error| {
+            StoreError::new(
+                ErrorKind::Invalid,
+                format!(
+                    "the disk copy {} can't be opened on this machine: {error}",
+                    name.display()
+                ),
+            )
+        })?;
+        Ok(Box::new(file))
+    }
+
     fn base_owner(&self) -> Result<Option<String>> {
         let found = self.get(BASE_OWNER)?;
         Ok(found.map(|(content, _)| String::from_utf8_lossy(&content).into_owned()))
@@ -253,7 +276,8 @@ impl Medium for FolderMedium {
         self.put_new(BASE_OWNER, journal.as_bytes())
     }
 
-    fn clear_base(&self, journal: &str) -> Result<()> {
+    fn clear_base(&self, journal: &str, still: Still<'_>) -> Result<()> {
+        still()?;
         if self.base_owner()?.as_deref() != Some(journal) {
             return Ok(());
         }

@@ -114,7 +114,9 @@ fn forget(locked: &Locked<'_>, disk: Uuid) -> Result<()> {
         new.others.retain(|other| other.spec.id != disk);
         Ok(Some(new))
     })?;
-    replica.medium.remove(&[layout::base(disk)])
+    replica
+        .medium
+        .remove_while(&[layout::base(disk)], &|| locked.is_without(&[disk]))
 }
 
 /// Disks of base and of every cycle in the journal.

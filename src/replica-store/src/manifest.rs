@@ -38,6 +38,9 @@ pub(crate) struct Manifest {
     /// Counts pins that were set, so that a round of maintenance that did not see one is refused.
     #[serde(default)]
     pub(crate) pins_set: u64,
+    /// Points at or behind floor that the last round of maintenance removes: nobody may pin them any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) retiring: Vec<Uuid>,
     /// Merged journal objects that count, ascending.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) spans: Vec<Span>,

@@ -27,8 +27,10 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
+use disk_image::ImageFile;
 use replication_log::ReadAt;
 
 use crate::error::Result;
@@ -42,6 +44,9 @@ pub(crate) enum Version {
     /// The entity tag of a blob.
     Etag(String),
 }
+
+/// Whether a removal may go on; its error ends the removal.
+pub(crate) type Still<'a> = &'a dyn Fn() -> Result<()>;
 
 /// End of a conditional write.
 #[derive(Clone, Debug)]
@@ -133,12 +138,16 @@ pub(crate) trait Medium: Debug + Send + Sync {
     fn replace(&self, name: &str, content: &[u8], seen: &Version) -> Result<Put>;
 
     /// Removes objects of one prefix (base included); those that are gone already are fine. In this
-    /// order, so that what is named first is gone first.
+    /// order, so that what is named first is gone first. For names that nobody uses a second time.
     fn remove(&self, names: &[String]) -> Result<()>;
 
-    /// Removes everything of the replica but this one object; can be repeated after a cut. Base that
-    /// belongs to a journal elsewhere is not of the replica.
-    fn clear(&self, keep: &str) -> Result<()>;
+    /// As `remove`, for names that somebody may use again: removes what is there now, if `still` holds after
+    /// the look at it. What is put there later stays, however long this call sleeps in between.
+    fn remove_while(&self, names: &[String], still: Still<'_>) -> Result<()>;
+
+    /// Removes everything of the replica but this one object, as `remove_while` does; can be repeated after
+    /// a cut. Base that belongs to a journal elsewhere is not of the replica.
+    fn clear(&self, keep: &str, still: Still<'_>) -> Result<()>;
 
     /// All objects whose name begins with `prefix` (empty, or ending in `/`), sorted by name, without
     /// what is still being written. A prefix without objects gives none.
@@ -170,6 +179,10 @@ pub(crate) trait Medium: Debug + Send + Sync {
     /// Opens base for writing under a fence; `None` when it is not there.
     fn base_open(&self, name: &str, fence: Fence) -> Result<Option<Arc<dyn BaseWrite>>>;
 
+    /// A disk copy that was brought to the store's side, for reading: the path of a file on this machine,
+    /// or the name of a blob in the container. `Invalid` when it is not there.
+    fn open_copy(&self, name: &Path) -> Result<Box<dyn ImageFile>>;
+
     /// Where base is, when that is elsewhere than the rest of the replica.
     fn base_place(&self) -> Option<String> {
         None
@@ -190,8 +203,9 @@ pub(crate) trait Medium: Debug + Send + Sync {
         }
     }
 
-    /// Removes every base here, and the note at last, if they belong to this journal. Can be repeated.
-    fn clear_base(&self, journal: &str) -> Result<()>;
+    /// Removes every base here, and the note at last, if they belong to this journal, as `remove_while`
+    /// does. Can be repeated.
+    fn clear_base(&self, journal: &str, still: Still<'_>) -> Result<()>;
 
     /// Whether the medium itself compares the fence at every write to base. If not, the caller
     /// compares it in a section, which then must exclude others for certain.

@@ -365,7 +365,21 @@ pub(crate) fn stored_already(locked: &Locked<'_>, point: &RecoveryPoint) -> Resu
             Ok(Some(_)) => return Err(other_content(point)),
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 let name = format!("{}{}", layout::POINTS, listed.name);
-                replica.medium.remove(&[name])?;
+                // Another opening may have put the point there meanwhile.
+                replica.medium.remove_while(
+                    &[name],
+                    &|| match replica.read_point(&listed.name) {
+                        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(()),
+                        _ => Err(StoreError::new(
+                            ErrorKind::Overtaken,
+                            format!(
+                                "point {} of replica {} was damaged and is not any more",
+                                point.id,
+                                replica.place()
+                            ),
+                        )),
+                    },
+                )?;
             }
             Err(error) => return Err(error),
         }
@@ -448,7 +462,11 @@ pub(crate) fn pin(
         // A round of maintenance that was planned without this pin is refused from here on; one that
         // was faster has raised floor, and the pin came too late.
         let kept = locked.change(|manifest| match manifest.complete() {
-            Some((_, floor)) if floor <= pin.position && !manifest.hides(pin.position) => {
+            Some((_, floor))
+                if floor <= pin.position
+                    && !manifest.hides(pin.position)
+                    && !manifest.retiring.contains(&pin.point_id) =>
+            {
                 let mut new = manifest.clone();
                 new.pins_set = new.pins_set.wrapping_add(1);
                 Ok(Some(new))

@@ -50,9 +50,16 @@ pub(crate) fn delete(
                 continue;
             }
         }
+        // The next owner may be quicker than the rest of this.
+        let still = || match replica.stored_generation()?.map(|seen| *seen.value) {
+            Some(stored) if stored == tombstone => Ok(()),
+            Some(stored) => Err(fenced(replica, generation, stored.generation)),
+            None => Err(replica.missing()),
+        };
         // First of all, so that nobody shows a replica that is half there.
-        replica.medium.remove(&[layout::MANIFEST.to_owned()])?;
-        return replica.medium.clear(layout::GENERATION);
+        let manifest = layout::MANIFEST.to_owned();
+        replica.medium.remove_while(&[manifest], &still)?;
+        return replica.medium.clear(layout::GENERATION, &still);
     }
     Err(StoreError::new(
         ErrorKind::Io,
@@ -65,7 +72,16 @@ pub(crate) fn delete(
 
 /// Without a generation there never was a replica, or an older release removed it and was cut.
 fn leftovers(replica: &Replica) -> Result<()> {
-    replica.medium.clear("")
+    replica
+        .medium
+        .clear("", &|| match replica.stored_generation()? {
+            None => Ok(()),
+            Some(seen) => Err(fenced(
+                replica,
+                Generation::default(),
+                seen.value.generation,
+            )),
+        })
 }
 
 fn refuse_held(replica: &Replica, now_unix_ms: Option<i64>) -> Result<()> {

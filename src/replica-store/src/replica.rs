@@ -479,6 +479,44 @@ impl Locked<'_> {
         }
     }
 
+    /// Refuses when the manifest is no longer this one: another opening or another owner came in between.
+    pub(crate) fn is_at(&self, manifest: &Manifest) -> Result<()> {
+        if let Some(generation) = self.generation {
+            self.replica.check_generation(generation)?;
+        }
+        if *self.replica.manifest()?.value == *manifest {
+            return Ok(());
+        }
+        Err(StoreError::new(
+            ErrorKind::Overtaken,
+            format!(
+                "replica {} was opened again since, by another engine or another task of this one",
+                self.replica.place()
+            ),
+        ))
+    }
+
+    /// Refuses when one of these disks is (again) a disk of the replica.
+    pub(crate) fn is_without(&self, disks: &[Uuid]) -> Result<()> {
+        if let Some(generation) = self.generation {
+            self.replica.check_generation(generation)?;
+        }
+        let manifest = self.replica.manifest()?.value;
+        let back = disks
+            .iter()
+            .find(|disk| manifest.stored_disk(**disk).is_some());
+        match back {
+            None => Ok(()),
+            Some(disk) => Err(StoreError::new(
+                ErrorKind::Conflict,
+                format!(
+                    "disk {disk} of replica {} came back while its base was to be removed",
+                    self.replica.place()
+                ),
+            )),
+        }
+    }
+
     /// Manifest and positions of a complete base; `Conflict` while initial replication is not finished.
     pub(crate) fn complete(&self) -> Result<(Seen<Manifest>, Position, Position)> {
         let manifest = self.replica.manifest()?;

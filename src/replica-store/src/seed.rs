@@ -1,13 +1,14 @@
 //! Offline seeding: a disk copy that was brought to the store's side becomes the start of base.
 //!
-//! The copy may be raw, VHD or VHDX; it is hostile input and opened read-only, without parents. Base
+//! The copy is a file on the machine of the engine, or a blob in the container of the replica. It may be raw, VHD or
+//! VHDX; it is hostile input and opened read-only, without parents. Base
 //! stays partial: the engine compares it with the source and sends what differs. Repeating is resuming:
 //! what base holds already is read and only what differs is written, so nothing need be remembered.
 
 use std::path::Path;
 
 use bytes::Bytes;
-use disk_image::{Access, BlockRead, DiskImage};
+use disk_image::{Access, BlockRead, DiskImage, NoParents};
 use uuid::Uuid;
 
 use crate::base::{is_zero, unknown_disk};
@@ -45,7 +46,9 @@ pub(crate) fn seed(
             ),
         )
     };
-    let image = DiskImage::open(source, Access::ReadOnly).map_err(refused)?;
+    let file = replica.medium.open_copy(source)?;
+    let image =
+        DiskImage::open_named(file, source, Access::ReadOnly, &NoParents).map_err(refused)?;
     let manifest = replica.manifest()?.value;
     let spec = manifest
         .stored_disk(disk)

@@ -70,7 +70,17 @@ fn own(replica: &Replica, generation: Generation) -> Result<()> {
             Some(seen) => {
                 if seen.value.removed {
                     // A removal that was cut is finished while the tombstone still tells of it.
-                    replica.medium.clear(layout::GENERATION)?;
+                    replica.medium.clear(layout::GENERATION, &|| match replica
+                        .stored_generation()?
+                        .map(|now| *now.value)
+                    {
+                        Some(now) if now == *seen.value => Ok(()),
+                        now => Err(fenced(
+                            replica,
+                            generation,
+                            now.map(|now| now.generation).unwrap_or_default(),
+                        )),
+                    })?;
                 }
                 replica
                     .medium
@@ -205,6 +215,7 @@ fn create(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
         epochs: Vec::new(),
         fence,
         pins_set: 0,
+        retiring: Vec::new(),
         spans: Vec::new(),
         merging: None,
     })?;
@@ -249,21 +260,28 @@ fn remake(locked: &Locked<'_>, disks: &[DiskSpec]) -> Result<()> {
         .filter(|old| !disks.iter().any(|disk| disk.id == old.id))
         .map(|old| layout::base(old.id))
         .collect();
-    replica.medium.remove(&gone)?;
+    replica
+        .medium
+        .remove_while(&gone, &|| locked.is_at(&taken))?;
     raise_fences(replica, &taken, |_| true)?;
     remove_unborn(locked)
 }
 
-/// Points and journal of an initial replication that was cut in its very end.
+/// Points and journal of an initial replication that was cut in its very end. Another opening of the same generation
+/// may be faster and use the same names: what is seen of before the look at the manifest goes, and nothing else.
 pub(crate) fn remove_unborn(locked: &Locked<'_>) -> Result<()> {
     let medium = &locked.replica.medium;
+    let before = locked.replica.manifest()?.value;
+    if before.complete().is_some() {
+        return Ok(());
+    }
     for prefix in [POINTS, JOURNAL] {
         let stale: Vec<String> = medium
             .list(prefix)?
             .into_iter()
             .map(|listed| format!("{prefix}{}", listed.name))
             .collect();
-        medium.remove(&stale)?;
+        medium.remove_while(&stale, &|| locked.is_at(&before))?;
     }
     Ok(())
 }

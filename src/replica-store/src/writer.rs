@@ -276,7 +276,7 @@ impl ReplicaWriter {
     }
 
     /// Initial replication, or a disk that joins: fills base from a disk copy (raw, VHD, VHDX) at the
-    /// store's side. Base stays partial: compare it with the source and write what differs. Resumable
+    /// store's side: a file of this machine, or, of a replica in Azure, a blob of its container. Base stays partial: compare it with the source and write what differs. Resumable
     /// by calling it again. `progress` hears of bytes that were gone through.
     pub async fn seed_base(
         &self,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use azure_storage::double::{Double, DoubleOptions, ManualClock};
 use azure_storage::emulator::{Azurite, AzuriteOptions};
-use azure_storage::{ContainerOptions, Integrity};
+use azure_storage::{Condition, Container, ContainerOptions, Integrity};
 use bytes::Bytes;
 use replica_store::conformance::{self, Effort, Place};
 use replica_store::{
@@ -329,4 +329,63 @@ async fn maintenance_refuses_no_write_to_a_disk_that_joins_meanwhile() {
         .base_write(joining.id, 4096, pattern(2, 4096))
         .await
         .expect("nobody else writes this disk");
+}
+
+/// A disk copy in the container becomes the start of base.
+async fn seeds(target: &AzureTarget, options: &ContainerOptions) {
+    let wanted = pattern(9, SIZE as usize);
+    let folder = tempfile::tempdir().expect("a folder");
+    let raw = folder.path().join("copy.raw");
+    std::fs::write(&raw, &wanted).expect("written");
+    let container = Container::open(options).expect("a client");
+    for (number, (name, options)) in [
+        ("copy.vhdx", "subformat=dynamic"),
+        ("copy.vhd", "subformat=fixed,force_size=on"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let image = folder.path().join(name);
+        let format = if number == 0 { "vhdx" } else { "vpc" };
+        run(Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", format, "-o", options])
+            .args([&raw, &image]));
+        let content = Bytes::from(std::fs::read(&image).expect("converted"));
+        let blob = format!("seeds/{name}");
+        container
+            .put_block_blob(&blob, content, &[], Condition::None)
+            .await
+            .expect("uploaded");
+        let store = StoreTarget::Azure(target.clone());
+        let writer = replicate(&store, &key(number as u64), 1).await;
+        let seeded = writer
+            .seed_base(DISK, blob.clone().into(), |_| {})
+            .await
+            .expect("seeded");
+        assert_eq!(seeded.covered_bytes, SIZE, "{name}");
+        let read = writer.base_read(DISK, 0, SIZE as usize).await;
+        assert!(read.expect("read") == wanted, "{name}");
+        let missing = writer.seed_base(DISK, "seeds/nowhere.vhd".into(), |_| {});
+        let error = missing.await.expect_err("there is none");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("seeds/nowhere.vhd"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_copy_in_the_container_of_the_double_is_a_seed() {
+    let (double, target) = double().await;
+    let credential = double.credential("replicas");
+    let options = ContainerOptions::new(double.endpoint(), "replicas", credential);
+    seeds(&target, &options).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_copy_in_a_container_of_azurite_is_a_seed() {
+    let Some((azurite, target)) = azurite().await else {
+        return;
+    };
+    let credential = target.credential().clone();
+    let options = ContainerOptions::new(azurite.endpoint(), "replicas", credential);
+    seeds(&target, &options).await;
 }

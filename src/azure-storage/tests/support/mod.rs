@@ -135,7 +135,7 @@ pub async fn perform(container: &Container, call: &str) -> Result<(), azure_stor
             .acquire_lease("b", Uuid::from_u128(7), 30)
             .await
             .map(drop),
-        "delete" => container.delete("b").await.map(drop),
+        "delete" => container.delete("b", Condition::None).await.map(drop),
         "snapshot" => container.snapshot("b").await.map(drop),
         "get" => container.get("b").await.map(drop),
         "page_ranges" => container.page_ranges("b", None, 0..4096).await.map(drop),

@@ -395,7 +395,7 @@ fn seed_block() -> Block {
         .attribute(
             "path",
             Attribute::string().required().describe(
-                "The copy (VHD or VHDX): a file on a machine that has the store's folder, or for an account in Azure a blob of its container.",
+                "The copy (VHDX, VHD or raw): a file on a machine that has the store's folder, or for an account in Azure a blob of its container.",
             ),
         )
 }

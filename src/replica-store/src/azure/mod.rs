@@ -16,16 +16,19 @@
 //! The code is synchronous, as [`Medium`] wants it: it runs on blocking threads and waits for the client's futures.
 
 mod base;
+mod copy;
 mod edges;
 mod objects;
+mod removal;
 mod target;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use azure_storage::{Condition, Container, Error, ListedBlob, Outcome, PAGE};
+use azure_storage::{Condition, Container, Error, Outcome, PAGE};
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use disk_image::ImageFile;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
@@ -35,7 +38,7 @@ pub(crate) use target::Holds;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout;
 use crate::medium::{
-    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Put, Section, Staged, Version,
+    BaseWrite, Fence, Guard, Listed, Medium, Newer, Object, Put, Section, Staged, Still, Version,
 };
 use crate::model::ReplicaKey;
 
@@ -125,30 +128,6 @@ impl AzureMedium {
                 Outcome::Unknown => self.ours(name, content),
             },
             Err(error) => Err(failed("write", &self.describe(name), error)),
-        }
-    }
-
-    async fn remove_all(
-        &self,
-        blobs: impl Iterator<Item = ListedBlob>,
-    ) -> std::result::Result<(), Error> {
-        futures::stream::iter(blobs)
-            .map(|blob| async move { self.remove_blob(&blob.name).await })
-            .buffer_unordered(SIDE_BY_SIDE)
-            .try_collect::<Vec<()>>()
-            .await
-            .map(drop)
-    }
-
-    /// Removes one blob; a lease on it is broken first.
-    async fn remove_blob(&self, blob: &str) -> std::result::Result<(), Error> {
-        match self.container().delete(blob).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.code() == Some("LeaseIdMissing") => {
-                self.container().break_lease(blob).await?;
-                self.container().delete(blob).await.map(drop)
-            }
-            Err(error) => Err(error),
         }
     }
 }
@@ -248,35 +227,32 @@ impl Medium for AzureMedium {
 
     fn remove(&self, names: &[String]) -> Result<()> {
         for name in names {
-            let blobs = if layout::is_base(name) {
-                base::blobs_of(&self.remote, &self.blob(name))
-                    .map_err(|error| failed("look at", &self.describe(name), error))?
-            } else {
-                vec![self.blob(name)]
-            };
-            for blob in blobs {
+            for blob in self.blobs(name)? {
                 self.remote
-                    .wait(self.remove_blob(&blob))
+                    .wait(self.remove_blob(&blob, Condition::None))
                     .map_err(|error| failed("remove", &self.describe(name), error))?;
             }
         }
         Ok(())
     }
 
-    fn clear(&self, keep: &str) -> Result<()> {
+    fn remove_while(&self, names: &[String], still: Still<'_>) -> Result<()> {
+        names.iter().try_for_each(|name| {
+            // Parts that come meanwhile are of somebody else.
+            let blobs = self.blobs(name)?;
+            self.remove_seen(name, still, || self.see(blobs.clone()))
+        })
+    }
+
+    fn clear(&self, keep: &str, still: Still<'_>) -> Result<()> {
         let (keep, owner) = (self.blob(keep), self.blob(layout::BASE_OWNER));
-        self.remote
-            .wait(async {
-                let listed = self.container().list(&self.root, false).await?;
-                // Base of a replica whose journal is elsewhere is not ours to remove.
-                let others = listed.iter().any(|blob| blob.name == owner);
-                let ours = |name: &str| {
-                    name != keep && !(others && (name == owner || layout::is_base(name)))
-                };
-                self.remove_all(listed.into_iter().filter(|blob| ours(&blob.name)))
-                    .await
+        // Base of a replica whose journal is elsewhere is not ours to remove.
+        let others = self.base_owner()?.is_some();
+        self.remove_seen("", still, || {
+            self.see_all(|name| {
+                name != keep && !(others && (name == owner || layout::is_base(name)))
             })
-            .map_err(|error| failed("remove", &self.describe(""), error))
+        })
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
@@ -347,6 +323,16 @@ impl Medium for AzureMedium {
         base::open_for_writing(&self.remote, &self.blob(name), fence)
     }
 
+    fn open_copy(&self, name: &Path) -> Result<Box<dyn ImageFile>> {
+        let blob = name.to_str().ok_or_else(|| {
+            StoreError::new(
+                ErrorKind::Invalid,
+                format!("{} is no name of a blob", name.display()),
+            )
+        })?;
+        Ok(Box::new(copy::BlobFile::open(&self.remote, blob)?))
+    }
+
     fn base_owner(&self) -> Result<Option<String>> {
         let found = self
             .remote
@@ -375,20 +361,13 @@ impl Medium for AzureMedium {
         }
     }
 
-    fn clear_base(&self, journal: &str) -> Result<()> {
+    fn clear_base(&self, journal: &str, still: Still<'_>) -> Result<()> {
         if self.base_owner()?.as_deref() != Some(journal) {
             return Ok(());
         }
-        self.remote
-            .wait(async {
-                let listed = self.container().list(&self.root, false).await?;
-                let bases = listed
-                    .into_iter()
-                    .filter(|blob| layout::is_base(&blob.name));
-                self.remove_all(bases).await?;
-                self.remove_blob(&self.blob(layout::BASE_OWNER)).await
-            })
-            .map_err(|error| failed("remove", &self.describe(""), error))
+        self.remove_seen("", still, || self.see_all(layout::is_base))?;
+        let owner = self.blob(layout::BASE_OWNER);
+        self.remove_seen(layout::BASE_OWNER, still, || self.see(vec![owner.clone()]))
     }
 
     fn compares_fence(&self) -> bool {
