@@ -58,8 +58,8 @@ impl Fault {
     }
 }
 
-impl From<protection::Refusal> for Fault {
-    fn from(refusal: protection::Refusal) -> Self {
+impl From<protection::life::Refused> for Fault {
+    fn from(refusal: protection::life::Refused) -> Self {
         Self::refuse(
             409,
             ArmError::new("OperationNotAllowed", format!("{refusal}.")).advise(

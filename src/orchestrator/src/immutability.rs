@@ -55,7 +55,7 @@ pub async fn until(app: &App, item: &Item) -> Result<Option<i64>, StoreError> {
         .and_then(|status| status.recovery_points.last())
         .map(|point| point.time_unix_ms)
         // Points that we were not told of may be as new as can be.
-        .or_else(|| item.machine.copied_once.then_some(now));
+        .or_else(|| item.life.item.copied_once.then_some(now));
     let until = newest.map(|newest| newest.min(now).saturating_add(i64::from(hours) * HOUR_MS));
     Ok(until.filter(|until| *until > now))
 }
@@ -90,7 +90,7 @@ pub async fn allows_deletion(app: &App, item: &Item, advice: &str) -> Result<(),
 /// # Errors
 /// 409 that names both; failures of the store.
 pub async fn allows_policy(app: &App, present: &Item, next: &Policy) -> Result<(), Fault> {
-    if !present.machine.copied_once || present.policy_id.eq_ignore_ascii_case(&next.id) {
+    if !present.life.item.copied_once || present.policy_id.eq_ignore_ascii_case(&next.id) {
         return Ok(());
     }
     let now = app.now_ms();

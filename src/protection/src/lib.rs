@@ -23,10 +23,9 @@ pub mod plan;
 pub mod rpo;
 
 pub use health::{Health, worst};
-pub use life::Life;
+pub use life::{Life, step};
 pub use machine::{
-    Disabled, DrillState, Effect, Event, Generation, Item, Observed, Operation, Refusal,
-    ReplicationState, step,
+    Disabled, DrillState, Event, Generation, Item, Observed, Operation, Refusal, ReplicationState,
 };
 pub use plan::{PlanError, boot_order};
 pub use rpo::rpo_seconds;

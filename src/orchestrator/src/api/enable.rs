@@ -97,7 +97,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         id: stored
             .as_ref()
             .map_or_else(|| id.as_str().to_owned(), |stored| stored.record.id.clone()),
-        machine: protection::Item::new(Generation(0)),
+        life: protection::Life::new(Generation(0)),
         engine_id,
         vm_id: machine.id.clone(),
         vm_name: machine.name.clone(),
@@ -121,7 +121,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     };
     item_rules::all(call, &located.vault.key(), &item, &item.request, at).await?;
     if let Some(present) = &stored
-        && present.record.machine.copied_once
+        && present.record.life.item.copied_once
         && present.record.disk_ids != item.disk_ids
         && enable_protection::goes_on(
             &present.record,
@@ -416,7 +416,7 @@ fn present_allows(present: Option<&Item>, wanted: &Item) -> Result<(), Fault> {
             advice,
         ))
     };
-    if !present.machine.is_active() {
+    if !present.life.item.is_active() {
         return refuse(
             "Protection of the VM is being switched off.",
             "Wait until that has ended.",
@@ -438,8 +438,8 @@ fn present_allows(present: Option<&Item>, wanted: &Item) -> Result<(), Fault> {
             "Switch protection off first.",
         );
     }
-    if present.machine.copied_once
-        && present.machine.replication != protection::ReplicationState::Fenced
+    if present.life.item.copied_once
+        && present.life.item.replication != protection::ReplicationState::Fenced
     {
         return refuse(
             "The VM is protected with other disks or another storage account.",

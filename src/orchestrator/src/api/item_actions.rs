@@ -119,7 +119,7 @@ pub async fn change_disks(
             .filter(|disk| !item_rules::has(&machine, disk))
             .cloned(),
     );
-    if !item.machine.copied_once || !item.machine.is_active() {
+    if !item.life.item.copied_once || !item.life.item.is_active() {
         return Err(Fault::conflict(
             "OperationNotAllowed",
             id.as_str(),
@@ -151,7 +151,7 @@ async fn repair(
     id: &ProtectedItemId,
     item: &Item,
 ) -> Result<Reply, Fault> {
-    protection::step(item.machine, Event::Resynchronise)?;
+    protection::step(item.life, Event::Resynchronise)?;
     if !call.app.fleet.connected(&item.engine_id, call.app.now_ms()) {
         return Err(host_disconnected(call.app, &item.engine_id));
     }

@@ -56,7 +56,7 @@ pub async fn answer(
     let live = call.app.fleet.get(&item.engine_id).unwrap_or_default();
     let status = live
         .replication(id.name())
-        .filter(|status| status.generation == item.machine.generation.0)
+        .filter(|status| status.generation == item.life.item.generation.0)
         .cloned()
         .unwrap_or_default();
     let policy = records::get::<Policy>(store, &item.policy_id.to_ascii_lowercase()).await?;
@@ -68,9 +68,9 @@ pub async fn answer(
         .map(|point| point.time_unix_ms);
     let rpo = rpo_seconds(newest, now);
     let health_errors = item_health::errors(call.app, item, &status, &live, id.name());
-    let host_away = usize::from(!live.connected(now) && item.machine.is_active());
+    let host_away = usize::from(!live.connected(now) && item.life.item.is_active());
     let health = replication_health(&Signs {
-        state: item.machine.replication,
+        state: item.life.item.replication,
         connected: live.connected(now),
         critical_findings: status.findings.iter().any(|finding| finding.critical),
         findings: health_errors.len() > host_away,
@@ -83,13 +83,13 @@ pub async fn answer(
     let encrypts = policy
         .as_ref()
         .is_some_and(|policy| vault_keys::encrypts(&policy.record));
-    let (state, state_text) = item.machine.replication.texts();
-    let (drill, drill_text) = item.machine.drill.texts();
+    let (state, state_text) = item.life.item.replication.texts();
+    let (drill, drill_text) = item.life.item.drill.texts();
     let job = current_job(call, &id.key()).await?;
     let allowed = if job.is_some() {
         Vec::new()
     } else {
-        item.machine.allowed_operations()
+        item.life.item.allowed_operations()
     };
     let site = id
         .name_of("replicationFabrics")
@@ -99,7 +99,7 @@ pub async fn answer(
         .parent()
         .map(|container| container.as_str().to_owned())
         .unwrap_or_default();
-    let failover_health = if item.machine.copied_once {
+    let failover_health = if item.life.item.copied_once {
         health
     } else {
         Health::None
@@ -123,7 +123,7 @@ pub async fn answer(
             primary_protection_container_friendly_name: site,
             recovery_protection_container_friendly_name: MICROSOFT_AZURE.to_owned(),
             protection_state: state.to_owned(),
-            protection_state_description: if item.machine.drill
+            protection_state_description: if item.life.item.drill
                 == protection::DrillState::WaitingForCleanup
             {
                 "Cleanup test failover pending".to_owned()
@@ -183,7 +183,7 @@ fn details(
     now: i64,
     rpo: Option<u64>,
 ) -> ReplicationDetails {
-    let (state, state_text) = item.machine.replication.texts();
+    let (state, state_text) = item.life.item.replication.texts();
     let machine = live.machine(&item.vm_id).cloned().unwrap_or_default();
     let newest = status
         .recovery_points
@@ -191,7 +191,7 @@ fn details(
         .map(|point| point.time_unix_ms);
     let instant = |ms: Option<i64>| ms.and_then(timestamp::from_unix_ms);
     let account = item.storage_id.rsplit('/').next().unwrap_or_default();
-    let percentage = if item.machine.copied_once {
+    let percentage = if item.life.item.copied_once {
         100
     } else {
         percent(status.progress_done_bytes, status.progress_total_bytes).unwrap_or_default()
@@ -256,7 +256,7 @@ fn details(
         progress_done_bytes: status.progress_done_bytes,
         progress_total_bytes: status.progress_total_bytes,
         recovery_point_count: u64::try_from(status.recovery_points.len()).unwrap_or(u64::MAX),
-        replication_generation: item.machine.generation.0,
+        replication_generation: item.life.item.generation.0,
         replica_folder: folder_in(item, item.place()),
         log_folder: item
             .log
@@ -296,7 +296,7 @@ fn folder_in(item: &Item, place: Place<'_>) -> Option<String> {
         |azure| format!("{}/{}", azure.endpoint, azure.container),
     );
     let name = item.id.rsplit('/').next().unwrap_or_default();
-    (item.machine.replication != ReplicationState::Removed)
+    (item.life.item.replication != ReplicationState::Removed)
         .then(|| format!("{store}/{}/{name}", item.vault_key))
 }
 

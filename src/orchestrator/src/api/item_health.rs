@@ -67,7 +67,7 @@ pub fn errors(
             )
         });
     }
-    if !live.connected(app.now_ms()) && item.machine.is_active() {
+    if !live.connected(app.now_ms()) && item.life.item.is_active() {
         errors.push(super::fabrics::disconnected(live.host_name()));
     }
     errors

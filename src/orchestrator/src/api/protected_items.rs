@@ -13,8 +13,8 @@ use super::item_answer::{answer, answers};
 use super::reply::Reply;
 use super::{item_rules, load};
 use crate::fault::Fault;
-use crate::saga::disable_protection;
 use crate::saga::start::{self, NewJob};
+use crate::saga::{disable_protection, fence};
 use crate::store::records::{self, Item, Plan, Recovered};
 use crate::store::{Change, Expect};
 use crate::{immutability, vault_keys};
@@ -185,7 +185,7 @@ async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
     call.precondition(Some(stored.etag))?;
     let body: DisableProtection = call.properties()?;
     let delete_replica = body.delete_replica.unwrap_or(true);
-    protection::step(stored.record.machine, Event::Disable { delete_replica })?;
+    protection::step(stored.record.life, Event::Disable { delete_replica })?;
     in_plan(call, &id).await?;
     if delete_replica {
         immutability::allows_deletion(call.app, &stored.record, disable_protection::KEEP).await?;
@@ -279,6 +279,7 @@ async fn purge(call: &Call<'_>) -> Result<Reply, Fault> {
             changes.push(records::delete(vm.key));
         }
     }
+    changes.push(fence::count(call.app, &stored.record).await?);
     store.apply(changes).await?;
     call.app.ring();
     Ok(Reply::Empty(StatusCode::NO_CONTENT))

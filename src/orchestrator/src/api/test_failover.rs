@@ -38,7 +38,7 @@ pub async fn start_item(call: &Call<'_>) -> Result<Reply, Fault> {
         body.network_id.as_deref(),
     )
     .await?;
-    protection::step(stored.record.machine, Event::DrillStart)?;
+    protection::step(stored.record.life, Event::DrillStart)?;
     let wanted = body
         .provider_specific_details
         .and_then(|details| details.recovery_point_id)
@@ -113,7 +113,7 @@ pub async fn start_plan(call: &Call<'_>) -> Result<Reply, Fault> {
     let mut locks = vec![id.key()];
     for item in groups.iter().flatten() {
         let stored = load::require::<Item>(call.app, item).await?;
-        protection::step(stored.record.machine, Event::DrillStart)?;
+        protection::step(stored.record.life, Event::DrillStart)?;
         locks.push(stored.key);
     }
     let input = DrillInput {
@@ -270,7 +270,7 @@ fn point_name(call: &Call<'_>, item: &ArmId, record: &Item, wanted: &str) -> Res
 pub async fn clean_item(call: &Call<'_>) -> Result<Reply, Fault> {
     let (vault, id, stored) = load::item(call).await?;
     let body: TestFailoverCleanup = call.properties()?;
-    protection::step(stored.record.machine, Event::CleanupStart)?;
+    protection::step(stored.record.life, Event::CleanupStart)?;
     let item = stored.record.id.clone();
     clean(
         call,
@@ -307,7 +307,7 @@ pub async fn clean_plan(call: &Call<'_>) -> Result<Reply, Fault> {
     for item in records::list::<Item>(call.app.store.as_ref(), &format!("{}/", vault.key())).await?
     {
         if item.record.drill_job.as_deref() == Some(drill.as_str())
-            && item.record.machine.drill != DrillState::None
+            && item.record.life.item.drill != DrillState::None
         {
             items.push(item.record.id);
         }

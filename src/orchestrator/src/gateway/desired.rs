@@ -97,7 +97,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
     let policy =
         records::get::<Policy>(app.store.as_ref(), &item.policy_id.to_ascii_lowercase()).await?;
     let policy = policy.map(|policy| policy.record);
-    let active = item.machine.is_active();
+    let active = item.life.item.is_active();
     let phase = if active {
         v1::replication::Phase::Active
     } else {
@@ -108,21 +108,22 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
     Ok(v1::Replication {
         item_id: item.id.rsplit('/').next().unwrap_or_default().to_owned(),
         vault_key: item.vault_key.clone(),
-        generation: item.machine.generation.0,
+        generation: item.life.item.generation.0,
         vm_id: item.vm_id.clone(),
         disk_ids: item.disk_ids.clone(),
         store: Some(access::target(app, item.place(), item.log.as_ref()).await?),
         policy: policy.map(|policy| policy_of(&policy, app.now_ms())),
         phase: phase.into(),
         delete_replica: item
-            .machine
+            .life
+            .item
             .disabled
             .is_some_and(|disabled| disabled.delete_replica),
         vm_name: item.vm_name.clone(),
         encryption: encryption(app, item, encrypts, encrypts).await?,
         group_name: request.multi_vm_group_name.clone().unwrap_or_default(),
         throttles: throttles(request.throttles.as_deref().unwrap_or_default()),
-        replica_exists: item.machine.copied_once,
+        replica_exists: item.life.item.copied_once,
         seeds: request
             .seeds
             .iter()

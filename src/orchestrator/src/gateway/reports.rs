@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use engine_protocol::v1::{self, replication_status::State};
 use prost::Message as _;
-use protection::{Effect, Event, Generation, Observed};
+use protection::life::Effect;
+use protection::{Event, Generation, Observed, machine};
 use tracing::info;
 
 use super::enrol::encode_report;
@@ -118,7 +119,7 @@ impl Intake {
             return Ok(());
         };
         records::update::<Item>(store, &item.key, |item| {
-            let current = item.machine.generation.0 == status.generation;
+            let current = item.life.item.generation.0 == status.generation;
             let changed =
                 item.key_ids != status.key_ids || item.active_key_id != status.active_key_id;
             (current && changed).then(|| Item {
@@ -172,36 +173,41 @@ impl Intake {
             let Some(item) = items.into_iter().find(|item| ours(&item.record)) else {
                 return Ok(());
             };
-            let Ok((machine, effects)) = protection::step(item.record.machine, event) else {
+            let Ok((life, effects)) = protection::step(item.record.life, event) else {
                 return Ok(());
             };
-            if machine == item.record.machine {
+            if life == item.record.life {
                 return Ok(());
             }
-            info!(item = %item.record.id, from = ?item.record.machine.replication, to = ?machine.replication, "replication state changes");
-            let change = if effects.contains(&Effect::RemoveRecord) {
-                let kept = machine
+            info!(item = %item.record.id, from = ?item.record.life.item.replication, to = ?life.item.replication, "replication state changes");
+            let changes = if effects.contains(&Effect::Item(machine::Effect::RemoveRecord)) {
+                let kept = life
+                    .item
                     .disabled
                     .is_some_and(|disabled| !disabled.delete_replica);
                 if kept && let Some(vault) = vault_of(&item.record) {
                     // The replica stays without us: what it is encrypted with must stay too.
                     crate::vault_keys::keep_for(app, &vault, &item.record).await?;
                 }
-                Change::Delete {
-                    key: item.key,
-                    expect: Expect::Etag(item.etag),
-                }
-            } else {
-                records::put(
-                    item.key,
-                    &Item {
-                        machine,
-                        ..item.record
+                let gone = Item {
+                    life,
+                    ..item.record
+                };
+                vec![
+                    Change::Delete {
+                        key: item.key,
+                        expect: Expect::Etag(item.etag),
                     },
-                    Expect::Etag(item.etag),
-                )?
+                    crate::saga::fence::count(app, &gone).await?,
+                ]
+            } else {
+                let changed = Item {
+                    life,
+                    ..item.record
+                };
+                vec![records::put(item.key, &changed, Expect::Etag(item.etag))?]
             };
-            match store.apply(vec![change]).await {
+            match store.apply(changes).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is_conflict() => {}
                 Err(error) => return Err(error),

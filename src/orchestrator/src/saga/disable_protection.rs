@@ -56,8 +56,8 @@ impl Workflow for DisableProtection {
                 if delete_replica {
                     immutability::allows_deletion(app, &item.record, KEEP).await?;
                 }
-                let (machine, _) = protection::step(item.record.machine, Event::Disable { delete_replica })?;
-                let changed = Item { machine, ..item.record };
+                let (life, _) = protection::step(item.record.life, Event::Disable { delete_replica })?;
+                let changed = Item { life, ..item.record };
                 app.store.apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?]).await?;
                 app.ring();
                 Ok(Outcome::Done)

@@ -192,7 +192,7 @@ async fn choose(run: &Run<'_>, input: &DrillInput) -> Result<Vec<Chosen>, Fault>
                 .record;
             let ours = item.drill_job.as_deref() == Some(run.job.id.as_str());
             if !ours {
-                protection::step(item.machine, Event::DrillStart)?;
+                protection::step(item.life, Event::DrillStart)?;
             }
             let point = choose_point(app, &item, input)?;
             let engine_id = recovery_engine(app, &item).await?;
@@ -306,14 +306,15 @@ async fn mark_items(
                 .drill_job
                 .as_deref()
                 .is_some_and(|owner| owner != run.job.id);
-            let repeated = event == Event::DrillStart && item.machine.drill == DrillState::Starting;
+            let repeated =
+                event == Event::DrillStart && item.life.item.drill == DrillState::Starting;
             let untouched = job.is_none() && item.drill_job.is_none();
             if foreign || repeated || untouched {
                 return None;
             }
-            let (machine, _) = protection::step(item.machine, event).ok()?;
+            let (life, _) = protection::step(item.life, event).ok()?;
             Some(Item {
-                machine,
+                life,
                 drill_job: job.map(str::to_owned),
                 ..item.clone()
             })
@@ -416,9 +417,9 @@ async fn boot(run: &mut Run<'_>, input: &DrillInput, group: usize) -> Result<Out
         let now = app.now_text();
         for id in input.groups.iter().flatten() {
             records::update::<Item>(app.store.as_ref(), &id.to_ascii_lowercase(), |item| {
-                let (machine, _) = protection::step(item.machine, Event::DrillReady).ok()?;
+                let (life, _) = protection::step(item.life, Event::DrillReady).ok()?;
                 Some(Item {
-                    machine,
+                    life,
                     last_test_failover: Some(now.clone()),
                     ..item.clone()
                 })

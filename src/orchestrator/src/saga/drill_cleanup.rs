@@ -68,14 +68,14 @@ async fn advance(run: &Run<'_>, event: Event, strict: bool) -> Result<(), Fault>
         let Some(item) = records::get::<Item>(store, &key).await? else {
             continue;
         };
-        if item.record.machine.drill == DrillState::None {
+        if item.record.life.item.drill == DrillState::None {
             // Cleaned up already, by a run that failed afterwards.
             continue;
         }
-        match protection::step(item.record.machine, event) {
-            Ok((machine, _)) => {
+        match protection::step(item.record.life, event) {
+            Ok((life, _)) => {
                 let changed = Item {
-                    machine,
+                    life,
                     ..item.record
                 };
                 store
@@ -153,12 +153,12 @@ async fn complete(run: &mut Run<'_>) -> Result<Outcome, Fault> {
     }
     for key in items(run) {
         records::update::<Item>(store, &key, |item| {
-            if item.machine.drill == DrillState::None && item.drill_job.is_none() {
+            if item.life.item.drill == DrillState::None && item.drill_job.is_none() {
                 return None;
             }
-            let (machine, _) = protection::step(item.machine, Event::CleanupDone).ok()?;
+            let (life, _) = protection::step(item.life, Event::CleanupDone).ok()?;
             Some(Item {
-                machine,
+                life,
                 drill_job: None,
                 ..item.clone()
             })

@@ -81,7 +81,7 @@ impl Workflow for EnableProtection {
         let minted = run.job.recall(MINTED).and_then(serde_json::Value::as_bool);
         match (before(run), minted) {
             // There are points, or a copy that goes on by itself: neither is this job's to take away.
-            (Some(before), Some(minted)) if !minted || before.machine.copied_once => {
+            (Some(before), Some(minted)) if !minted || before.life.item.copied_once => {
                 put_back(run.app, &key, generation, before, minted).await?;
                 Ok(Outcome::Done)
             }
@@ -108,10 +108,10 @@ async fn put_back(
     minted: bool,
 ) -> Result<(), Fault> {
     records::update::<Item>(app.store.as_ref(), key, |item| {
-        (item.machine.generation == generation).then(|| {
+        (item.life.item.generation == generation).then(|| {
             let learned = if minted { &before } else { item };
             Item {
-                machine: learned.machine,
+                life: learned.life,
                 key_ids: learned.key_ids.clone(),
                 active_key_id: learned.active_key_id.clone(),
                 resynchronize: item.resynchronize,
@@ -235,7 +235,7 @@ async fn next_generation(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fa
         let before = serde_json::to_value(&present.record).unwrap_or_default();
         run.job.remember(BEFORE, before);
         if goes_on(&present.record, wanted) && !is_stuck(run.app, &present.record) {
-            let generation = present.record.machine.generation.0;
+            let generation = present.record.life.item.generation.0;
             run.job.remember("generation", generation);
             run.job.remember(MINTED, false);
             return Ok(Outcome::Done);
@@ -250,8 +250,8 @@ async fn next_generation(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, Fa
 /// Whether the present activation already does what is wanted.
 #[must_use]
 pub fn goes_on(present: &Item, wanted: &Item) -> bool {
-    present.machine.is_active()
-        && present.machine.replication != ReplicationState::Fenced
+    present.life.item.is_active()
+        && present.life.item.replication != ReplicationState::Fenced
         && present.vm_id.eq_ignore_ascii_case(&wanted.vm_id)
         && present.engine_id == wanted.engine_id
         && same_place(present, wanted)
@@ -272,7 +272,7 @@ pub fn same_place(present: &Item, wanted: &Item) -> bool {
 fn is_stuck(app: &App, present: &Item) -> bool {
     let live = app.fleet.get(&present.engine_id).unwrap_or_default();
     let status = live.replication(item_name(&present.id));
-    !present.machine.copied_once && status.is_some_and(|status| status.state() == State::Blocked)
+    !present.life.item.copied_once && status.is_some_and(|status| status.state() == State::Blocked)
 }
 
 async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Fault> {
@@ -283,11 +283,11 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
     let present = records::get::<Item>(store, &key).await?;
     let expect = match &present {
         None => {
-            wanted.machine = protection::Item::new(generation);
+            wanted.life = protection::Life::new(generation);
             Expect::Absent
         }
         Some(present) => {
-            wanted.machine = present.record.machine;
+            wanted.life = present.record.life;
             if same_place(&present.record, &wanted) {
                 wanted.key_ids.clone_from(&present.record.key_ids);
                 wanted
@@ -295,7 +295,7 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
                     .clone_from(&present.record.active_key_id);
             } else {
                 // In another store nothing has been copied yet: there is no replica that must be there.
-                wanted.machine.copied_once = false;
+                wanted.life.item.copied_once = false;
             }
             wanted.resynchronize = present.record.resynchronize;
             wanted
@@ -305,12 +305,12 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
                 .last_test_failover
                 .clone_from(&present.record.last_test_failover);
             wanted.drill_job.clone_from(&present.record.drill_job);
-            if present.record.machine.generation != generation {
-                match protection::step(wanted.machine, Event::Activate { generation }) {
-                    Ok((machine, _)) => wanted.machine = machine,
+            if present.record.life.item.generation != generation {
+                match protection::step(wanted.life, Event::Activate { generation }) {
+                    Ok((life, _)) => wanted.life = life,
                     // What was stuck has gone on by itself in the meantime: nothing is left to be activated anew.
                     Err(_) if goes_on(&present.record, &wanted) => {
-                        let present = present.record.machine.generation.0;
+                        let present = present.record.life.item.generation.0;
                         run.job.remember("generation", present);
                         run.job.remember(MINTED, false);
                     }
@@ -389,7 +389,7 @@ async fn first_copy_begun(run: &mut Run<'_>, wanted: &Item) -> Result<Outcome, F
             ),
         ));
     };
-    if item.record.machine.copied_once {
+    if item.record.life.item.copied_once {
         return Ok(Outcome::Done);
     }
     let live = app.fleet.get(&wanted.engine_id).unwrap_or_default();
@@ -506,7 +506,8 @@ pub async fn retire(
     let Some(item) = records::get::<Item>(app.store.as_ref(), key).await? else {
         return Ok(Outcome::Done);
     };
-    if item.record.machine.generation != generation || item.record.machine.drill != DrillState::None
+    if item.record.life.item.generation != generation
+        || item.record.life.item.drill != DrillState::None
     {
         return Ok(Outcome::Done);
     }
@@ -515,18 +516,18 @@ pub async fn retire(
         if let Some(vault) = crate::gateway::reports::vault_of(&item.record) {
             crate::vault_keys::keep_for(app, &vault, &item.record).await?;
         }
-        app.store.apply(vec![records::delete(key)]).await?;
+        let counted = fence::count(app, &item.record).await?;
+        app.store.apply(vec![records::delete(key), counted]).await?;
         return Ok(Outcome::Done);
     }
-    if item.record.machine.is_active() {
+    if item.record.life.item.is_active() {
         // Points that nobody may delete yet stay in the store, whatever the reason.
         let delete_replica = crate::immutability::until(app, &item.record)
             .await?
             .is_none();
-        let (machine, _) =
-            protection::step(item.record.machine, Event::Disable { delete_replica })?;
+        let (life, _) = protection::step(item.record.life, Event::Disable { delete_replica })?;
         let changed = Item {
-            machine,
+            life,
             ..item.record
         };
         app.store

@@ -31,7 +31,9 @@ pub async fn next(app: &App, item: &Item) -> Result<u64, StoreError> {
         .as_ref()
         .map_or(Expect::Absent, |fence| Expect::Etag(fence.etag));
     let counted = fence.map_or(0, |fence| fence.record.generation);
-    let generation = counted.max(before_names(app, item).await?) + 1;
+    let present = records::get::<Item>(store, &item.id.to_ascii_lowercase()).await?;
+    let given_out = present.map_or(0, |present| present.record.life.counter.0);
+    let generation = counted.max(given_out).max(before_names(app, item).await?) + 1;
     let fence = Fence { generation };
     store
         .apply(vec![records::put(key, &fence, expect)?])
@@ -106,15 +108,25 @@ fn meet(one: &Item, other: &Item) -> bool {
 /// # Errors
 /// As [`alone`].
 pub async fn hold(app: &App, item: &Item) -> Result<Change, Fault> {
+    let counted = count(app, item).await?;
+    alone(app, item).await?;
+    Ok(counted)
+}
+
+/// The change that remembers the numbers that a life has given out: they outlive the item. It conflicts when another
+/// one counts at the same time.
+///
+/// # Errors
+/// Failures of the store.
+pub async fn count(app: &App, item: &Item) -> Result<Change, StoreError> {
     let key = key_of(item);
     let fence = records::get::<Fence>(app.store.as_ref(), &key).await?;
     let expect = fence
         .as_ref()
         .map_or(Expect::Absent, |fence| Expect::Etag(fence.etag));
     let counted = fence.map_or(0, |fence| fence.record.generation);
-    alone(app, item).await?;
     let fence = Fence {
-        generation: counted.max(item.machine.generation.0),
+        generation: counted.max(item.life.counter.0),
     };
-    Ok(records::put(key, &fence, expect)?)
+    records::put(key, &fence, expect)
 }

@@ -35,8 +35,8 @@ impl Workflow for InitialReplication {
         let item = records::get::<Item>(run.app.store.as_ref(), &key).await?;
         let item = item
             .filter(|item| {
-                item.record.machine.is_active()
-                    && Some(item.record.machine.generation.0) == generation
+                item.record.life.item.is_active()
+                    && Some(item.record.life.item.generation.0) == generation
             })
             .ok_or_else(|| {
                 Fault::refuse(
@@ -47,7 +47,7 @@ impl Workflow for InitialReplication {
                     ),
                 )
             })?;
-        if node > 0 || item.record.machine.copied_once {
+        if node > 0 || item.record.life.item.copied_once {
             run.job.properties.percent_complete = Some(100.0);
             return Ok(Outcome::Done);
         }

@@ -43,7 +43,7 @@ impl Workflow for Reshape {
         let key = run.input("item").to_ascii_lowercase();
         let item = records::get::<Item>(app.store.as_ref(), &key)
             .await?
-            .filter(|item| item.record.machine.is_active())
+            .filter(|item| item.record.life.item.is_active())
             .ok_or_else(gone)?
             .record;
         match node {
@@ -117,7 +117,7 @@ fn settled(run: &mut Run<'_>, item: &Item) -> Result<Outcome, Fault> {
     let told = run.job.recall("told").and_then(Value::as_u64).unwrap_or(0);
     let Some(status) = live
         .replication(item_name(&item.id))
-        .filter(|status| status.generation == item.machine.generation.0)
+        .filter(|status| status.generation == item.life.item.generation.0)
         .filter(|_| live.report.observed_generation >= told)
     else {
         return Ok(Outcome::Wait);

@@ -38,7 +38,7 @@ impl Workflow for Resynchronize {
         let key = run.input("item").to_ascii_lowercase();
         let item = records::get::<Item>(app.store.as_ref(), &key)
             .await?
-            .filter(|item| item.record.machine.is_active())
+            .filter(|item| item.record.life.item.is_active())
             .ok_or_else(|| {
                 Fault::refuse(
                     409,
@@ -60,7 +60,7 @@ impl Workflow for Resynchronize {
             1 => {
                 let wanted = wanted(run);
                 if item.record.resynchronize < wanted {
-                    protection::step(item.record.machine, Event::Resynchronise)?;
+                    protection::step(item.record.life, Event::Resynchronise)?;
                     let changed = Item {
                         resynchronize: wanted,
                         ..item.record

@@ -5,6 +5,7 @@
 //! ARM has no word for. A change that expects another version fails as a whole with
 //! [`StoreError::Conflict`] and leaves nothing.
 
+mod kept_life;
 pub mod records;
 pub mod sqlite;
 

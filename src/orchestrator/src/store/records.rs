@@ -125,8 +125,9 @@ record!(Mapping, "mapping");
 pub struct Item {
     /// ARM id.
     pub id: String,
-    /// State.
-    pub machine: protection::Item,
+    /// Where the VM is in its life.
+    #[serde(alias = "machine", deserialize_with = "super::kept_life::read")]
+    pub life: protection::Life,
     /// Engine that replicates it.
     pub engine_id: String,
     /// VM id on the host.

@@ -102,6 +102,20 @@ pub enum Refused {
     Item(#[from] Refusal),
 }
 
+// === impl Event ===
+
+impl From<machine::Event> for Event {
+    fn from(event: machine::Event) -> Self {
+        Self::Item(event)
+    }
+}
+
+impl From<Request> for Event {
+    fn from(request: Request) -> Self {
+        Self::Request(request)
+    }
+}
+
 // === impl Request ===
 
 impl Request {

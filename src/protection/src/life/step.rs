@@ -12,10 +12,10 @@ use crate::machine::{self, Generation, Item, Operation};
 ///
 /// # Errors
 /// When what a person asks for is not possible in this state. Reports are never refused, only ignored.
-pub fn step(life: Life, event: Event) -> Result<(Life, Vec<Effect>), Refused> {
+pub fn step(life: Life, event: impl Into<Event>) -> Result<(Life, Vec<Effect>), Refused> {
     let mut next = life;
     let mut effects = Vec::new();
-    match event {
+    match event.into() {
         Event::Request(request) => {
             if !life.allowed_operations().contains(&request.operation()) {
                 return Err(life.refuse(request.operation()));

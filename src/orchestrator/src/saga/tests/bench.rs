@@ -192,7 +192,7 @@ impl Bench {
     pub(super) fn item(&self, name: &str) -> Item {
         Item {
             id: self.item_id(name).to_string(),
-            machine: protection::Item::new(Generation(0)),
+            life: protection::Life::new(Generation(0)),
             engine_id: ENGINE.to_owned(),
             vm_id: name.to_owned(),
             vm_name: name.to_owned(),
@@ -220,7 +220,7 @@ impl Bench {
             generation: Generation(0),
             observed: Observed::Protected,
         };
-        item.machine = protection::step(item.machine, report).expect("report").0;
+        item.life = protection::step(item.life, report).expect("report").0;
         self.store
             .apply(vec![
                 records::put(self.item_id(name).key(), &item, Expect::Any).expect("record"),

@@ -240,7 +240,7 @@ impl Case {
                     .expect("list")
                     .is_empty()
             ),
-            Self::Enable => assert!(item.expect("item").machine.copied_once),
+            Self::Enable => assert!(item.expect("item").life.item.copied_once),
             Self::Completion => assert!(item.is_some()),
             Self::Disable => assert!(item.is_none()),
             Self::Reshape => assert_eq!(item.expect("item").disk_ids, ["disk", "more"]),
@@ -253,7 +253,7 @@ impl Case {
             }
             Self::ItemDrill | Self::PlanDrill => {
                 assert_eq!(
-                    item.expect("item").machine.drill,
+                    item.expect("item").life.item.drill,
                     DrillState::WaitingForCleanup
                 );
                 assert_eq!(
@@ -265,7 +265,7 @@ impl Case {
             Self::Cleanup => {
                 let item = item.expect("item");
                 assert_eq!(
-                    (item.machine.drill, item.drill_job, vms),
+                    (item.life.item.drill, item.drill_job, vms),
                     (DrillState::None, None, 0)
                 );
                 let plan = records::get::<Plan>(store, &bench.vault.plan("plan").key())

@@ -125,7 +125,7 @@ async fn of_two_items_of_one_name_the_second_never_gets_the_replica_of_the_first
     }
     assert_eq!(state, JobState::Failed);
     let first = item(&bench, &bench.item_id("vm-a").key()).await;
-    assert!(first.machine.is_active() && first.machine.copied_once);
+    assert!(first.life.item.is_active() && first.life.item.copied_once);
     let other = Item {
         folder: "/srv/another".to_owned(),
         ..wanted
@@ -162,7 +162,7 @@ async fn a_cancelled_repeat_of_an_enable_gives_the_record_of_before_back_and_ret
             let key = bench.item_id("vm-a").key();
             if fenced {
                 let mut present = item(&bench, &key).await;
-                present.machine.replication = ReplicationState::Fenced;
+                present.life.item.replication = ReplicationState::Fenced;
                 let put = records::put(key.as_str(), &present, Expect::Any).expect("record");
                 bench.store.apply(vec![put]).await.expect("stored");
             }
@@ -184,7 +184,7 @@ async fn a_cancelled_repeat_of_an_enable_gives_the_record_of_before_back_and_ret
                 );
                 let present = item(&bench, &key).await;
                 assert_eq!(
-                    present.machine.disabled, None,
+                    present.life.item.disabled, None,
                     "fenced {fenced} nodes {nodes}"
                 );
             }
@@ -266,7 +266,7 @@ async fn a_policy_with_less_immutability_is_refused_while_points_are_promised_mo
     assert_eq!(state, JobState::Failed);
     let after = item(&bench, &bench.item_id("vm-a").key()).await;
     assert_eq!(after.policy_id, present.policy_id);
-    assert_eq!(after.machine.generation, Generation(0));
+    assert_eq!(after.life.item.generation, Generation(0));
 }
 
 #[tokio::test]
@@ -415,4 +415,25 @@ async fn ended(bench: &Bench, app: &App, key: &str) {
     };
     let patience = Duration::from_secs(60);
     tokio::time::timeout(patience, ended).await.expect("driven");
+}
+
+#[tokio::test]
+async fn numbers_that_a_life_has_given_out_are_not_given_out_again() {
+    let mut bench = Bench::new().await;
+    let app = bench.app().await;
+    let first = bench.item("web");
+    let generation = fence::next(&app, &first).await.expect("a generation");
+    let mut first = Item {
+        life: protection::Life::new(Generation(generation)),
+        ..first
+    };
+    let delete_replica = true;
+    let disable = protection::Event::Disable { delete_replica };
+    // The order to let go of the VM has a number of its own.
+    (first.life, _) = protection::step(first.life, disable).expect("allowed");
+    assert!(first.life.counter > Generation(generation));
+    let counted = fence::count(&app, &first).await.expect("counted");
+    bench.store.apply(vec![counted]).await.expect("stored");
+    let next = fence::next(&app, &bench.item("web")).await;
+    assert!(Generation(next.expect("a generation")) > first.life.counter);
 }
