@@ -110,13 +110,16 @@ struct Intent<'a> {
 
 impl Intent<'_> {
     /// Points that go, and how far base may go then.
-    fn retire(&self, floor: Position) -> Result<(Vec<Summary>, Position)> {
+    /// What is announced goes, whatever else has changed since: nobody could pin it any more, and the round that
+    /// announced it may only be asleep.
+    fn retire(&self, floor: Position, announced: &[Uuid]) -> Result<(Vec<Summary>, Position)> {
         let pins = self.replica.pins()?;
         let held: Vec<_> = pins.iter().map(|pin| pin.point_id).collect();
         let points = self.replica.held_summaries()?;
         let ages: Vec<PointAge> = points.iter().map(Summary::age).collect();
         let expired: HashSet<Uuid> = expired_points(&ages, &held, self.policy, self.now_unix_ms)
             .into_iter()
+            .chain(announced.iter().copied())
             .collect();
         let (gone, kept): (Vec<Summary>, Vec<Summary>) = points
             .into_iter()
@@ -139,7 +142,7 @@ impl Intent<'_> {
             let (base, floor) = manifest
                 .complete()
                 .ok_or_else(|| incomplete(self.replica))?;
-            let (_, target) = self.retire(floor)?;
+            let (_, target) = self.retire(floor, &manifest.retiring)?;
             let head = journal.last_key_value().map_or(base, |(head, _)| *head);
             if target > head {
                 return Err(StoreError::corrupt(
@@ -183,21 +186,21 @@ impl Intent<'_> {
         target: Position,
         report: &mut MaintenanceReport,
     ) -> Result<Option<Arc<Manifest>>> {
-        let mut taken_back = false;
         for _ in 0..RACES {
             let seen = self.replica.manifest()?;
             let (base, floor) = seen
                 .value
                 .complete()
                 .ok_or_else(|| incomplete(self.replica))?;
-            let (gone, allowed) = self.retire(floor)?;
+            let (gone, allowed) = self.retire(floor, &seen.value.retiring)?;
             if base != before || allowed < target {
                 return Ok(None);
             }
             let floor = target.max(floor);
             // Pins of older points are refused by floor.
-            let (mut gone, thinned): (Vec<_>, Vec<_>) =
+            let (mut gone, mut thinned): (Vec<_>, Vec<_>) =
                 gone.into_iter().partition(|point| point.position < floor);
+            thinned.sort_by_key(|point| !seen.value.retiring.contains(&point.id));
             gone.extend(thinned.into_iter().take(MOST_THINNED));
             let retiring: Vec<Uuid> = gone
                 .iter()
@@ -205,8 +208,8 @@ impl Intent<'_> {
                 .map(|point| point.id)
                 .collect();
             let mut manifest = seen.value.clone();
-            let is_announced = retiring.is_empty() && !taken_back || retiring == manifest.retiring;
-            if target > base || !is_announced {
+            // A pin that was set since makes this conflict; one that comes later sees what is announced.
+            if target > base || (!retiring.is_empty() && retiring != manifest.retiring) {
                 let mut new = (*manifest).clone();
                 if target > base {
                     new.fence = Fence(new.fence.0.saturating_add(1));
@@ -222,14 +225,6 @@ impl Intent<'_> {
                         self.replica.check_generation(locked.generation())?;
                         continue;
                     }
-                }
-                // A pin that was put in front of the announcement is there; one that comes behind it is refused.
-                let pins = self.replica.pins()?;
-                taken_back = pins
-                    .iter()
-                    .any(|pin| manifest.retiring.contains(&pin.point_id));
-                if taken_back {
-                    continue;
                 }
             }
             let names: Vec<String> = gone.iter().map(Summary::name).collect();

@@ -102,6 +102,11 @@ impl Fence {
         // Sequence numbers of page blobs have 63 bits.
         Fence((generation.0.min(u64::from(u32::MAX >> 1)) << 32) | 1)
     }
+
+    /// Above every fence of a generation that is in use, below all of the next one.
+    pub(crate) fn last_of(generation: Generation) -> Fence {
+        Fence(Fence::first_of(generation).0 | u64::from(u32::MAX))
+    }
 }
 
 /// A change of base.

@@ -370,7 +370,8 @@ pub(crate) fn stored_already(locked: &Locked<'_>, point: &RecoveryPoint) -> Resu
                     &[name],
                     &|| match replica.read_point(&listed.name) {
                         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(()),
-                        _ => Err(StoreError::new(
+                        Err(error) => Err(error),
+                        Ok(_) => Err(StoreError::new(
                             ErrorKind::Overtaken,
                             format!(
                                 "point {} of replica {} was damaged and is not any more",

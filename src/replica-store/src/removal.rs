@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout;
-use crate::medium::{Put, Section};
+use crate::medium::{Fence, Put, Section};
 use crate::model::Generation;
 use crate::points::first_immutable;
 use crate::replica::{KIND_GENERATION, RACES, Replica, StoredGeneration, fenced};
@@ -56,6 +56,7 @@ pub(crate) fn delete(
             Some(stored) => Err(fenced(replica, generation, stored.generation)),
             None => Err(replica.missing()),
         };
+        end_writers(replica, generation);
         // First of all, so that nobody shows a replica that is half there.
         let manifest = layout::MANIFEST.to_owned();
         replica.medium.remove_while(&[manifest], &still)?;
@@ -68,6 +69,18 @@ pub(crate) fn delete(
             replica.place()
         ),
     ))
+}
+
+/// Who still writes to base is refused from here on, where the medium itself does that: else base would be another
+/// version at each look. Only a help: whoever owns the replica by now has a higher fence, and keeps it.
+fn end_writers(replica: &Replica, generation: Generation) {
+    let Ok(Some(seen)) = replica.find_manifest() else {
+        return;
+    };
+    let last = Fence::last_of(generation);
+    for disk in seen.value.stored_disks() {
+        let _ = replica.medium.base_fence(&layout::base(disk.id), last);
+    }
 }
 
 /// Without a generation there never was a replica, or an older release removed it and was cut.

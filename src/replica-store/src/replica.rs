@@ -508,7 +508,7 @@ impl Locked<'_> {
         match back {
             None => Ok(()),
             Some(disk) => Err(StoreError::new(
-                ErrorKind::Conflict,
+                ErrorKind::Overtaken,
                 format!(
                     "disk {disk} of replica {} came back while its base was to be removed",
                     self.replica.place()

@@ -5,6 +5,7 @@
 //! stays partial: the engine compares it with the source and sends what differs. Repeating is resuming:
 //! what base holds already is read and only what differs is written, so nothing need be remembered.
 
+use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -38,8 +39,13 @@ pub(crate) fn seed(
     progress: &dyn Fn(u64),
 ) -> Result<Seeded> {
     let refused = |error: disk_image::ImageError| {
+        let kind = if is_passing(&error) {
+            ErrorKind::Io
+        } else {
+            ErrorKind::Invalid
+        };
         StoreError::new(
-            ErrorKind::Invalid,
+            kind,
             format!(
                 "the disk copy {} can't be used as a seed: {error}",
                 source.display()
@@ -80,6 +86,15 @@ pub(crate) fn seed(
         initial::base_flush(replica, generation)?;
     }
     Ok(seeded)
+}
+
+/// Whether it may be another time: the way to the copy failed, not the copy.
+fn is_passing(error: &disk_image::ImageError) -> bool {
+    let source = std::error::Error::source(error);
+    let refused = source.and_then(|source| source.downcast_ref::<io::Error>());
+    // A copy that was cut short is one that nobody can use.
+    error.kind() == disk_image::ErrorKind::Io
+        && refused.is_some_and(|refused| refused.kind() != io::ErrorKind::UnexpectedEof)
 }
 
 /// Runs of blocks that differ; holes of zeroes are runs of their own.

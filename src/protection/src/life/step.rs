@@ -3,7 +3,7 @@
 use super::event::{DataOption, Effect, Event, Refused, Request, ShutDown};
 use super::guard::{RecoverySaid, SourceSaid};
 use super::{Awaited, Choice, Kind, Life, Phase, Standing};
-use crate::machine::{self, Generation, Item, Operation};
+use crate::machine::{self, Disabled, Generation, Item, Operation};
 
 /// One step. An event that changes nothing (a repeated or a stale report) gives the same life and no effect.
 ///
@@ -168,8 +168,11 @@ fn of_item(
         // The replica's old activation has nothing to say while the VM is elsewhere.
         E::Report { .. } if next.phase != Phase::AtSource => return Ok(()),
         E::Purge => next.phase = Phase::Gone,
-        // A repeated request.
-        E::Disable { .. } if next.phase == Phase::AtSource && next.item.disabled.is_some() => {
+        // A repeated request. Another choice about the replica counts.
+        E::Disable { delete_replica }
+            if next.phase == Phase::AtSource
+                && next.item.disabled == Some(Disabled { delete_replica }) =>
+        {
             return Ok(());
         }
         E::Disable { .. } if next.phase != Phase::AtSource => {

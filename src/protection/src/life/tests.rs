@@ -297,7 +297,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::ShutDownFailed),
         1 => Just(Event::Item(machine::Event::DrillStart)),
         1 => Just(Event::Item(machine::Event::DrillAbort)),
-        1 => Just(Event::Item(machine::Event::Disable { delete_replica: true })),
+        1 => any::<bool>().prop_map(|delete_replica| Event::Item(machine::Event::Disable { delete_replica })),
         1 => Just(Event::Item(machine::Event::Purge)),
         1 => number().prop_map(|generation| Event::Item(machine::Event::Activate { generation })),
         3 => number().prop_map(|generation| Event::Item(machine::Event::Report { generation, observed: Observed::Protected })),
@@ -354,4 +354,19 @@ proptest! {
             prop_assert!(guard.epoch >= Generation(number));
         }
     }
+}
+
+#[test]
+fn whether_the_replica_goes_may_be_said_again_while_protection_ends() {
+    let mut life = protected(Life::new(Generation(1)));
+    let mut numbers = Vec::new();
+    for delete_replica in [true, true, false] {
+        let disable = machine::Event::Disable { delete_replica };
+        life = step(life, disable).expect("possible").0;
+        let chosen = life.item.disabled.expect("protection ends");
+        assert_eq!(chosen.delete_replica, delete_replica);
+        numbers.push(life.source_epoch);
+    }
+    // The order is the same all along: the VM runs on.
+    assert!(numbers.windows(2).all(|pair| pair[0] == pair[1]));
 }

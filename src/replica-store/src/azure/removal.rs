@@ -9,6 +9,8 @@
 //! A call may sleep anywhere in between while the replica gets another owner who makes the same names anew. What was
 //! seen before the question was answered is of the time before; what is put there later has another tag.
 
+use std::time::Duration;
+
 use azure_storage::{Condition, Error, ErrorKind as Remote};
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -18,7 +20,9 @@ use crate::layout;
 use crate::medium::{Medium as _, Still};
 
 /// Looks before it is given up: who writes a base that goes is refused before long.
-const LOOKS: usize = 5;
+const LOOKS: u32 = 5;
+/// Between two looks, growing.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A blob as it was seen.
 pub(super) struct SeenBlob {
@@ -76,7 +80,11 @@ impl AzureMedium {
         look: impl Fn() -> std::result::Result<Vec<SeenBlob>, Error>,
     ) -> Result<()> {
         let place = self.describe(name);
-        for _ in 0..LOOKS {
+        for number in 0..LOOKS {
+            if number > 0 {
+                self.remote
+                    .wait(async { tokio::time::sleep(PAUSE * number).await });
+            }
             let seen = look().map_err(|error| failed("look at", &place, error))?;
             if seen.is_empty() {
                 return Ok(());
