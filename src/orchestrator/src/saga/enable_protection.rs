@@ -110,13 +110,8 @@ async fn put_back(
     records::update::<Item>(app.store.as_ref(), key, |item| {
         (item.life.item.generation == generation).then(|| {
             let learned = if minted { &before } else { item };
-            let life = protection::Life {
-                // What was given out is not given out again.
-                counter: learned.life.counter.max(item.life.counter),
-                ..learned.life
-            };
             Item {
-                life,
+                life: learned.life,
                 key_ids: learned.key_ids.clone(),
                 active_key_id: learned.active_key_id.clone(),
                 resynchronize: item.resynchronize,
