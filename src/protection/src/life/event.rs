@@ -110,12 +110,6 @@ impl From<machine::Event> for Event {
     }
 }
 
-impl From<Request> for Event {
-    fn from(request: Request) -> Self {
-        Self::Request(request)
-    }
-}
-
 // === impl Request ===
 
 impl Request {

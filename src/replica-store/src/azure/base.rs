@@ -261,7 +261,8 @@ pub(super) fn open_for_reading(
     }))
 }
 
-fn place(remote: &Remote, blob: &str) -> String {
+/// Where a blob is, for messages.
+pub(super) fn place(remote: &Remote, blob: &str) -> String {
     format!("{}/{blob}", remote.container.url())
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use azure_storage::{Error, ErrorKind as Remote};
 use disk_image::ImageFile;
 
-use super::{Remote as Client, failed};
+use super::{Remote as Client, base, failed};
 use crate::error::{ErrorKind, Result, StoreError};
 
 /// Longest single request.
@@ -24,13 +24,13 @@ impl BlobFile {
     pub(super) fn open(client: &Client, blob: &str) -> Result<BlobFile> {
         let found = client
             .wait(client.container.properties(blob))
-            .map_err(|error| failed("look at", &place(client, blob), error))?;
+            .map_err(|error| failed("look at", &base::place(client, blob), error))?;
         let found = found.ok_or_else(|| {
             StoreError::new(
                 ErrorKind::Invalid,
                 format!(
                     "the disk copy {} is not there: upload it, or name it as it is named in the container",
-                    place(client, blob)
+                    base::place(client, blob)
                 ),
             )
         })?;
@@ -58,10 +58,6 @@ impl BlobFile {
         }
         Ok(content.bytes)
     }
-}
-
-fn place(client: &Client, blob: &str) -> String {
-    format!("{}/{blob}", client.container.url().trim_end_matches('/'))
 }
 
 fn read_only<T>() -> io::Result<T> {
