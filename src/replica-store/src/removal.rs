@@ -6,6 +6,10 @@
 //!
 //! From the tombstone on every writer is refused, and none of this or a lower generation can make the
 //! replica anew. A removal that was cut is finished by the next one, or by the next owner.
+//!
+//! A store that is full to the last byte has no room for the tombstone either, and a removal is what makes room. There
+//! the manifest and everything else goes first: from the manifest's end on there is no replica that anybody could read
+//! or go on with, and the tombstone follows into the room that this made.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,24 +47,23 @@ pub(crate) fn delete(
         };
         if *seen.value != tombstone {
             let content = stored::encode(KIND_GENERATION, &tombstone)?;
-            let put = replica
-                .medium
-                .replace(layout::GENERATION, &content, &seen.version)?;
+            let put = || {
+                replica
+                    .medium
+                    .replace(layout::GENERATION, &content, &seen.version)
+            };
+            let put = match put() {
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    take_all(replica, generation, &seen.value)?;
+                    put()?
+                }
+                other => other?,
+            };
             if let Put::Refused = put {
                 continue;
             }
         }
-        // The next owner may be quicker than the rest of this.
-        let still = || match replica.stored_generation()?.map(|seen| *seen.value) {
-            Some(stored) if stored == tombstone => Ok(()),
-            Some(stored) => Err(fenced(replica, generation, stored.generation)),
-            None => Err(replica.missing()),
-        };
-        end_writers(replica, generation);
-        // First of all, so that nobody shows a replica that is half there.
-        let manifest = layout::MANIFEST.to_owned();
-        replica.medium.remove_while(&[manifest], &still)?;
-        return replica.medium.clear(layout::GENERATION, &still);
+        return take_all(replica, generation, &tombstone);
     }
     Err(StoreError::new(
         ErrorKind::Io,
@@ -69,6 +72,20 @@ pub(crate) fn delete(
             replica.place()
         ),
     ))
+}
+
+/// Takes everything but the generation, for as long as `owner` is what is stored: the next one may be quicker.
+fn take_all(replica: &Replica, generation: Generation, owner: &StoredGeneration) -> Result<()> {
+    let still = || match replica.stored_generation()?.map(|seen| *seen.value) {
+        Some(stored) if stored == *owner => Ok(()),
+        Some(stored) => Err(fenced(replica, generation, stored.generation)),
+        None => Err(replica.missing()),
+    };
+    end_writers(replica, generation);
+    // First of all, so that nobody shows a replica that is half there.
+    let manifest = layout::MANIFEST.to_owned();
+    replica.medium.remove_while(&[manifest], &still)?;
+    replica.medium.clear(layout::GENERATION, &still)
 }
 
 /// Who still writes to base is refused from here on, where the medium itself does that: else base would be another

@@ -3,10 +3,14 @@
 mod support;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use replica_store::fault::{Fault, Faults, StepKind};
 use replica_store::{
     ErrorKind, Generation, ReplicaState, ReplicaWriter, RetentionPolicy, StoreTarget,
+    delete_replica, delete_replica_with_faults,
 };
 use support::*;
 
@@ -66,7 +70,7 @@ async fn a_full_store_at_any_step_is_told_and_loses_nothing() {
 #[tokio::test]
 async fn a_really_full_file_system_is_told_and_works_after_room_was_made() {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     struct Mounted(PathBuf);
     impl Drop for Mounted {
@@ -92,10 +96,12 @@ async fn a_really_full_file_system_is_told_and_works_after_room_was_made() {
     let writer = open(1).await.unwrap();
     replicate_base(&writer, SEED).await.unwrap();
     let ballast = folder.path().join("ballast");
-    let mut size = 6 << 20;
-    while std::fs::write(&ballast, vec![1u8; size]).is_err() {
-        size -= 4096;
-    }
+    let fill = |mut size: usize| {
+        while std::fs::write(&ballast, vec![1u8; size]).is_err() {
+            size -= 4096;
+        }
+    };
+    fill(6 << 20);
     let error = send(&writer, SEED, 1).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Full, "{error}");
     assert!(error.to_string().contains("full"), "{error}");
@@ -124,5 +130,75 @@ async fn a_really_full_file_system_is_told_and_works_after_room_was_made() {
     assert_eq!(kept, [0, 1]);
     remount(folder.path(), MsFlags::MS_REMOUNT, "size=6m").unwrap();
     send(&writer, SEED, 2).await.unwrap();
+
+    // A removal needs no room: it makes some.
+    fill(6 << 20);
+    let error = send(&writer, SEED, 3).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    let before = std::fs::metadata(&ballast).unwrap().len();
+    delete_replica(&target, &key, Generation(1)).await.unwrap();
+    assert!(
+        replica_store::ReplicaReader::open(&target, &key)
+            .await
+            .is_err()
+    );
+    let error = open(1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
+    fill(6 << 20);
+    assert!(std::fs::metadata(&ballast).unwrap().len() > before + (1 << 20));
     drop(mounted);
+}
+
+/// A store without any room until something goes, and a process that is killed at a step.
+#[derive(Debug)]
+struct FullAndKilled {
+    has_room: AtomicBool,
+    killed: Striker,
+}
+
+impl Faults for FullAndKilled {
+    fn before(&self, kind: StepKind, path: &Path) -> Fault {
+        match self.killed.before(kind, path) {
+            Fault::None => {}
+            fault => return fault,
+        }
+        match kind {
+            StepKind::Remove if !path.to_string_lossy().contains(".tmp-") => {
+                self.has_room.store(true, Ordering::SeqCst);
+                Fault::None
+            }
+            StepKind::Write | StepKind::CreateFile if !self.has_room.load(Ordering::SeqCst) => {
+                Fault::Fail(io::ErrorKind::StorageFull)
+            }
+            _ => Fault::None,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_in_a_full_store_can_be_removed_whatever_dies_in_between() {
+    for at in 0.. {
+        let store = Store::new();
+        drop(store.filled(SEED, 2).await);
+        let faults = Arc::new(FullAndKilled {
+            has_room: AtomicBool::new(false),
+            killed: Striker::new(at, Mode::Kill),
+        });
+        let (target, key) = (store.target(), store.key());
+        let removed =
+            delete_replica_with_faults(faults.clone(), &target, &key, Generation(1)).await;
+        if !faults.killed.has_struck() {
+            removed.unwrap();
+            assert!(store.is_removed(), "{:?}", store.files());
+            assert!(at > 10);
+            break;
+        }
+        // Whole or not there.
+        if let Ok(reader) = store.reader().await {
+            let kept = check_points(&reader, &history(SEED, 2), "removal").await;
+            assert_eq!(kept, [0, 1, 2]);
+        }
+        delete_replica(&target, &key, Generation(1)).await.unwrap();
+        assert!(store.is_removed(), "{:?}", store.files());
+    }
 }
