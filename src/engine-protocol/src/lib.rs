@@ -10,11 +10,12 @@
 //!    │◄────────────────────────── DesiredState ────┤   whole, with a generation
 //! ```
 //!
-//! [`v1`] is generated from `proto/engine.proto`. [`authority`] is the orchestrator's CA,
-//! [`identity`] the engine's key and certificate, [`tls`] the two ends of the connection.
+//! [`v1`] is generated from `proto/engine.proto`. [`orders`] puts what may run where into messages. [`authority`] is the
+//! orchestrator's CA, [`identity`] the engine's key and certificate, [`tls`] the two ends of the connection.
 
 pub mod authority;
 pub mod identity;
+pub mod orders;
 pub mod registration_key;
 mod secret;
 pub mod tls;

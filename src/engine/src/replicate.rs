@@ -423,6 +423,7 @@ fn state_name(status: &v1::ReplicationStatus) -> &'static str {
         State::Blocked => "blocked",
         State::Retired => "retired",
         State::Fenced => "fenced",
+        State::Held => "held",
     }
 }
 

@@ -134,6 +134,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
             })
             .collect(),
         resynchronize: item.resynchronize,
+        order: None,
     })
 }
 
@@ -247,6 +248,7 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
         power: power.into(),
         boot_after: String::new(),
         encryption,
+        order: None,
     })
 }
 

@@ -225,7 +225,8 @@ pub fn vault_of(item: &Item) -> Option<arm_model::VaultId> {
 
 fn observed(state: State) -> Option<Observed> {
     Some(match state {
-        State::Unspecified => return None,
+        // What a held VM's engine has to say is in its report of the order.
+        State::Unspecified | State::Held => return None,
         State::Starting => Observed::Starting,
         State::InitialReplication => Observed::InitialReplication,
         State::Protected => Observed::Protected,
