@@ -287,6 +287,7 @@ fn report(
                     Vec::new()
                 },
                 console_path: format!("/recovered/{}/console.log", vm.id),
+                recovery: None,
             }
         })
         .collect();
