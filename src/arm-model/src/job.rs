@@ -8,6 +8,13 @@ use crate::envelope::Extra;
 use crate::error::ArmError;
 use crate::test_failover::DrillVm;
 
+/// `instanceType` of the details of a job that tells nothing more.
+pub const PLAIN_DETAILS: &str = "AsrJobDetails";
+/// `instanceType` of the details of a drill.
+pub const DRILL_DETAILS: &str = "TestFailoverJobDetails";
+/// `instanceType` of the details of a failover or failback; its VMs are told as those of a drill are.
+pub const FAILOVER_DETAILS: &str = "FailoverJobDetails";
+
 /// State of a job or a task.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobState {
@@ -76,7 +83,7 @@ pub struct JobProperties {
     /// End; absent while running.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_time: Option<String>,
-    /// `Cancel` while running.
+    /// `Cancel` while running, `Resume` while it waits for a person.
     pub allowed_actions: Vec<String>,
     /// Name of the object that the job is about.
     pub target_object_id: String,
@@ -95,7 +102,7 @@ pub struct JobProperties {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JobDetails {
-    /// `AsrJobDetails` or `TestFailoverJobDetails`.
+    /// [`PLAIN_DETAILS`], [`DRILL_DETAILS`] or [`FAILOVER_DETAILS`].
     pub instance_type: String,
     /// Objects concerned.
     pub affected_object_details: BTreeMap<String, String>,
@@ -111,7 +118,7 @@ pub struct JobDetails {
     /// Drill: network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_type: Option<String>,
-    /// Drill: its VMs.
+    /// Drill, failover: its VMs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protected_item_details: Option<Vec<DrillVm>>,
     /// Further fields.

@@ -11,6 +11,7 @@ pub mod container;
 pub mod envelope;
 pub mod error;
 pub mod fabric;
+pub mod failover;
 pub mod health;
 pub mod id;
 pub mod ids;

@@ -120,7 +120,7 @@ pub struct ChangeDisksDetails {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DisableProtection {
-    /// `NotSpecified` or `MigrationComplete`.
+    /// `NotSpecified` or [`MIGRATION_COMPLETE`](crate::failover::MIGRATION_COMPLETE).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disable_protection_reason: Option<String>,
     /// Variant.
@@ -215,7 +215,7 @@ pub struct ProtectedItemProperties {
     pub protection_state: String,
     /// The same for people.
     pub protection_state_description: String,
-    /// `Primary`.
+    /// [`AT_PRIMARY`](crate::failover::AT_PRIMARY) or [`AT_RECOVERY`](crate::failover::AT_RECOVERY).
     pub active_location: String,
     /// `None`, `WaitingForCompletion` or `MarkedForDeletion`.
     pub test_failover_state: String,

@@ -88,7 +88,7 @@ pub struct TestFailoverCleanup {
     pub comments: Option<String>,
 }
 
-/// What a drill's job tells of one VM. From `startedTime` on, extension fields.
+/// What a drill's job tells of one VM, and a failover's, where the "test VM" is the recovered one. From `startedTime` on, extension fields.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DrillVm {
