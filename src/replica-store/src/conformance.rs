@@ -5,13 +5,14 @@
 //!             after every step each point that is kept must read as the model says
 //! hard_life   the same with calls that are done, not done, or done and reported as failed
 //! killed      a short life that is cut at every n-th call of the medium, and resumed
-//! two_writers, readers_during_maintenance, removal, damage, compaction: single promises
+//! two_writers, raised_fence, readers_during_maintenance, removal, damage, compaction: single promises
 //! ```
 //!
 //! Run by this crate on a folder, and on Azure Storage by whoever has one (an emulator will do). Every
 //! function panics with the seed when a promise is broken: the same seed does the same again.
 
 mod compaction;
+mod fence;
 mod life;
 mod model;
 mod single;
@@ -22,6 +23,7 @@ use crate::fault::Faults;
 use crate::{ReplicaKey, StoreTarget};
 
 pub use compaction::compaction;
+pub use fence::{raised_fence, raised_fence_cut};
 pub use life::{hard_life, killed, life};
 pub use single::{damage, readers_during_maintenance, removal, two_writers};
 
@@ -81,6 +83,8 @@ pub async fn run(effort: Effort, place: impl Fn(u64) -> Place) {
         at += effort.stride;
     }
     two_writers(&next()).await;
+    raised_fence(&next()).await;
+    raised_fence_cut(&next()).await;
     readers_during_maintenance(&next()).await;
     removal(&next()).await;
     damage(&next()).await;

@@ -81,6 +81,7 @@ pub use options::WriterOptions;
 pub use reader::{ReplicaReader, ReplicaView};
 pub use retention::{PointAge, expired_points, next_clock};
 pub use seed::Seeded;
+pub use takeover::{take_over, take_over_with};
 pub use under_way::BaseWrites;
 pub use verify::{BlockCheck, Finding, Verification, VerifyRequest, VerifyRound};
 pub use writer::{

@@ -8,15 +8,20 @@
 //! generation := own ─► sweep ─► look at manifest and journal ─► manifest: epoch from head + 1, fence + 1
 //!                                                               ─► every base: fence
 //! ```
+//!
+//! [`take_over`] does the same for somebody who only reads: a recovered VM, which must know before it starts that the
+//! source's engine can't write any more. It mends nothing and needs no disks.
 
 use uuid::Uuid;
 
 use crate::base;
+use crate::blocking::blocking;
 use crate::error::{ErrorKind, Result, StoreError};
 use crate::layout::{self, JOURNAL, POINTS, PREFIXES};
 use crate::manifest::{BaseState, Manifest};
 use crate::medium::{Fence, Put, Section};
-use crate::model::{DiskSpec, Generation};
+use crate::model::{DiskSpec, Generation, ReplicaKey, StoreTarget};
+use crate::options::{self, WriterOptions};
 use crate::replica::{KIND_GENERATION, Locked, RACES, Replica, StoredGeneration, fenced};
 use crate::stored;
 
@@ -41,6 +46,70 @@ pub(crate) fn open(
     own(replica, generation)?;
     drop(guard);
     replica.locked(generation, |locked| mend(locked, disks, rule))
+}
+
+/// Makes `generation` the owner of a replica without becoming its writer: from here on the store refuses every write of
+/// a lower one, and what such a writer has under way does not count. All points stay, and stay readable; a writer of a
+/// higher generation goes on from the head.
+///
+/// `Fenced` when the store has a higher generation, `NotFound` when there is no replica. May be repeated with the same
+/// generation, also after it was cut at any step.
+pub async fn take_over(
+    target: &StoreTarget,
+    key: &ReplicaKey,
+    generation: Generation,
+) -> Result<()> {
+    take_over_with(WriterOptions::default(), target, key, generation).await
+}
+
+/// As [`take_over`], with options: for tests with faults.
+pub async fn take_over_with(
+    options: WriterOptions,
+    target: &StoreTarget,
+    key: &ReplicaKey,
+    generation: Generation,
+) -> Result<()> {
+    let replica = options::replica(target, key, options)?;
+    blocking(move || {
+        claim(&replica, generation).map_err(|error| replica.passed_by(generation, error))
+    })
+    .await
+}
+
+fn claim(replica: &Replica, generation: Generation) -> Result<()> {
+    // Nothing is left where there is no replica, and a removed one is not brought back.
+    replica.manifest()?;
+    match replica.stored_generation()? {
+        Some(seen) if !seen.value.removed => {}
+        _ => return Err(replica.missing()),
+    }
+    let guard = replica.medium.enter(Section::Short, false)?;
+    own(replica, generation)?;
+    drop(guard);
+    replica.locked(generation, |locked| {
+        let medium = &replica.medium;
+        // Where the epoch begins follows from what is there for certain.
+        medium.settle(JOURNAL)?;
+        medium.settle(POINTS)?;
+        let taken = locked.change(|manifest| {
+            let owns =
+                manifest.fence >= Fence::first_of(generation) && manifest.is_owner(generation);
+            let Some((base, _)) = manifest.complete() else {
+                return Ok((manifest.fence < Fence::first_of(generation))
+                    .then(|| next_fence(manifest, generation)));
+            };
+            if owns && !manifest.epochs.is_empty() {
+                return Ok(None);
+            }
+            // An object that the older writer publishes late lies in this epoch, so it never counts. If nobody writes
+            // in the epoch, the next owner's takes its place.
+            let head = replica.head(manifest, base)?;
+            let mut new = next_fence(manifest, generation);
+            new.begin_epoch(generation, head);
+            Ok(Some(new))
+        })?;
+        raise_fences(replica, &taken, |_| true)
+    })
 }
 
 /// Makes the generation the stored one.

@@ -143,6 +143,8 @@ async fn lives_keep_every_point_whatever_the_two_accounts_are() {
         conformance::hard_life(&place(1), 2, 12, 8).await;
         conformance::two_writers(&place(2)).await;
         conformance::removal(&place(3)).await;
+        conformance::raised_fence(&place(4)).await;
+        conformance::raised_fence_cut(&place(5)).await;
     }
 }
 

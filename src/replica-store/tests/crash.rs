@@ -9,7 +9,8 @@ use std::sync::Arc;
 use replica_store::fault::StepKind;
 use replica_store::{
     ErrorKind, Generation, PointSelector, Position, ReplicaState, ReplicaWriter, RetentionPolicy,
-    StoreError, delete_replica, delete_replica_with_faults,
+    StoreError, WriterOptions, delete_replica, delete_replica_with_faults, take_over,
+    take_over_with,
 };
 use support::*;
 
@@ -234,6 +235,38 @@ async fn a_removal_that_was_cut_is_finished_by_the_next_one() {
             }
             delete_replica(&target, &key, Generation(1)).await.unwrap();
             assert!(store.is_removed(), "{:?}", store.files());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_raised_fence_that_was_cut_is_raised_by_the_next_try() {
+    let model = history(SEED, 3);
+    for mode in [Mode::Kill, Mode::Tear, Mode::KillAfter] {
+        for at in 0.. {
+            let store = Store::new();
+            let stale = store.filled(SEED, 2).await;
+            let faults = Arc::new(Striker::new(at, mode));
+            let options = WriterOptions {
+                faults: Some(faults.clone()),
+                ..WriterOptions::default()
+            };
+            let (target, key) = (store.target(), store.key());
+            let raised = take_over_with(options, &target, &key, Generation(2)).await;
+            if !faults.has_struck() {
+                raised.unwrap();
+                assert!(at > 6, "{mode:?}: only {at} steps");
+                break;
+            }
+            let context = format!("{mode:?} at step {at}");
+            let reader = store.reader().await.unwrap();
+            assert_eq!(check_points(&reader, &model, &context).await, [0, 1, 2]);
+            take_over(&target, &key, Generation(2)).await.unwrap();
+            let refused = send(&stale, SEED, 3).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Fenced, "{context}: {refused}");
+            let fresh = store.writer(3).await.unwrap();
+            send(&fresh, SEED, 3).await.unwrap();
+            assert_eq!(check_points(&reader, &model, &context).await, [0, 1, 2, 3]);
         }
     }
 }

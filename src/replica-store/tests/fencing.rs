@@ -2,10 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use replica_store::{
     ErrorKind, Generation, JournalObject, PointSelector, Position, ReplicaState, RetentionPolicy,
-    StoreError, delete_replica,
+    StoreError, delete_replica, take_over,
 };
 use support::*;
 
@@ -50,6 +53,61 @@ async fn a_stale_writer_is_refused_at_every_operation() {
     let reader = store.reader().await.unwrap();
     let kept = check_points(&reader, &history(SEED, 2), "fenced").await;
     assert_eq!(kept, [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn raising_the_fence_changes_no_file_but_generation_and_manifest() {
+    let store = Store::new();
+    let stale = store.filled(SEED, 2).await;
+    let before = contents(&store);
+    let (target, key) = (store.target(), store.key());
+    take_over(&target, &key, Generation(2)).await.unwrap();
+    fenced(send(&stale, SEED, 3).await);
+    let after = contents(&store);
+    let changed: Vec<_> = after
+        .iter()
+        .filter(|(path, content)| before.get(*path) != Some(content))
+        .map(|(path, _)| path.file_name().unwrap().to_string_lossy())
+        .collect();
+    assert_eq!(changed, ["generation", "manifest"]);
+    take_over(&target, &key, Generation(2)).await.unwrap();
+    assert_eq!(contents(&store), after, "the same again changes nothing");
+}
+
+#[tokio::test]
+async fn raising_the_fence_of_a_removed_replica_leaves_the_tombstone() {
+    let store = Store::new();
+    drop(store.filled(SEED, 1).await);
+    let (target, key) = (store.target(), store.key());
+    delete_replica(&target, &key, Generation(1)).await.unwrap();
+    let error = take_over(&target, &key, Generation(9)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(store.is_removed());
+}
+
+#[tokio::test]
+async fn raising_the_fence_stops_an_initial_replication_too() {
+    let store = Store::new();
+    let stale = store.writer(4).await.unwrap();
+    let (target, key) = (store.target(), store.key());
+    take_over(&target, &key, Generation(5)).await.unwrap();
+    let bytes = Bytes::from_static(b"stale");
+    fenced(stale.base_write(disk(0), 0, bytes).await);
+    let fresh = store.writer(6).await.unwrap();
+    replicate_base(&fresh, SEED).await.unwrap();
+}
+
+/// Files of the replica with their bytes, without temporaries.
+fn contents(store: &Store) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = store.files();
+    files.retain(|path| !path.to_string_lossy().contains(".tmp-"));
+    files
+        .into_iter()
+        .map(|path| {
+            let content = std::fs::read(&path).unwrap();
+            (path, content)
+        })
+        .collect()
 }
 
 #[tokio::test]

@@ -43,7 +43,11 @@ pub(super) fn story(seed: u64, last: u64) -> Vec<(Vec<Change>, Image)> {
         .collect()
 }
 
-async fn open(place: &Place, generation: u64, image: &Image) -> Result<ReplicaWriter, StoreError> {
+pub(super) async fn open(
+    place: &Place,
+    generation: u64,
+    image: &Image,
+) -> Result<ReplicaWriter, StoreError> {
     ReplicaWriter::open(
         &place.target,
         &place.key,
@@ -94,14 +98,14 @@ pub(super) async fn filled(
     writer
 }
 
-async fn head(writer: &ReplicaWriter) -> Position {
+pub(super) async fn head(writer: &ReplicaWriter) -> Position {
     match writer.state().await.expect("the owner may look") {
         ReplicaState::Complete { head_position, .. } => head_position,
         other => panic!("the replica is complete, not {other:?}"),
     }
 }
 
-fn fenced<T: std::fmt::Debug>(result: Result<T, StoreError>, what: &str) {
+pub(super) fn fenced<T: std::fmt::Debug>(result: Result<T, StoreError>, what: &str) {
     let error = result.expect_err(what);
     assert_eq!(error.kind(), ErrorKind::Fenced, "{what}: {error}");
 }
