@@ -22,6 +22,8 @@ pub struct Patience {
     pub boot_ms: i64,
     /// For a recovered VM to go away, and for a replica to be retired, in milliseconds.
     pub removal_ms: i64,
+    /// For a guest to shut down and its last changes to be sent, in milliseconds.
+    pub shut_down_ms: i64,
 }
 
 impl Default for Patience {
@@ -30,6 +32,7 @@ impl Default for Patience {
             engine_ms: 120_000,
             boot_ms: 900_000,
             removal_ms: 600_000,
+            shut_down_ms: 600_000,
         }
     }
 }

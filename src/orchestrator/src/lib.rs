@@ -11,6 +11,7 @@ pub mod access;
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod failover;
 pub mod fault;
 pub mod first_start;
 pub mod fleet;

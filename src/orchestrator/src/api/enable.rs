@@ -117,6 +117,8 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         },
         last_test_failover: None,
         drill_job: None,
+        recovery: None,
+        last_failover: None,
         correlation_id: Uuid::new_v4().to_string(),
     };
     item_rules::all(call, &located.vault.key(), &item, &item.request, at).await?;

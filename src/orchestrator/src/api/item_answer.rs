@@ -83,13 +83,13 @@ pub async fn answer(
     let encrypts = policy
         .as_ref()
         .is_some_and(|policy| vault_keys::encrypts(&policy.record));
-    let (state, state_text) = item.life.item.replication.texts();
+    let (state, state_text) = item.life.texts();
     let (drill, drill_text) = item.life.item.drill.texts();
     let job = current_job(call, &id.key()).await?;
     let allowed = if job.is_some() {
         Vec::new()
     } else {
-        item.life.item.allowed_operations()
+        super::failover::allowed(item)
     };
     let site = id
         .name_of("replicationFabrics")
@@ -123,20 +123,11 @@ pub async fn answer(
             primary_protection_container_friendly_name: site,
             recovery_protection_container_friendly_name: MICROSOFT_AZURE.to_owned(),
             protection_state: state.to_owned(),
-            protection_state_description: if item.life.item.drill
-                == protection::DrillState::WaitingForCleanup
-            {
-                "Cleanup test failover pending".to_owned()
-            } else {
-                state_text.to_owned()
-            },
-            active_location: "Primary".to_owned(),
+            protection_state_description: state_text.to_owned(),
+            active_location: item.life.active_location().to_owned(),
             test_failover_state: drill.to_owned(),
             test_failover_state_description: drill_text.to_owned(),
-            allowed_operations: allowed
-                .into_iter()
-                .map(|operation| operation.as_str().to_owned())
-                .collect(),
+            allowed_operations: allowed,
             replication_health: health.as_str().to_owned(),
             failover_health: failover_health.as_str().to_owned(),
             health_errors,
@@ -148,7 +139,10 @@ pub async fn answer(
                 .unwrap_or_default()
                 .to_owned(),
             last_successful_test_failover_time: item.last_test_failover.clone(),
-            last_successful_failover_time: None,
+            last_successful_failover_time: item
+                .last_failover
+                .as_ref()
+                .map(|failover| failover.time.clone()),
             current_scenario: match job {
                 Some(job) => CurrentScenario {
                     scenario_name: job.record.properties.scenario_name,
@@ -160,7 +154,11 @@ pub async fn answer(
                     ..CurrentScenario::default()
                 },
             },
-            failover_recovery_point_id: None,
+            failover_recovery_point_id: item
+                .recovery
+                .as_ref()
+                .filter(|side| !side.point_id.is_empty())
+                .map(|side| format!("{}/recoveryPoints/{}", item.id, side.point_id)),
             event_correlation_id: Some(item.correlation_id.clone()),
             provider_specific_details: ReplicationDetails {
                 encryption: if encrypts {
@@ -183,7 +181,7 @@ fn details(
     now: i64,
     rpo: Option<u64>,
 ) -> ReplicationDetails {
-    let (state, state_text) = item.life.item.replication.texts();
+    let (state, state_text) = item.life.texts();
     let machine = live.machine(&item.vm_id).cloned().unwrap_or_default();
     let newest = status
         .recovery_points

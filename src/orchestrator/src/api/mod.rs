@@ -10,6 +10,7 @@ pub mod containers;
 pub mod enable;
 pub mod entry;
 pub mod fabrics;
+pub mod failover;
 pub mod filter;
 pub mod item_actions;
 pub mod item_answer;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{
-    containers, fabrics, item_actions, jobs, load, mappings, networks, plans, policies,
+    containers, fabrics, failover, item_actions, jobs, load, mappings, networks, plans, policies,
     protectable_items, protected_items, recovery_points, resource_groups, services_providers,
     storage_accounts, test_failover, vault_health, vaults,
 };
@@ -68,6 +68,14 @@ async fn recovery_services(call: &Call<'_>, kinds: &str) -> Result<Reply, Fault>
                 "/replicationprotecteditems",
                 Some("adddisks" | "removedisks" | "repairreplication"),
             ) => item_actions::handle(call).await,
+            (
+                "POST",
+                "/replicationprotecteditems",
+                Some(
+                    "plannedfailover" | "unplannedfailover" | "applyrecoverypoint"
+                    | "failovercommit" | "failovercancel" | "reprotect",
+                ),
+            ) => failover::item(call).await,
             (_, "/replicationprotecteditems", _) => protected_items::handle(call).await,
             _ => Err(unknown_path(&call.path)),
         };
@@ -113,6 +121,14 @@ async fn recovery_services(call: &Call<'_>, kinds: &str) -> Result<Reply, Fault>
         ("POST", "vaults/replicationrecoveryplans", Some("testfailovercleanup")) => {
             test_failover::clean_plan(call).await
         }
+        (
+            "POST",
+            "vaults/replicationrecoveryplans",
+            Some(
+                "plannedfailover" | "unplannedfailover" | "failovercommit" | "failovercancel"
+                | "reprotect",
+            ),
+        ) => failover::plan(call).await,
         (_, "vaults/replicationrecoveryplans", None) => plans::handle(call).await,
         (_, "vaults/replicationjobs", _) => jobs::handle(call).await,
         _ => Err(unknown_path(&call.path)),

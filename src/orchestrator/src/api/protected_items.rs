@@ -190,14 +190,9 @@ async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
     if delete_replica {
         immutability::allows_deletion(call.app, &stored.record, disable_protection::KEEP).await?;
     }
-    if !call
-        .app
-        .fleet
-        .connected(&stored.record.engine_id, call.app.now_ms())
-    {
+    if let Some(engine) = disable_protection::needed_and_away(call.app, &stored.record) {
         return Err(crate::saga::enable_protection::host_disconnected(
-            call.app,
-            &stored.record.engine_id,
+            call.app, engine,
         ));
     }
     let job = start::start(

@@ -45,7 +45,10 @@ pub async fn start_item(call: &Call<'_>) -> Result<Reply, Fault> {
         .filter(|id| !id.is_empty());
     let point = match wanted {
         None => None,
-        Some(wanted) => Some(point_name(call, &id, &stored.record, &wanted)?),
+        Some(wanted) => {
+            let target = "properties.providerSpecificDetails.recoveryPointId";
+            Some(point_name(call, &id, &stored.record, &wanted, target)?)
+        }
     };
     let input = DrillInput {
         plan: None,
@@ -229,8 +232,17 @@ async fn network(
     }
 }
 
-fn point_name(call: &Call<'_>, item: &ArmId, record: &Item, wanted: &str) -> Result<String, Fault> {
-    let target = "properties.providerSpecificDetails.recoveryPointId";
+/// The name of a listed recovery point that a request gives by its id.
+///
+/// # Errors
+/// 400 at `target` for a point of another item, or one that is not there.
+pub(super) fn point_name(
+    call: &Call<'_>,
+    item: &ArmId,
+    record: &Item,
+    wanted: &str,
+    target: &str,
+) -> Result<String, Fault> {
     let id = RecoveryPointId::parse(wanted)
         .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
     if id.parent().is_none_or(|parent| parent != *item) {

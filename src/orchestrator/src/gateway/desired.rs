@@ -2,14 +2,16 @@
 //! change, and is stored with a digest of them.
 
 use arm_model::window::{Minutes, Throttle};
-use engine_protocol::v1;
+use engine_protocol::orders;
+use engine_protocol::v1::{self, recovered_vm::Power};
 use prost::Message as _;
+use protection::life::RecoveryOrder;
 use sha2::{Digest as _, Sha256};
 
 use crate::app::App;
 use crate::store::records::{self, AzurePlace, Desired, EngineRecord, Item, Policy, Recovered};
 use crate::store::{Expect, StoreError};
-use crate::{access, immutability, vault_keys};
+use crate::{access, failover, immutability, vault_keys};
 
 /// How often engines report.
 const REPORT_INTERVAL_MS: u32 = 1_000;
@@ -61,8 +63,15 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
     };
     state.throttles = throttles(&engine.record.throttles);
     let below = format!("{}/", engine.record.fabric_id.to_ascii_lowercase());
+    let vault = super::reports::vault_of_engine(app, engine_id).await?;
     let mut stores = Vec::new();
-    for item in records::list::<Item>(store, &below).await? {
+    for item in records::list::<Item>(store, vault.as_ref().unwrap_or(&below)).await? {
+        if let Some(vm) = failed_over(app, &item.record, engine_id).await? {
+            state.recovered_vms.push(vm);
+        }
+        if !item.key.starts_with(&below) {
+            continue;
+        }
         if item.record.engine_id == engine_id {
             state
                 .replications
@@ -105,6 +114,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
     };
     let encrypts = policy.as_ref().is_some_and(vault_keys::encrypts);
     let request = &item.request;
+    let order = item.life.orders().source;
     Ok(v1::Replication {
         item_id: item.id.rsplit('/').next().unwrap_or_default().to_owned(),
         vault_key: item.vault_key.clone(),
@@ -134,7 +144,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
             })
             .collect(),
         resynchronize: item.resynchronize,
-        order: None,
+        order: Some(orders::source_message(order.0, order.1)),
     })
 }
 
@@ -220,20 +230,55 @@ fn window_of(minutes: Minutes) -> v1::TimeWindow {
     }
 }
 
+/// The recovered VM of an item outside of drills, if it is this host's.
+async fn failed_over(
+    app: &App,
+    item: &Item,
+    engine_id: &str,
+) -> Result<Option<v1::RecoveredVm>, StoreError> {
+    let (Some(side), Some(id)) = (&item.recovery, failover::vm_id(item)) else {
+        return Ok(None);
+    };
+    if side.engine_id != engine_id || !side.due {
+        return Ok(None);
+    }
+    let (epoch, order) = item.life.orders().recovery;
+    let power = match order {
+        RecoveryOrder::Run { .. } | RecoveryOrder::Leave { .. } => Power::Running,
+        RecoveryOrder::Absent | RecoveryOrder::Stop => Power::Off,
+    };
+    Ok(Some(v1::RecoveredVm {
+        id: id.to_string(),
+        name: side.name.clone(),
+        item_id: item.id.rsplit('/').next().unwrap_or_default().to_owned(),
+        vault_key: item.vault_key.clone(),
+        store: Some(access::target(app, item.place(), item.log.as_ref()).await?),
+        point_id: side.point_id.clone(),
+        isolated: false,
+        power: power.into(),
+        boot_after: String::new(),
+        encryption: keys_to_read(app, item).await?,
+        order: Some(orders::recovery_message(epoch, order)),
+    }))
+}
+
+/// The keys that an item's objects may need.
+async fn keys_to_read(app: &App, item: &Item) -> Result<Option<v1::Encryption>, StoreError> {
+    let key = item.policy_id.to_ascii_lowercase();
+    let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
+    let encrypts = policy.is_some_and(|policy| vault_keys::encrypts(&policy.record));
+    encryption(app, item, encrypts, false).await
+}
+
 async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreError> {
     let power = if vm.running {
-        v1::recovered_vm::Power::Running
+        Power::Running
     } else {
-        v1::recovered_vm::Power::Off
+        Power::Off
     };
     let store = app.store.as_ref();
     let encryption = match records::get::<Item>(store, &vm.item.to_ascii_lowercase()).await? {
-        Some(item) => {
-            let key = item.record.policy_id.to_ascii_lowercase();
-            let policy = records::get::<Policy>(store, &key).await?;
-            let encrypts = policy.is_some_and(|policy| vault_keys::encrypts(&policy.record));
-            encryption(app, &item.record, encrypts, false).await?
-        }
+        Some(item) => keys_to_read(app, &item.record).await?,
         None => None,
     };
     let target = access::target(app, vm.place(), vm.log.as_ref()).await?;

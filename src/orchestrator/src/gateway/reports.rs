@@ -6,15 +6,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use engine_protocol::orders;
 use engine_protocol::v1::{self, replication_status::State};
 use prost::Message as _;
-use protection::life::Effect;
+use protection::life::{Effect, Event as LifeEvent, SourceSaid};
 use protection::{Event, Generation, Observed, machine};
-use tracing::info;
+use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::enrol::encode_report;
 use crate::app::App;
-use crate::store::records::{self, EngineRecord, Item};
+use crate::failover;
+use crate::store::records::{self, EngineRecord, Item, RecoverySide};
 use crate::store::{Change, Expect, StoreError};
 
 /// Heartbeat and figures are stored at most so often.
@@ -25,6 +28,8 @@ pub struct Intake {
     engine_id: String,
     /// (generation, state) that the item's record has already seen.
     seen: HashMap<String, (u64, i32)>,
+    /// What was said of orders, by item or recovered VM, that the record has already seen.
+    said: HashMap<String, (u64, i32)>,
     /// Encryption keys that the item's record already knows of.
     keys: HashMap<String, (String, Vec<String>)>,
     inventory: Vec<u8>,
@@ -40,6 +45,7 @@ impl Intake {
         Self {
             engine_id: engine_id.to_owned(),
             seen: HashMap::new(),
+            said: HashMap::new(),
             keys: HashMap::new(),
             inventory: Vec::new(),
             stored_ms: 0,
@@ -75,6 +81,14 @@ impl Intake {
                 self.seen.insert(status.item_id.clone(), present);
                 news = true;
             }
+            if let Some(source) = &status.source {
+                let said = (source.epoch, source.said);
+                if self.said.get(&status.item_id) != Some(&said) {
+                    self.source_said(app, status, source).await?;
+                    self.said.insert(status.item_id.clone(), said);
+                    news = true;
+                }
+            }
             let keys = (status.active_key_id.clone(), status.key_ids.clone());
             if self
                 .keys
@@ -87,6 +101,16 @@ impl Intake {
             }
             self.note_keys(app, status).await?;
             self.keys.insert(status.item_id.clone(), keys);
+        }
+        for status in &report.recovered_vms {
+            if let Some(recovery) = &status.recovery {
+                let said = (recovery.epoch, recovery.said);
+                if self.said.get(&status.id) != Some(&said) {
+                    self.recovery_said(app, status, recovery).await?;
+                    self.said.insert(status.id.clone(), said);
+                    news = true;
+                }
+            }
         }
         if news || now - self.stored_ms >= STORE_EVERY_MS {
             records::update::<EngineRecord>(
@@ -155,7 +179,7 @@ impl Intake {
         Ok(Some((below, ours)))
     }
 
-    /// Moves the state machine of an item.
+    /// Takes up the state of a replication.
     async fn advance(&self, app: &App, status: &v1::ReplicationStatus) -> Result<(), StoreError> {
         let Some(observed) = observed(status.state()) else {
             return Ok(());
@@ -164,54 +188,128 @@ impl Intake {
             generation: Generation(status.generation),
             observed,
         };
-        let store = app.store.as_ref();
         let Some((below, ours)) = self.ours(app, &status.item_id).await? else {
             return Ok(());
         };
-        loop {
-            let items = records::list::<Item>(store, &below).await?;
-            let Some(item) = items.into_iter().find(|item| ours(&item.record)) else {
-                return Ok(());
-            };
-            let Ok((life, effects)) = protection::step(item.record.life, event) else {
-                return Ok(());
-            };
-            if life == item.record.life {
-                return Ok(());
+        let side = |item: &Item| item.recovery.clone();
+        step(app, &below, ours, event.into(), side).await
+    }
+
+    /// Takes up what a source says of its order.
+    async fn source_said(
+        &self,
+        app: &App,
+        status: &v1::ReplicationStatus,
+        report: &v1::SourceReport,
+    ) -> Result<(), StoreError> {
+        let Some((epoch, said)) = orders::source_said(report) else {
+            return Ok(());
+        };
+        if said == SourceSaid::Shipped && report.point_id.is_empty() {
+            // A failover without loss needs to know which point has every write.
+            warn!(item = %status.item_id, "the source has shipped the rest and names no recovery point");
+            return Ok(());
+        }
+        let point = status
+            .recovery_points
+            .iter()
+            .find(|point| point.id == report.point_id)
+            .map_or(0, |point| point.time_unix_ms);
+        let point = Some((report.point_id.clone(), point)).filter(|(id, _)| !id.is_empty());
+        let Some((below, ours)) = self.ours(app, &status.item_id).await? else {
+            return Ok(());
+        };
+        let side = |item: &Item| failover::with_last_point(item, (epoch, said), point.clone());
+        step(app, &below, ours, LifeEvent::Source { epoch, said }, side).await
+    }
+
+    /// Takes up what a recovery side says of its order.
+    async fn recovery_said(
+        &self,
+        app: &App,
+        status: &v1::RecoveredVmStatus,
+        report: &v1::RecoveryReport,
+    ) -> Result<(), StoreError> {
+        let (Some((epoch, said)), Ok(id)) =
+            (orders::recovery_said(report), status.id.parse::<Uuid>())
+        else {
+            return Ok(());
+        };
+        let Some(below) = vault_of_engine(app, &self.engine_id).await? else {
+            return Ok(());
+        };
+        let ours = |item: &Item| {
+            let here = item.recovery.as_ref();
+            here.is_some_and(|side| side.engine_id == self.engine_id)
+                && failover::vm_id(item) == Some(id)
+        };
+        let side = |item: &Item| item.recovery.clone();
+        step(app, &below, ours, LifeEvent::Recovery { epoch, said }, side).await
+    }
+}
+
+/// The key below which everything of an engine's vault is.
+///
+/// # Errors
+/// Failures of the store.
+pub async fn vault_of_engine(app: &App, engine_id: &str) -> Result<Option<String>, StoreError> {
+    let key = records::engine_key(engine_id);
+    let engine = records::get::<EngineRecord>(app.store.as_ref(), &key).await?;
+    let fabric = engine.and_then(|engine| arm_model::ArmId::parse(&engine.record.fabric_id).ok());
+    let vault = fabric.and_then(|fabric| arm_model::VaultId::of(&fabric));
+    Ok(vault.map(|vault| format!("{}/", vault.key())))
+}
+
+/// Moves the life of the one item that is meant.
+async fn step(
+    app: &App,
+    below: &str,
+    meant: impl Fn(&Item) -> bool,
+    event: LifeEvent,
+    side: impl Fn(&Item) -> Option<RecoverySide>,
+) -> Result<(), StoreError> {
+    let store = app.store.as_ref();
+    loop {
+        let items = records::list::<Item>(store, below).await?;
+        let Some(item) = items.into_iter().find(|item| meant(&item.record)) else {
+            return Ok(());
+        };
+        let Ok((life, effects)) = protection::step(item.record.life, event) else {
+            return Ok(());
+        };
+        if life == item.record.life {
+            return Ok(());
+        }
+        let before = item.record.life;
+        info!(item = %item.record.id, from = ?(before.phase, before.item.replication), to = ?(life.phase, life.item.replication), "the state of a protected VM changes");
+        let changed = Item {
+            recovery: side(&item.record),
+            ..item.record.clone()
+        };
+        let changed = failover::settled(&changed, life, &app.now_text());
+        let changes = if effects.contains(&Effect::Item(machine::Effect::RemoveRecord)) {
+            let kept = life
+                .item
+                .disabled
+                .is_none_or(|disabled| !disabled.delete_replica);
+            if kept && let Some(vault) = vault_of(&item.record) {
+                // The replica stays without us: what it is encrypted with must stay too.
+                crate::vault_keys::keep_for(app, &vault, &item.record).await?;
             }
-            info!(item = %item.record.id, from = ?item.record.life.item.replication, to = ?life.item.replication, "replication state changes");
-            let changes = if effects.contains(&Effect::Item(machine::Effect::RemoveRecord)) {
-                let kept = life
-                    .item
-                    .disabled
-                    .is_some_and(|disabled| !disabled.delete_replica);
-                if kept && let Some(vault) = vault_of(&item.record) {
-                    // The replica stays without us: what it is encrypted with must stay too.
-                    crate::vault_keys::keep_for(app, &vault, &item.record).await?;
-                }
-                let gone = Item {
-                    life,
-                    ..item.record
-                };
-                vec![
-                    Change::Delete {
-                        key: item.key,
-                        expect: Expect::Etag(item.etag),
-                    },
-                    crate::saga::fence::count(app, &gone).await?,
-                ]
-            } else {
-                let changed = Item {
-                    life,
-                    ..item.record
-                };
-                vec![records::put(item.key, &changed, Expect::Etag(item.etag))?]
-            };
-            match store.apply(changes).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.is_conflict() => {}
-                Err(error) => return Err(error),
-            }
+            vec![
+                Change::Delete {
+                    key: item.key,
+                    expect: Expect::Etag(item.etag),
+                },
+                crate::saga::fence::count(app, &changed).await?,
+            ]
+        } else {
+            vec![records::put(item.key, &changed, Expect::Etag(item.etag))?]
+        };
+        match store.apply(changes).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error),
         }
     }
 }

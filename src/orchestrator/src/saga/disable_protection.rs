@@ -6,9 +6,11 @@ use arm_model::ArmError;
 use arm_model::job::Task;
 use async_trait::async_trait;
 use protection::Event;
+use protection::life::Phase;
 
 use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
+use crate::app::App;
 use crate::fault::Fault;
 use crate::immutability;
 use crate::store::Expect;
@@ -36,6 +38,19 @@ pub fn tasks() -> Vec<Task> {
     ]
 }
 
+/// A host that has something to do before the item can go, and is away. After a failover the recovery host makes its VM
+/// independent of the replica.
+#[must_use]
+pub fn needed_and_away<'a>(app: &App, item: &'a Item) -> Option<&'a str> {
+    let recovery = item.recovery.as_ref().filter(|side| side.due);
+    let engines = [
+        Some(item.engine_id.as_str()),
+        recovery.map(|side| side.engine_id.as_str()),
+    ];
+    let mut engines = engines.into_iter().flatten();
+    engines.find(|engine| !app.fleet.connected(engine, app.now_ms()))
+}
+
 #[async_trait]
 impl Workflow for DisableProtection {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
@@ -46,18 +61,21 @@ impl Workflow for DisableProtection {
         };
         match node {
             0 => {
-                if !app.fleet.connected(&item.record.engine_id, app.now_ms()) {
-                    return Err(super::enable_protection::host_disconnected(app, &item.record.engine_id));
+                match needed_and_away(app, &item.record) {
+                    Some(engine) => Err(super::enable_protection::host_disconnected(app, engine)),
+                    None => Ok(Outcome::Done),
                 }
-                Ok(Outcome::Done)
             }
             1 => {
                 let delete_replica = run.job.input.get("deleteReplica").and_then(serde_json::Value::as_bool).unwrap_or(true);
+                if matches!(item.record.life.phase, Phase::Leaving(_) | Phase::Gone) {
+                    return Ok(Outcome::Done);
+                }
                 if delete_replica {
                     immutability::allows_deletion(app, &item.record, KEEP).await?;
                 }
                 let (life, _) = protection::step(item.record.life, Event::Disable { delete_replica })?;
-                let changed = Item { life, ..item.record };
+                let changed = crate::failover::settled(&item.record, life, &app.now_text());
                 app.store.apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?]).await?;
                 app.ring();
                 Ok(Outcome::Done)

@@ -8,14 +8,15 @@
 //! Replication is not touched: the drill has its own state axis and its own desired state entries.
 //! A node that fails takes all test VMs away again.
 
+use arm_model::ArmError;
 use arm_model::job::{GroupTaskDetails, Task, TaskDetails};
-use arm_model::{ArmError, ProtectedItemId};
 use async_trait::async_trait;
 use engine_protocol::v1::{self, recovered_vm_status::State};
 use protection::{DrillState, Event};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::choose::{self, PointChoice};
 use super::drill_report::show;
 use super::enable_protection::{from_finding, host_disconnected, item_name};
 use super::state::fresh_task;
@@ -81,39 +82,46 @@ pub fn tasks(groups: &[Vec<String>], plan: bool) -> Vec<Task> {
             "Preparing the virtual machine",
         ),
     ];
-    for (index, group) in groups.iter().enumerate() {
-        if !plan {
-            tasks.push(fresh_task(
-                "BootTestProtectedEntitiesTask",
-                "Start the virtual machine",
-            ));
-            continue;
-        }
-        let name = format!("Group {}", index + 1);
-        let mut task = fresh_task(
-            &format!("RecoveryPlanBootGroup{}Task", index + 1),
-            &format!("{name}: start"),
-        );
-        "RecoveryPlanGroupTask".clone_into(&mut task.task_type);
-        task.group_task_custom_details = Some(GroupTaskDetails {
-            instance_type: "RecoveryPlanGroupTaskDetails".to_owned(),
-            child_tasks: group
+    if plan {
+        tasks.extend(
+            groups
                 .iter()
-                .map(|item| Task {
-                    custom_details: Some(TaskDetails {
-                        instance_type: "VirtualMachineTaskDetails".to_owned(),
-                        ..TaskDetails::default()
-                    }),
-                    ..fresh_task("BootTestProtectedEntitiesTask", item_name(item))
-                })
-                .collect(),
-            name,
-            group_id: (index + 1).to_string(),
-            rp_group_type: "Boot".to_owned(),
-        });
-        tasks.push(task);
+                .enumerate()
+                .map(|(index, group)| group_task(index, group, "BootTestProtectedEntitiesTask")),
+        );
+    } else {
+        tasks.push(fresh_task(
+            "BootTestProtectedEntitiesTask",
+            "Start the virtual machine",
+        ));
     }
     tasks
+}
+
+/// The task of a plan's group, with a child for each VM.
+pub(super) fn group_task(index: usize, group: &[String], child: &str) -> Task {
+    let name = format!("Group {}", index + 1);
+    let children = group.iter().map(|item| Task {
+        custom_details: Some(TaskDetails {
+            instance_type: "VirtualMachineTaskDetails".to_owned(),
+            ..TaskDetails::default()
+        }),
+        ..fresh_task(child, item_name(item))
+    });
+    Task {
+        task_type: "RecoveryPlanGroupTask".to_owned(),
+        group_task_custom_details: Some(GroupTaskDetails {
+            instance_type: "RecoveryPlanGroupTaskDetails".to_owned(),
+            child_tasks: children.collect(),
+            group_id: (index + 1).to_string(),
+            rp_group_type: "Boot".to_owned(),
+            name: name.clone(),
+        }),
+        ..fresh_task(
+            &format!("RecoveryPlanBootGroup{}Task", index + 1),
+            &format!("{name}: start"),
+        )
+    }
 }
 
 #[async_trait]
@@ -194,8 +202,13 @@ async fn choose(run: &Run<'_>, input: &DrillInput) -> Result<Vec<Chosen>, Fault>
             if !ours {
                 protection::step(item.life, Event::DrillStart)?;
             }
-            let point = choose_point(app, &item, input)?;
-            let engine_id = recovery_engine(app, &item).await?;
+            let choice = match &input.point {
+                Some(id) => PointChoice::Id(id.clone()),
+                None if input.application_consistent => PointChoice::NewestApplicationConsistent,
+                None => PointChoice::Newest,
+            };
+            let point = choose::point(app, &item, &choice)?;
+            let engine_id = choose::recovery_engine(app, &item).await?;
             vms.push(Chosen {
                 // Follows from job and item: a repeated node makes no second VM.
                 vm_id: Uuid::new_v5(
@@ -212,72 +225,6 @@ async fn choose(run: &Run<'_>, input: &DrillInput) -> Result<Vec<Chosen>, Fault>
         }
     }
     Ok(vms)
-}
-
-/// The newest point, or the one that was asked for.
-fn choose_point(app: &App, item: &Item, input: &DrillInput) -> Result<v1::RecoveryPoint, Fault> {
-    let live = app.fleet.get(&item.engine_id).unwrap_or_default();
-    let points = live
-        .replication(item_name(&item.id))
-        .map_or(&[][..], |status| status.recovery_points.as_slice());
-    let fits = |point: &&v1::RecoveryPoint| match &input.point {
-        Some(wanted) => point.id.eq_ignore_ascii_case(wanted),
-        None => {
-            !input.application_consistent
-                || point.kind() == v1::recovery_point::Kind::ApplicationConsistent
-        }
-    };
-    points.iter().rev().find(fits).cloned().ok_or_else(|| {
-        Fault::refuse(
-            409,
-            ArmError::new("RecoveryPointNotFound", format!("The VM `{}` has no such recovery point.", item.vm_name))
-                .at("properties.providerSpecificDetails.recoveryPointId")
-                .advise("The point is older than the retention of the policy, or no point has been made yet.", "Choose one of the listed recovery points."),
-        )
-    })
-}
-
-/// A connected host of the vault with the recovery role; the item's own one first.
-async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
-    let id = ProtectedItemId::parse(&item.id)
-        .map_err(|error| Fault::invalid("id", error.to_string()))?;
-    let vault = id
-        .ancestor(1)
-        .map(|vault| format!("{}/", vault.key()))
-        .unwrap_or_default();
-    let now = app.now_ms();
-    let mut engines: Vec<String> =
-        records::list::<records::EngineRecord>(app.store.as_ref(), "~engine/")
-            .await?
-            .into_iter()
-            .filter(|engine| {
-                engine
-                    .record
-                    .fabric_id
-                    .to_ascii_lowercase()
-                    .starts_with(&vault)
-            })
-            .map(|engine| engine.record.engine_id)
-            .filter(|engine| {
-                app.fleet
-                    .get(engine)
-                    .is_some_and(|live| live.recovery_role() && live.connected(now))
-            })
-            .collect();
-    engines.sort_by_key(|engine| *engine != item.engine_id);
-    engines.into_iter().next().ok_or_else(|| {
-        Fault::refuse(
-            409,
-            ArmError::new(
-                "NoRecoveryHost",
-                "No connected host of the vault may run recovered VMs.",
-            )
-            .advise(
-                "No host was registered with the recovery role, or it is away.",
-                "Give a host the role `recovery`, or start its engine.",
-            ),
-        )
-    })
 }
 
 async fn begin(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault> {

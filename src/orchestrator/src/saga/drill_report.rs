@@ -1,11 +1,11 @@
-//! What a drill's job tells of its VMs: states, times, and the figures of recovery (RTO, RPO).
+//! What the job of a drill or a failover tells of its VMs: states, times, and the figures of recovery (RTO, RPO).
 
-use arm_model::job::JobState;
+use arm_model::job::{JobState, Task};
 use arm_model::test_failover::DrillVm;
 use engine_protocol::v1::recovered_vm_status::State;
 
 use super::Run;
-use super::drill::{BEFORE_GROUPS, Chosen, DrillInput, chosen};
+use super::drill::{BEFORE_GROUPS, DrillInput, chosen};
 use super::enable_protection::item_name;
 use super::state::children;
 use crate::fault::Fault;
@@ -22,13 +22,18 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
             continue;
         };
         let live = app.fleet.get(&vm.engine_id).unwrap_or_default();
-        let detail = detail(
-            &vm,
-            &item.record,
-            &live,
-            input,
-            app.patience.boot_ms < run.waited_ms(),
-        );
+        let request = &item.record.request;
+        let target = request.target_azure_vm_name.as_ref();
+        let shown = Shown {
+            id: vm.vm_id.clone(),
+            name: format!("{}-test", target.unwrap_or(&item.record.vm_name)),
+            point_id: &vm.point_id,
+            point_ms: vm.point_ms,
+            group: vm.group,
+            requested_ms: input.requested_unix_ms,
+            late: app.patience.boot_ms < run.waited_ms(),
+        };
+        let detail = detail(&shown, &item.record, &live);
         states.push((vm.group, item.record.vm_name.clone(), detail.state.clone()));
         details.push(detail);
     }
@@ -39,32 +44,37 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
         let Some(task) = run.job.properties.tasks.get_mut(BEFORE_GROUPS + group) else {
             continue;
         };
-        let members = states.iter().filter(|(member, _, _)| *member == group);
-        for (child, (_, name, state)) in children(task).iter_mut().zip(members) {
-            child.friendly_name = format!("Start {name}");
-            let (job_state, text) = match state.as_str() {
-                "Booted" => (JobState::Succeeded, "Completed"),
-                "Failed" => (JobState::Failed, "Failed"),
-                "Preparing" | "Running" => (JobState::InProgress, "InProgress"),
-                _ => (JobState::NotStarted, "NotStarted"),
-            };
-            if child.state != job_state {
-                if child.state == JobState::NotStarted {
-                    now.clone_into(&mut child.start_time);
-                }
-                if job_state.is_final() {
-                    now.clone_into(&mut child.end_time);
-                }
-                child.state = job_state;
-                text.clone_into(&mut child.state_description);
-            }
-        }
+        let members: Vec<(String, String)> = states
+            .iter()
+            .filter(|(member, _, _)| *member == group)
+            .map(|(_, name, state)| (name.clone(), state.clone()))
+            .collect();
+        mark_children(task, &members, &now);
     }
     Ok(())
 }
 
-fn detail(vm: &Chosen, item: &Item, live: &Live, input: &DrillInput, late: bool) -> DrillVm {
-    let status = live.recovered(&vm.vm_id).cloned().unwrap_or_default();
+/// A recovered VM that a job tells of.
+pub(super) struct Shown<'a> {
+    /// VM id on the recovery host.
+    pub(super) id: String,
+    /// VM name there.
+    pub(super) name: String,
+    /// Recovery point that was chosen.
+    pub(super) point_id: &'a str,
+    /// Its instant; 0 = not known.
+    pub(super) point_ms: i64,
+    /// Group, from 0.
+    pub(super) group: usize,
+    /// When the job was asked for.
+    pub(super) requested_ms: i64,
+    /// It has had its time to boot.
+    pub(super) late: bool,
+}
+
+/// What is known of it.
+pub(super) fn detail(vm: &Shown<'_>, item: &Item, live: &Live) -> DrillVm {
+    let status = live.recovered(&vm.id).cloned().unwrap_or_default();
     let instant = arm_model::timestamp::from_unix_ms;
     let point_ms = if status.point_time_unix_ms > 0 {
         status.point_time_unix_ms
@@ -77,34 +87,29 @@ fn detail(vm: &Chosen, item: &Item, live: &Live, input: &DrillInput, late: bool)
     let seconds = |ms: i64| {
         std::time::Duration::from_millis(u64::try_from(ms.max(0)).unwrap_or_default()).as_secs_f64()
     };
-    let target = item
-        .request
-        .target_azure_vm_name
-        .clone()
-        .unwrap_or_else(|| item.vm_name.clone());
     DrillVm {
         name: item_name(&item.id).to_owned(),
         friendly_name: item.vm_name.clone(),
-        test_vm_name: vm.vm_id.clone(),
-        test_vm_friendly_name: format!("{target}-test"),
+        test_vm_name: vm.id.clone(),
+        test_vm_friendly_name: vm.name.clone(),
         // Engines connect no recovered VM yet, whatever network was asked for.
         network_connection_status: "NotConnected".to_owned(),
         recovery_point_id: format!(
             "{}/recoveryPoints/{}",
             item.id,
             if status.point_id.is_empty() {
-                &vm.point_id
+                vm.point_id
             } else {
                 &status.point_id
             }
         ),
-        recovery_point_time: instant(point_ms),
+        recovery_point_time: Some(point_ms).filter(|ms| *ms > 0).and_then(instant),
         group: u32::try_from(vm.group + 1).unwrap_or(u32::MAX),
-        requested_time: instant(input.requested_unix_ms),
+        requested_time: instant(vm.requested_ms),
         started_time: instant(status.started_unix_ms),
         first_output_time: instant(status.first_output_unix_ms),
-        rto_in_seconds: up.map(|up| seconds(up - input.requested_unix_ms)),
-        rpo_in_seconds: Some(seconds(input.requested_unix_ms - point_ms)).filter(|_| point_ms > 0),
+        rto_in_seconds: up.map(|up| seconds(up - vm.requested_ms)),
+        rpo_in_seconds: Some(seconds(vm.requested_ms - point_ms)).filter(|_| point_ms > 0),
         recovery_host: live.host_name().to_owned(),
         console_path: status.console_path.clone(),
         state: match status.state() {
@@ -116,8 +121,31 @@ fn detail(vm: &Chosen, item: &Item, live: &Live, input: &DrillInput, late: bool)
             State::Failed => "Failed",
         }
         .to_owned(),
-        note: (late && status.state() == State::Running)
+        note: (vm.late && status.state() == State::Running)
             .then(|| "The VM runs but has written nothing to its console.".to_owned()),
         ..DrillVm::default()
+    }
+}
+
+/// Marks a group's child tasks by the states of its VMs, which come in the order of the tasks.
+pub(super) fn mark_children(task: &mut Task, members: &[(String, String)], now: &str) {
+    for (child, (name, state)) in children(task).iter_mut().zip(members) {
+        child.friendly_name = format!("Start {name}");
+        let (job_state, text) = match state.as_str() {
+            "Booted" => (JobState::Succeeded, "Completed"),
+            "Failed" => (JobState::Failed, "Failed"),
+            "Preparing" | "Running" => (JobState::InProgress, "InProgress"),
+            _ => (JobState::NotStarted, "NotStarted"),
+        };
+        if child.state != job_state {
+            if child.state == JobState::NotStarted {
+                now.clone_into(&mut child.start_time);
+            }
+            if job_state.is_final() {
+                now.clone_into(&mut child.end_time);
+            }
+            child.state = job_state;
+            text.clone_into(&mut child.state_description);
+        }
     }
 }

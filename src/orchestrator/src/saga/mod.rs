@@ -14,11 +14,14 @@
 //!
 //! A node that waits ([`Outcome::Wait`]) is asked again when the bell rings or a second has passed.
 
+pub mod choose;
 pub mod disable_protection;
 pub mod drill;
 pub mod drill_cleanup;
 mod drill_report;
 pub mod enable_protection;
+pub mod failover;
+pub mod failover_steps;
 pub mod fence;
 pub mod initial_replication;
 pub mod reshape;
@@ -105,6 +108,8 @@ pub fn workflow(name: &str) -> Option<&'static dyn Workflow> {
         "reshape" => &reshape::Reshape,
         "resynchronize" => &resynchronize::Resynchronize,
         "testFailover" => &drill::TestFailover,
+        "failover" => &failover::Failover,
+        "failoverStep" => &failover_steps::FailoverStep,
         "testFailoverCleanup" => &drill_cleanup::TestFailoverCleanup,
         _ => return None,
     })

@@ -68,6 +68,7 @@ pub fn patience() -> Patience {
         engine_ms: 8_000,
         boot_ms: 20_000,
         removal_ms: 8_000,
+        shut_down_ms: 8_000,
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arm_model::{ArmId, VaultId};
-use engine_protocol::Authority;
 use engine_protocol::v1::{self, recovered_vm_status, replication_status};
+use engine_protocol::{Authority, orders};
+use protection::life::{RecoveryOrder, RecoverySaid, SourceOrder, SourceSaid};
 use protection::{Event, Generation, Observed};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -147,6 +148,7 @@ impl Bench {
                     })
                     .collect(),
                 resynchronized: one.resynchronize,
+                source: one.order.as_ref().and_then(|order| obeyed(order, point)),
                 ..Default::default()
             }
         });
@@ -159,6 +161,7 @@ impl Bench {
             v1::RecoveredVmStatus {
                 id: vm.id.clone(),
                 state: state.into(),
+                recovery: vm.order.as_ref().and_then(recovered),
                 ..Default::default()
             }
         });
@@ -209,6 +212,8 @@ impl Bench {
             request: arm_model::protected_item::EnableDetails::default(),
             last_test_failover: None,
             drill_job: None,
+            recovery: None,
+            last_failover: None,
             correlation_id: String::new(),
         }
     }
@@ -252,4 +257,30 @@ impl Bench {
         }
         all
     }
+}
+
+/// What a source says that has carried its order out.
+fn obeyed(order: &v1::SourceOrder, point: &str) -> Option<v1::SourceReport> {
+    let (epoch, order) = orders::source_order(order)?;
+    let said = match order {
+        SourceOrder::Replicate(_) | SourceOrder::LeaveRunning => return None,
+        SourceOrder::Run(_) => SourceSaid::Running,
+        SourceOrder::ShipRest(_) => SourceSaid::Shipped,
+        SourceOrder::Hold => SourceSaid::Held,
+        SourceOrder::Receive | SourceOrder::ReceiveRest => SourceSaid::Received,
+        SourceOrder::LeaveOff => SourceSaid::Left,
+    };
+    Some(orders::source_report(epoch, said, point))
+}
+
+/// What a recovery side says that has carried its order out.
+fn recovered(order: &v1::RecoveryOrder) -> Option<v1::RecoveryReport> {
+    let (epoch, order) = orders::recovery_order(order)?;
+    let said = match order {
+        RecoveryOrder::Absent => RecoverySaid::Absent,
+        RecoveryOrder::Run { .. } => RecoverySaid::Running,
+        RecoveryOrder::Stop => RecoverySaid::Stopped,
+        RecoveryOrder::Leave { .. } => RecoverySaid::Left,
+    };
+    Some(orders::recovery_report(epoch, said))
 }

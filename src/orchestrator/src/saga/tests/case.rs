@@ -3,11 +3,15 @@
 use arm_model::ArmId;
 use arm_model::job::{JobDetails, JobState};
 use protection::DrillState;
+use protection::life::{Kind, Phase};
 use serde_json::json;
 
 use super::bench::Bench;
 use super::run;
+use crate::saga::choose::PointChoice;
 use crate::saga::drill::DrillInput;
+use crate::saga::failover::{self, FailoverInput};
+use crate::saga::failover_steps::{self, Step, StepInput};
 use crate::saga::runner::Trial;
 use crate::saga::start::{NewJob, start};
 use crate::saga::{
@@ -30,9 +34,23 @@ pub(super) enum Case {
     Cleanup,
     Reshape,
     Resynchronize,
+    Planned,
+    Unplanned,
+    PlanFailover,
+    Commit,
+    ChangePoint,
+    Cancel,
+    Migrate,
 }
 
-pub(super) const ALL: [Case; 10] = [
+pub(super) const ALL: [Case; 17] = [
+    Case::Planned,
+    Case::Unplanned,
+    Case::PlanFailover,
+    Case::Commit,
+    Case::ChangePoint,
+    Case::Cancel,
+    Case::Migrate,
     Case::Reshape,
     Case::Resynchronize,
     Case::Put,
@@ -53,8 +71,14 @@ impl Case {
             | Self::Disable
             | Self::ItemDrill
             | Self::Reshape
+            | Self::Planned
+            | Self::Unplanned
+            | Self::Commit
+            | Self::ChangePoint
+            | Self::Cancel
+            | Self::Migrate
             | Self::Resynchronize => bench.protected("vm-a").await,
-            Self::PlanDrill | Self::Cleanup => {
+            Self::PlanDrill | Self::PlanFailover | Self::Cleanup => {
                 bench.protected("vm-a").await;
                 bench.protected("vm-b").await;
                 let plan = bench.vault.plan("plan");
@@ -75,8 +99,13 @@ impl Case {
                     .expect("stored");
             }
         }
-        if self == Self::Cleanup {
-            let key = Self::PlanDrill.begin(bench).await;
+        let first = match self {
+            Self::Cleanup => Some(Self::PlanDrill),
+            Self::Commit | Self::ChangePoint | Self::Cancel | Self::Migrate => Some(Self::Planned),
+            _ => None,
+        };
+        if let Some(first) = first {
+            let key = Box::pin(first.begin(bench)).await;
             assert_eq!(
                 run(bench, &key, Trial::default(), false).await,
                 JobState::Succeeded
@@ -96,7 +125,26 @@ impl Case {
             isolated: true,
             requested_unix_ms: 2_000,
         };
+        let failover = |plan: Option<String>, groups: Vec<Vec<String>>, planned| FailoverInput {
+            plan,
+            groups,
+            planned,
+            shut_down: planned,
+            point: PointChoice::Newest,
+            common_point: false,
+            requested_unix_ms: 2_000,
+        };
         let (a, b) = (bench.item_id("vm-a"), bench.item_id("vm-b"));
+        let step = |step| {
+            let point = (step == Step::ChangePoint).then_some(PointChoice::Newest);
+            let items = vec![a.to_string()];
+            (
+                a.clone(),
+                "failoverStep",
+                json!(StepInput { step, items, point }),
+                failover_steps::tasks(step),
+            )
+        };
         let text = |id: &ArmId| id.as_str().to_owned();
         let policy: ArmId = vault.policy("new").into();
         let one = |name: &str| {
@@ -171,6 +219,26 @@ impl Case {
                     drill::tasks(&input.groups, true),
                 )
             }
+            Self::Planned | Self::Unplanned => {
+                let input = failover(None, vec![vec![text(&a)]], self == Self::Planned);
+                let tasks = failover::tasks(&input);
+                (a.clone(), "failover", json!(input), tasks)
+            }
+            Self::PlanFailover => {
+                let groups = vec![vec![text(&b)], vec![text(&a)]];
+                let input = failover(Some(text(&plan)), groups, true);
+                let tasks = failover::tasks(&input);
+                (plan.clone(), "failover", json!(input), tasks)
+            }
+            Self::Commit => step(Step::Commit),
+            Self::ChangePoint => step(Step::ChangePoint),
+            Self::Cancel => step(Step::Cancel),
+            Self::Migrate => (
+                a.clone(),
+                "disableProtection",
+                json!({ "item": a, "deleteReplica": false }),
+                disable_protection::tasks(),
+            ),
             Self::Reshape => (
                 a.clone(),
                 "reshape",
@@ -242,7 +310,32 @@ impl Case {
             ),
             Self::Enable => assert!(item.expect("item").life.item.copied_once),
             Self::Completion => assert!(item.is_some()),
-            Self::Disable => assert!(item.is_none()),
+            Self::Disable | Self::Migrate => assert!(item.is_none()),
+            Self::Planned | Self::Unplanned | Self::PlanFailover | Self::ChangePoint => {
+                let item = item.expect("item");
+                let kind = match self {
+                    Self::Unplanned => Kind::Unplanned,
+                    _ => Kind::Planned,
+                };
+                assert_eq!(item.life.phase, Phase::FailedOver(kind));
+                let side = item.recovery.expect("recovery side");
+                assert!(side.due && !side.point_id.is_empty());
+                let failovers = if self == Self::ChangePoint { 2 } else { 1 };
+                let numbers = item.life.instance.expect("instance").0;
+                assert!(
+                    numbers <= 4 * failovers,
+                    "one VM a failover, however often nodes ran: {numbers}"
+                );
+            }
+            Self::Commit => assert_eq!(
+                item.expect("item").life.phase,
+                Phase::Committed(Kind::Planned)
+            ),
+            Self::Cancel => {
+                let item = item.expect("item");
+                assert_eq!((item.life.phase, item.recovery), (Phase::AtSource, None));
+                assert!(item.life.item.copied_once, "points are kept");
+            }
             Self::Reshape => assert_eq!(item.expect("item").disk_ids, ["disk", "more"]),
             Self::Resynchronize => {
                 assert_eq!(
@@ -286,8 +379,12 @@ impl Case {
     pub(super) fn tasks(self) -> usize {
         match self {
             Self::Put | Self::Remove | Self::Completion => 2,
+            Self::Commit | Self::ChangePoint | Self::Cancel => 2,
             Self::Enable | Self::PlanDrill => 5,
-            Self::Disable | Self::Cleanup | Self::Reshape | Self::Resynchronize => 3,
+            Self::Planned | Self::Unplanned | Self::PlanFailover => 5,
+            Self::Migrate | Self::Disable | Self::Cleanup | Self::Reshape | Self::Resynchronize => {
+                3
+            }
             Self::ItemDrill => 4,
         }
     }

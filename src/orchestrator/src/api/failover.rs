@@ -1,0 +1,394 @@
+//! Failover and what follows it, of an item and of a plan: each request is checked here and becomes a job.
+//!
+//! | request | job | what it asks of the lives |
+//! |---|---|---|
+//! | `plannedFailover`, away | `PlannedFailover` | the source stops, its rest is sent, the recovered VM starts |
+//! | `unplannedFailover` | `UnplannedFailover` | the recovered VM starts from what is in the store |
+//! | `applyRecoveryPoint` | `ChangeRecoveryPoint` | the recovered VM is made from another point |
+//! | `failoverCommit` | `CommitFailover` | accepted |
+//! | `failoverCancel` | `CancelFailover` | taken back |
+//! | `reProtect` | `ReverseReplication` | protected again after a failback |
+
+use arm_model::failover::{
+    ApplyRecoveryPoint, LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT,
+    LATEST_PROCESSED, PRIMARY_TO_RECOVERY, PlanFailoverDetails, PlanPlannedFailover,
+    PlanUnplannedFailover, PlannedFailover, RECOVERY_TO_PRIMARY, ReverseReplication,
+    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
+};
+use arm_model::job::{FAILOVER_DETAILS, JobDetails};
+use arm_model::{ArmError, ArmId, ProtectedItemId, VaultId};
+use protection::life::{Event, Request};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::entry::{Call, unknown_path};
+use super::reply::Reply;
+use super::{item_answer, load, plans, test_failover};
+use crate::fault::Fault;
+use crate::saga::choose::PointChoice;
+use crate::saga::failover::{self, FailoverInput};
+use crate::saga::failover_steps::{self, Step, StepInput};
+use crate::saga::start::{self, NewJob};
+use crate::store::records::{Item, Plan, Stored};
+
+const POINT: &str = "properties.providerSpecificDetails.recoveryPointId";
+
+/// The POST actions of this family on an item.
+///
+/// # Errors
+/// What is refused.
+pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, id, stored) = load::item(call).await?;
+    call.precondition(Some(stored.etag))?;
+    let about = About::item(&vault, &id, &stored.record);
+    let item = stored.record.id.clone();
+    let one = |point, planned, shut_down| FailoverInput {
+        plan: None,
+        groups: vec![vec![item.clone()]],
+        planned,
+        shut_down,
+        point,
+        common_point: false,
+        requested_unix_ms: call.app.now_ms(),
+    };
+    match call.route.tail.as_deref() {
+        Some("plannedfailover") => {
+            let body: PlannedFailover = call.properties()?;
+            away(body.failover_direction.as_deref())?;
+            let details = body.provider_specific_details;
+            let wanted = details.and_then(|details| details.recovery_point_id);
+            let point = point(call, &id, &stored, wanted.as_deref(), POINT)?;
+            begin(call, about, one(point, true, true), &[&stored]).await
+        }
+        Some("unplannedfailover") => {
+            let body: UnplannedFailover = call.properties()?;
+            only_away(body.failover_direction.as_deref())?;
+            let shut_down = shuts_down(body.source_site_operations.as_deref())?;
+            let details = body.provider_specific_details;
+            let wanted = details.and_then(|details| details.recovery_point_id);
+            let point = point(call, &id, &stored, wanted.as_deref(), POINT)?;
+            begin(call, about, one(point, false, shut_down), &[&stored]).await
+        }
+        Some("applyrecoverypoint") => {
+            let body: ApplyRecoveryPoint = call.properties()?;
+            let target = "properties.recoveryPointId";
+            let point = point(
+                call,
+                &id,
+                &stored,
+                body.recovery_point_id.as_deref(),
+                target,
+            )?;
+            step(call, about, Step::ChangePoint, &[&stored], Some(point)).await
+        }
+        Some("failovercommit") => step(call, about, Step::Commit, &[&stored], None).await,
+        Some("failovercancel") => step(call, about, Step::Cancel, &[&stored], None).await,
+        Some("reprotect") => {
+            let body: ReverseReplication = call.properties()?;
+            only_away(body.failover_direction.as_deref())?;
+            step(call, about, Step::ReProtect, &[&stored], None).await
+        }
+        _ => Err(unknown_path(&call.path)),
+    }
+}
+
+/// The POST actions of this family on a plan.
+///
+/// # Errors
+/// What is refused.
+pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let id = load::plan_id(call, &vault)?;
+    let plan = load::require::<Plan>(call.app, id.as_str()).await?.record;
+    let groups = plans::boot_order(&plan.groups)
+        .map_err(|error| Fault::invalid("groups", format!("{error}.")))?;
+    let mut members = Vec::new();
+    for item in groups.iter().flatten() {
+        members.push(load::require::<Item>(call.app, item).await?);
+    }
+    let about = About::plan(&vault, &id);
+    let all: Vec<&Stored<Item>> = members.iter().collect();
+    let of_plan = |details: &[PlanFailoverDetails], planned, shut_down| {
+        let (point, common_point) = points(details)?;
+        Ok::<_, Fault>(FailoverInput {
+            plan: Some(plan.id.clone()),
+            groups: groups.clone(),
+            planned,
+            shut_down,
+            point,
+            common_point,
+            requested_unix_ms: call.app.now_ms(),
+        })
+    };
+    match call.route.tail.as_deref() {
+        Some("plannedfailover") => {
+            let body: PlanPlannedFailover = call.properties()?;
+            away(body.failover_direction.as_deref())?;
+            let input = of_plan(&body.provider_specific_details, true, true)?;
+            begin(call, about, input, &all).await
+        }
+        Some("unplannedfailover") => {
+            let body: PlanUnplannedFailover = call.properties()?;
+            only_away(body.failover_direction.as_deref())?;
+            let shut_down = shuts_down(body.source_site_operations.as_deref())?;
+            let input = of_plan(&body.provider_specific_details, false, shut_down)?;
+            begin(call, about, input, &all).await
+        }
+        Some(tail) => {
+            let one = match tail {
+                "failovercommit" => Step::Commit,
+                "failovercancel" => Step::Cancel,
+                "reprotect" => Step::ReProtect,
+                _ => return Err(unknown_path(&call.path)),
+            };
+            // Members that were handled one by one are left out.
+            let ready: Vec<&Stored<Item>> = members
+                .iter()
+                .filter(|item| possible(&item.record, one))
+                .collect();
+            if ready.is_empty() {
+                return Err(Fault::conflict(
+                    "OperationNotAllowed",
+                    id.as_str(),
+                    format!(
+                        "No VM of the plan is where `{}` is possible.",
+                        one.request().operation().as_str()
+                    ),
+                    "See `allowedOperations` of its VMs for what is possible now.",
+                ));
+            }
+            step(call, about, one, &ready, None).await
+        }
+        None => Err(unknown_path(&call.path)),
+    }
+}
+
+fn possible(item: &Item, step: Step) -> bool {
+    let wanted = step.request().operation();
+    item.life.allowed_operations().contains(&wanted)
+}
+
+/// What a job is about.
+struct About<'a> {
+    vault: &'a VaultId,
+    resource: &'a ArmId,
+    name: String,
+    kind: &'static str,
+    details: JobDetails,
+    is_plan: bool,
+}
+
+impl<'a> About<'a> {
+    fn item(vault: &'a VaultId, id: &'a ProtectedItemId, item: &Item) -> Self {
+        Self {
+            vault,
+            resource: id,
+            name: item.vm_name.clone(),
+            kind: "ProtectionEntity",
+            details: item_answer::job_details(item),
+            is_plan: false,
+        }
+    }
+
+    fn plan(vault: &'a VaultId, id: &'a ArmId) -> Self {
+        Self {
+            vault,
+            resource: id,
+            name: id.name().to_owned(),
+            kind: "RecoveryPlan",
+            details: JobDetails::default(),
+            is_plan: true,
+        }
+    }
+}
+
+async fn begin(
+    call: &Call<'_>,
+    about: About<'_>,
+    input: FailoverInput,
+    items: &[&Stored<Item>],
+) -> Result<Reply, Fault> {
+    for item in items {
+        protection::step(item.record.life, Event::Request(input.request()))?;
+    }
+    let (scenario, friendly) = if input.planned {
+        ("PlannedFailover", "Planned failover")
+    } else {
+        ("UnplannedFailover", "Failover")
+    };
+    let tasks = failover::tasks(&input);
+    let head = (scenario, friendly, "failover");
+    job(call, about, head, &input, tasks, items).await
+}
+
+async fn step(
+    call: &Call<'_>,
+    about: About<'_>,
+    step: Step,
+    items: &[&Stored<Item>],
+    point: Option<PointChoice>,
+) -> Result<Reply, Fault> {
+    for item in items {
+        protection::step(item.record.life, Event::Request(step.request()))?;
+    }
+    let (scenario, friendly) = match step {
+        Step::Commit => ("CommitFailover", "Commit"),
+        Step::ChangePoint => ("ChangeRecoveryPoint", "Change recovery point"),
+        Step::Cancel => ("CancelFailover", "Cancel failover"),
+        Step::ReProtect => ("ReverseReplication", "Reverse replicate"),
+    };
+    let input = StepInput {
+        step,
+        items: items.iter().map(|item| item.record.id.clone()).collect(),
+        point,
+    };
+    let head = (scenario, friendly, "failoverStep");
+    let tasks = failover_steps::tasks(step);
+    job(call, about, head, &input, tasks, items).await
+}
+
+async fn job(
+    call: &Call<'_>,
+    about: About<'_>,
+    (scenario, friendly_name, workflow): (&'static str, &'static str, &'static str),
+    input: &impl Serialize,
+    tasks: Vec<arm_model::job::Task>,
+    items: &[&Stored<Item>],
+) -> Result<Reply, Fault> {
+    let input: Value = serde_json::to_value(input)
+        .map_err(|error| Fault::refuse(500, ArmError::new("InternalError", error.to_string())))?;
+    let mut locks: Vec<String> = items.iter().map(|item| item.key.clone()).collect();
+    if about.is_plan {
+        locks.push(about.resource.key());
+    }
+    let job = start::start(
+        call.app,
+        NewJob {
+            vault: about.vault,
+            resource: about.resource,
+            removes: false,
+            scenario,
+            friendly_name,
+            target_name: &about.name,
+            target_type: about.kind,
+            workflow,
+            input,
+            tasks,
+            details: JobDetails {
+                instance_type: FAILOVER_DETAILS.to_owned(),
+                protected_item_details: Some(Vec::new()),
+                ..about.details
+            },
+            locks,
+            request_id: &call.request_id,
+            changes: Vec::new(),
+            name: None,
+        },
+    )
+    .await?;
+    Ok(Reply::accepted(job, about.resource))
+}
+
+/// The point of an item that a request names; the newest one when it names none.
+fn point(
+    call: &Call<'_>,
+    id: &ProtectedItemId,
+    stored: &Stored<Item>,
+    wanted: Option<&str>,
+    target: &str,
+) -> Result<PointChoice, Fault> {
+    match wanted.filter(|wanted| !wanted.is_empty()) {
+        None => Ok(PointChoice::Newest),
+        Some(wanted) => {
+            test_failover::point_name(call, id, &stored.record, wanted, target).map(PointChoice::Id)
+        }
+    }
+}
+
+/// The points of a plan's VMs, and whether all get the newest one that they have in common.
+fn points(details: &[PlanFailoverDetails]) -> Result<(PointChoice, bool), Fault> {
+    let at = |name: &str| format!("properties.providerSpecificDetails[0].{name}");
+    let first = details.first();
+    let kind = first.and_then(|one| one.recovery_point_type.as_deref());
+    let point = match kind {
+        None | Some(LATEST | LATEST_PROCESSED) => PointChoice::Newest,
+        Some(LATEST_APPLICATION_CONSISTENT) => PointChoice::NewestApplicationConsistent,
+        Some(LATEST_CRASH_CONSISTENT) => PointChoice::NewestCrashConsistent,
+        Some(other) => {
+            return Err(Fault::invalid(
+                &at("recoveryPointType"),
+                format!("`{other}` is no choice of recovery points."),
+            ));
+        }
+    };
+    let common = match first.and_then(|one| one.multi_vm_sync_point_option.as_deref()) {
+        None | Some(USE_OWN_POINT) => false,
+        Some(USE_GROUP_POINT) => true,
+        Some(other) => {
+            return Err(Fault::invalid(
+                &at("multiVmSyncPointOption"),
+                format!("`{other}` is not possible; use `{USE_GROUP_POINT}` or `{USE_OWN_POINT}`."),
+            ));
+        }
+    };
+    Ok((point, common))
+}
+
+fn shuts_down(operations: Option<&str>) -> Result<bool, Fault> {
+    match operations {
+        None | Some(SOURCE_NOT_REQUIRED) => Ok(false),
+        Some(SOURCE_REQUIRED) => Ok(true),
+        Some(other) => Err(Fault::invalid(
+            "properties.sourceSiteOperations",
+            format!(
+                "`{other}` is not possible; use `{SOURCE_REQUIRED}` or `{SOURCE_NOT_REQUIRED}`."
+            ),
+        )),
+    }
+}
+
+fn away(direction: Option<&str>) -> Result<(), Fault> {
+    match direction {
+        Some(PRIMARY_TO_RECOVERY) => Ok(()),
+        Some(RECOVERY_TO_PRIMARY) => Err(Fault::conflict(
+            "FailbackNotAvailable",
+            "properties.failoverDirection",
+            "This release does not bring a VM back to its source yet.",
+            "Take the failover back with `failoverCancel` before it is committed; the source's own state counts then.",
+        )),
+        None => Err(Fault::invalid(
+            "properties.failoverDirection",
+            format!("Name the direction: `{PRIMARY_TO_RECOVERY}` or `{RECOVERY_TO_PRIMARY}`."),
+        )),
+        Some(other) => Err(Fault::invalid(
+            "properties.failoverDirection",
+            format!(
+                "`{other}` is not possible; use `{PRIMARY_TO_RECOVERY}` or `{RECOVERY_TO_PRIMARY}`."
+            ),
+        )),
+    }
+}
+
+fn only_away(direction: Option<&str>) -> Result<(), Fault> {
+    match direction {
+        None | Some(PRIMARY_TO_RECOVERY) => Ok(()),
+        Some(other) => Err(Fault::invalid(
+            "properties.failoverDirection",
+            format!(
+                "This goes `{PRIMARY_TO_RECOVERY}`, not `{other}`; the way back is a `plannedFailover`."
+            ),
+        )),
+    }
+}
+
+/// What a person may ask of an item now, without what this release does not carry out.
+#[must_use]
+pub fn allowed(item: &Item) -> Vec<String> {
+    let operations = item.life.allowed_operations().into_iter();
+    operations
+        .filter(|operation| {
+            *operation != Request::Failback(protection::life::DataOption::FullDownload).operation()
+        })
+        .map(|operation| operation.as_str().to_owned())
+        .collect()
+}
