@@ -34,6 +34,8 @@ pub(super) struct Bench {
     token_key: Vec<u8>,
     ca: (String, String),
     points: BTreeMap<String, String>,
+    /// The source says nothing of its orders.
+    pub(super) mute_source: bool,
 }
 
 impl Bench {
@@ -51,6 +53,7 @@ impl Bench {
                 authority.key_pem().to_owned(),
             ),
             points: BTreeMap::new(),
+            mute_source: false,
         };
         let fabric = bench.vault.fabric("f");
         let policy = bench.vault.policy("p");
@@ -119,6 +122,7 @@ impl Bench {
     /// The engine does everything at once and reports it.
     pub(super) async fn report(&mut self, app: &App) {
         let wanted = desired::refresh(app, ENGINE).await.expect("desired state");
+        let mute = self.mute_source;
         let replications = wanted.replications.iter().map(|one| {
             let state = if one.phase() == v1::replication::Phase::Retired {
                 replication_status::State::Retired
@@ -148,7 +152,11 @@ impl Bench {
                     })
                     .collect(),
                 resynchronized: one.resynchronize,
-                source: one.order.as_ref().and_then(|order| obeyed(order, point)),
+                source: one
+                    .order
+                    .as_ref()
+                    .filter(|_| !mute)
+                    .and_then(|order| obeyed(order, point)),
                 ..Default::default()
             }
         });

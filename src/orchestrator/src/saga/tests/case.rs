@@ -36,6 +36,7 @@ pub(super) enum Case {
     Resynchronize,
     Planned,
     Unplanned,
+    UnplannedAttempt,
     PlanFailover,
     Commit,
     ChangePoint,
@@ -43,9 +44,10 @@ pub(super) enum Case {
     Migrate,
 }
 
-pub(super) const ALL: [Case; 17] = [
+pub(super) const ALL: [Case; 18] = [
     Case::Planned,
     Case::Unplanned,
+    Case::UnplannedAttempt,
     Case::PlanFailover,
     Case::Commit,
     Case::ChangePoint,
@@ -73,6 +75,7 @@ impl Case {
             | Self::Reshape
             | Self::Planned
             | Self::Unplanned
+            | Self::UnplannedAttempt
             | Self::Commit
             | Self::ChangePoint
             | Self::Cancel
@@ -219,8 +222,9 @@ impl Case {
                     drill::tasks(&input.groups, true),
                 )
             }
-            Self::Planned | Self::Unplanned => {
-                let input = failover(None, vec![vec![text(&a)]], self == Self::Planned);
+            Self::Planned | Self::Unplanned | Self::UnplannedAttempt => {
+                let mut input = failover(None, vec![vec![text(&a)]], self == Self::Planned);
+                input.shut_down = self != Self::Unplanned;
                 let tasks = failover::tasks(&input);
                 (a.clone(), "failover", json!(input), tasks)
             }
@@ -311,10 +315,14 @@ impl Case {
             Self::Enable => assert!(item.expect("item").life.item.copied_once),
             Self::Completion => assert!(item.is_some()),
             Self::Disable | Self::Migrate => assert!(item.is_none()),
-            Self::Planned | Self::Unplanned | Self::PlanFailover | Self::ChangePoint => {
+            Self::Planned
+            | Self::Unplanned
+            | Self::UnplannedAttempt
+            | Self::PlanFailover
+            | Self::ChangePoint => {
                 let item = item.expect("item");
                 let kind = match self {
-                    Self::Unplanned => Kind::Unplanned,
+                    Self::Unplanned | Self::UnplannedAttempt => Kind::Unplanned,
                     _ => Kind::Planned,
                 };
                 assert_eq!(item.life.phase, Phase::FailedOver(kind));
@@ -381,7 +389,7 @@ impl Case {
             Self::Put | Self::Remove | Self::Completion => 2,
             Self::Commit | Self::ChangePoint | Self::Cancel => 2,
             Self::Enable | Self::PlanDrill => 5,
-            Self::Planned | Self::Unplanned | Self::PlanFailover => 5,
+            Self::Planned | Self::Unplanned | Self::UnplannedAttempt | Self::PlanFailover => 5,
             Self::Migrate | Self::Disable | Self::Cleanup | Self::Reshape | Self::Resynchronize => {
                 3
             }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod case;
+mod failovers;
 mod guards;
 
 use std::collections::BTreeMap;
