@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::Target;
 use crate::lookup::{Vault, text};
-use crate::show;
+use crate::show_job;
 
 /// Options of `test-failover start`.
 #[derive(Args)]
@@ -132,7 +132,7 @@ pub async fn act(
     bar.finish_and_clear();
     outcome?;
     let job = job.lock().map(|job| job.clone()).unwrap_or_default();
-    show::job(&vault.job(&job).await?, json)
+    show_job::job(&vault.job(&job).await?, json)
 }
 
 // === impl Target ===

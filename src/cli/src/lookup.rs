@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use arm_client::{Client, encode_segment};
+use arm_model::timestamp;
 use serde_json::Value;
 
 use crate::connection::Connection;
@@ -87,8 +88,9 @@ impl Vault {
             .client
             .list(&format!("{}/recoveryPoints", text(item, "/id")))
             .await?;
-        points.sort_by(|a, b| {
-            text(a, "/properties/recoveryPointTime").cmp(text(b, "/properties/recoveryPointTime"))
+        // By instant, not by text: a second without a fraction is written shorter than one with it.
+        points.sort_by_key(|point| {
+            timestamp::to_unix_ms(text(point, "/properties/recoveryPointTime"))
         });
         Ok(points)
     }

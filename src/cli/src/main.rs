@@ -1,5 +1,5 @@
 //! The operator's command line: look at vaults, hosts, policies, accounts, items, points and jobs; compare, throttle, change
-//! disks, rotate keys; start a drill and clean it up. What has no word of its own is reached by `rest`.
+//! disks, rotate keys; start a drill and clean it up; fail over and back. What has no word of its own is reached by `rest`.
 //!
 //! Everything that an action of the provider does can be done here too, so that no Terraform version is needed for it.
 
@@ -7,20 +7,36 @@
 
 mod connection;
 mod drill;
+mod failover;
+mod job_watch;
 mod lookup;
 mod manage;
+mod point_choice;
 mod rest;
 mod show;
 mod show_item;
+mod show_job;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use arm_client::ClientError;
 use clap::{Args, Parser, Subcommand};
 
 use crate::connection::{Connection, ConnectionArguments};
 use crate::drill::{CleanUp, Start};
 use crate::lookup::Vault;
+
+/// What `failover --help` begins with.
+const FAILOVER: &str = "\
+Failover and failback, step by step.
+
+Away:  planned or unplanned, look at the recovered VM, perhaps change-point, then commit. Until commit, cancel takes it back.
+Back:  back, complete once the data is synchronised, look at the VM, commit, then reprotect.
+Stay:  complete-migration keeps the recovered VM and ends protection.
+
+`siterecovery item show VM` tells the state and which operations are allowed. Every step starts a job and shows it. Exit code: 0 when \
+the job has succeeded, 1 when it failed or was cancelled, 3 when it waits for a person, 130 after Ctrl-C (the job goes on).";
 
 #[derive(Parser)]
 #[command(
@@ -77,6 +93,9 @@ enum Command {
     /// Drill: boot replicas beside the originals, and clean up afterwards
     #[command(subcommand)]
     TestFailover(Drill),
+    /// Failover and failback, step by step
+    #[command(subcommand, long_about = FAILOVER)]
+    Failover(failover::Failover),
 }
 
 #[derive(Subcommand)]
@@ -183,16 +202,47 @@ struct Target {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
+            for line in advice(&error) {
+                eprintln!("  {line}");
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(arguments: Arguments) -> Result<()> {
+/// What the service says of cause and next step of a request that it refused.
+fn advice(error: &anyhow::Error) -> Vec<String> {
+    let refused = error.chain().find_map(|cause| cause.downcast_ref());
+    let details = refused.map_or(&[][..], |error: &ClientError| error.details());
+    let mut lines = Vec::new();
+    for detail in details {
+        for (word, text) in [
+            ("possible cause", &detail.possible_causes),
+            ("next step", &detail.recommended_action),
+        ] {
+            if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
+                lines.push(format!("{word}: {text}"));
+            }
+        }
+    }
+    lines
+}
+
+async fn run(arguments: Arguments) -> Result<ExitCode> {
     let connection = Connection::new(&arguments.connection)?;
+    if let Command::Failover(step) = &arguments.command {
+        let vault = Vault::find(&connection, arguments.vault.as_deref()).await?;
+        return failover::run(&vault, step, arguments.json).await;
+    }
+    command(&connection, arguments)
+        .await
+        .map(|()| ExitCode::SUCCESS)
+}
+
+async fn command(connection: &Connection, arguments: Arguments) -> Result<()> {
     let json = arguments.json;
     match &arguments.command {
         Command::Vault(VaultCommand::List) => {
@@ -201,13 +251,16 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Storage(List::List) => {
             return show::storage_accounts(&connection.storage_accounts().await?, json);
         }
-        Command::Rest(request) => return rest::send(&connection, request).await,
+        Command::Rest(request) => return rest::send(connection, request).await,
         _ => {}
     }
-    let vault = Vault::find(&connection, arguments.vault.as_deref()).await?;
+    let vault = Vault::find(connection, arguments.vault.as_deref()).await?;
     match arguments.command {
-        // Answered above, without a vault.
-        Command::Vault(VaultCommand::List) | Command::Storage(_) | Command::Rest(_) => Ok(()),
+        // Answered above, without a vault or with an exit code of its own.
+        Command::Vault(VaultCommand::List)
+        | Command::Storage(_)
+        | Command::Rest(_)
+        | Command::Failover(_) => Ok(()),
         Command::Vault(VaultCommand::RotateKey) => manage::rotate_key(&vault, json).await,
         Command::Policy(List::List) => {
             show::policies(&vault.list("replicationPolicies").await?, json)
@@ -245,7 +298,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             show::plans(&vault.list("replicationRecoveryPlans").await?, json)
         }
         Command::Job(Job::List) => show::jobs(&vault.list("replicationJobs").await?, json),
-        Command::Job(Job::Show { job }) => show::job(&vault.job(&job).await?, json),
+        Command::Job(Job::Show { job }) => show_job::job(&vault.job(&job).await?, json),
         Command::Job(Job::Cancel { job }) => vault.cancel(&job).await,
         Command::TestFailover(Drill::Start(start)) => drill::start(&vault, &start, json).await,
         Command::TestFailover(Drill::Cleanup(clean_up)) => {

@@ -161,6 +161,7 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
         json,
         &[
             "VM",
+            "ACTIVE",
             "STATE",
             "HEALTH",
             "PROGRESS",
@@ -170,6 +171,7 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
             "CHANGED",
             "SENT",
             "TEST FAILOVER",
+            "ALLOWED",
         ],
         |body| {
             let details = |name: &str| {
@@ -183,7 +185,8 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
             };
             vec![
                 property(body, "friendlyName"),
-                property(body, "protectionState"),
+                property(body, "activeLocation"),
+                state(body),
                 property(body, "replicationHealth"),
                 if progress.is_empty() {
                     progress
@@ -200,6 +203,7 @@ pub fn items(bodies: &[Value], json: bool) -> Result<()> {
                 last_cycle("lastCycleChangedBytes"),
                 last_cycle("lastCycleSentBytes"),
                 property(body, "testFailoverState"),
+                allowed(body).join(" "),
             ]
         },
     )
@@ -264,56 +268,6 @@ pub fn jobs(bodies: &[Value], json: bool) -> Result<()> {
     )
 }
 
-/// One job with its tasks and errors.
-pub fn job(body: &Value, json: bool) -> Result<()> {
-    if json {
-        return whole(body);
-    }
-    println!(
-        "{} of {}: {}",
-        property(body, "scenarioName"),
-        property(body, "targetObjectName"),
-        property(body, "state")
-    );
-    for task in body
-        .pointer("/properties/tasks")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        println!(
-            "  {:<12} {}",
-            text(task, "/state"),
-            text(task, "/friendlyName")
-        );
-    }
-    for error in body
-        .pointer("/properties/errors")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        let details = ["serviceErrorDetails", "providerErrorDetails"]
-            .map(|name| error.get(name))
-            .into_iter()
-            .flatten()
-            .next();
-        let part = |name: &str| {
-            details
-                .map(|details| text(details, &format!("/{name}")))
-                .unwrap_or_default()
-                .to_owned()
-        };
-        println!(
-            "  error: {} {} {}",
-            part("message"),
-            part("possibleCauses"),
-            part("recommendedAction")
-        );
-    }
-    Ok(())
-}
-
 /// The body as it is.
 pub fn whole(body: &Value) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(body)?);
@@ -353,6 +307,24 @@ fn table(
         println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
     Ok(())
+}
+
+/// How a protected VM stands, for people: most of the states' names are for programs.
+fn state(item: &Value) -> String {
+    match property(item, "protectionStateDescription") {
+        none if none.is_empty() => property(item, "protectionState"),
+        words => words,
+    }
+}
+
+/// What may be asked of an item or a plan next, in the API's words.
+pub fn allowed(body: &Value) -> Vec<&str> {
+    body.pointer("/properties/allowedOperations")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 /// A property as text.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::lookup::text;
-use crate::show::{bytes, number_or_text, property, time, whole};
+use crate::show::{allowed, bytes, number_or_text, property, time, whole};
 
 /// Prints the item, or its body as JSON.
 pub fn show(item: &Value, json: bool) -> Result<()> {
@@ -39,6 +39,34 @@ fn describe(item: &Value) -> String {
             format!("{state} ({words})")
         },
     );
+    line("Active location", property(item, "activeLocation"));
+    line("Allowed operations", allowed(item).join(", "));
+    line(
+        "Test failover",
+        match property(item, "testFailoverState") {
+            idle if idle == "None" => String::new(),
+            state => state,
+        },
+    );
+    line(
+        "Running job",
+        match text(item, "/properties/currentScenario/scenarioName") {
+            "" | "None" => String::new(),
+            scenario => format!(
+                "{scenario} {}",
+                last_segment(text(item, "/properties/currentScenario/jobId"))
+            ),
+        },
+    );
+    line(
+        "Last failover",
+        time(&property(item, "lastSuccessfulFailoverTime")),
+    );
+    line(
+        "Failover point",
+        last_segment(&property(item, "failoverRecoveryPointId")).to_owned(),
+    );
+    line("Recovered VM", plain("recoveryAzureVmName"));
     line("Health", property(item, "replicationHealth"));
     line("Policy", property(item, "policyFriendlyName"));
     line("Replica", plain("replicaFolder"));
@@ -127,6 +155,10 @@ fn describe(item: &Value) -> String {
     out
 }
 
+fn last_segment(id: &str) -> &str {
+    id.rsplit('/').next().unwrap_or(id)
+}
+
 fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
     value.and_then(Value::as_array).into_iter().flatten()
 }
@@ -192,5 +224,29 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_person_sees_where_a_vm_runs_and_what_can_be_asked_of_it() {
+        let item = json!({ "properties": {
+            "friendlyName": "web01", "protectionState": "PlannedFailoverCommitRequired",
+            "protectionStateDescription": "Planned failover finished", "activeLocation": "Recovery",
+            "testFailoverState": "None", "allowedOperations": ["Commit", "ChangePit"],
+            "lastSuccessfulFailoverTime": "2031-03-04T05:06:07.5Z",
+            "failoverRecoveryPointId": "/items/i/recoveryPoints/p7",
+            "currentScenario": { "scenarioName": "PlannedFailover", "jobId": "/v/replicationJobs/j1" },
+        } });
+        let text = describe(&item);
+        for part in [
+            "PlannedFailoverCommitRequired (Planned failover finished)",
+            "Active location         Recovery",
+            "Allowed operations      Commit, ChangePit",
+            "Running job             PlannedFailover j1",
+            "Last failover           2031-03-04T05:06:07Z",
+            "Failover point          p7",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(!text.contains("Test failover"), "no drill in\n{text}");
     }
 }
