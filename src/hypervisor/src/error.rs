@@ -13,6 +13,8 @@ pub enum ErrorKind {
     VmNotFound,
     /// The VM is off, and the call needs it running; or it went off during the call.
     VmNotRunning,
+    /// The VM runs, and the call needs it off.
+    VmRunning,
     /// The VM has no such disk.
     DiskNotFound,
     /// A point of this VM is frozen already.
@@ -90,6 +92,7 @@ impl HypervisorError {
             | ErrorKind::Configuration
             | ErrorKind::Missing => Retry::No,
             ErrorKind::VmNotRunning
+            | ErrorKind::VmRunning
             | ErrorKind::Busy
             | ErrorKind::NoSpace
             | ErrorKind::Refused

@@ -33,6 +33,7 @@ mod qemu;
 mod qmp;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -123,7 +124,8 @@ pub trait Hypervisor: Send + Sync {
     /// Gives a frozen point back. Tracking goes on; drop old intervals with [`Hypervisor::forget`].
     async fn release(&self, point: FrozenPoint) -> Result<(), HypervisorError>;
 
-    /// The tracking intervals the host holds for all replicated disks of the VM, oldest first. Empty when the VM is off.
+    /// The tracking intervals the host holds for all replicated disks of the VM, oldest first. Empty when the VM is off,
+    /// but for those of [`Hypervisor::shut_down`] and [`Hypervisor::freeze_off`].
     async fn tracking(&self, vm: VmId) -> Result<Vec<TrackingId>, HypervisorError>;
 
     /// Drops intervals older than `older_than`; call it when the point that began `older_than` is durable.
@@ -133,7 +135,8 @@ pub trait Hypervisor: Send + Sync {
     async fn forget_all(&self, vm: VmId) -> Result<(), HypervisorError>;
 
     /// Takes away what a caller that died between freeze and release left: exports, jobs, nodes, files; a guest that it
-    /// left paused or at rest goes on. Keeps tracking.
+    /// left paused or at rest goes on. Keeps tracking. A guest that outlasted [`Hypervisor::shut_down`] may shut down and
+    /// restart as ever again.
     async fn clean_up(&self, vm: VmId) -> Result<(), HypervisorError>;
 
     /// The disk's newest image file. Replication logs lie beside it.
@@ -144,6 +147,48 @@ pub trait Hypervisor: Send + Sync {
 
     /// Stops the VM and returns when it is off; one that is off already is left alone.
     async fn stop(&self, vm: VmId, how: Stop) -> Result<(), HypervisorError>;
+
+    /// Shuts the guest down in order and returns when the VM is off, as [`Stop::Shutdown`] does, and keeps what is known of
+    /// its changes: until the VM is started, turned off or removed, [`Hypervisor::tracking`] and [`Hypervisor::freeze_off`]
+    /// go on from the freezes before. So the last changes can be moved without reading whole disks. The VM counts as
+    /// [`PowerState::Off`] from then on, and a guest that restarts in place of shutting down is held before its first
+    /// instruction. One that is off already is left alone.
+    ///
+    /// A guest that has not shut down within `patience` runs on; should it shut down later, that counts as if it had been
+    /// in time. [`Hypervisor::start`] and [`Hypervisor::clean_up`] take that back, for a guest that may run again.
+    ///
+    /// On Hyper-V nothing has to be kept: RCT records in files beside the disks, also while the VM is off. There this is
+    /// a shutdown. With QEMU the bitmaps are in the memory of the VM's process, which therefore stays, without running.
+    /// When it is lost nevertheless, the freeze that follows says [`Changes::Unknown`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] when the guest still runs after `patience`.
+    async fn shut_down(&self, vm: VmId, patience: Duration) -> Result<(), HypervisorError> {
+        self.stop(vm, Stop::Shutdown { timeout: patience }).await
+    }
+
+    /// As [`Hypervisor::freeze`], of a VM that is off: its images are the frozen disks. The instant is that of the call,
+    /// and nobody writes meanwhile: reads fail when somebody does.
+    ///
+    /// On Hyper-V the RCT of the images answers as for a VM that runs. With QEMU there are changes since instants that were
+    /// taken before [`Hypervisor::shut_down`], and since others of this process that no file was written after; else
+    /// [`Changes::Unknown`].
+    ///
+    /// # Errors
+    /// As [`Hypervisor::freeze`], but [`ErrorKind::VmRunning`] in place of [`ErrorKind::VmNotRunning`].
+    async fn freeze_off(
+        &self,
+        vm: VmId,
+        disks: &[DiskId],
+        since: Option<TrackingId>,
+        next: TrackingId,
+    ) -> Result<FrozenPoint, HypervisorError> {
+        let _ = (disks, since, next);
+        Err(HypervisorError::new(
+            ErrorKind::InvalidRequest,
+            format!("freeze vm {vm} while it is off: this driver can't do it"),
+        ))
+    }
 
     /// Makes a VM and leaves it off. Repeating it with the same id and folder is no error and makes it anew only
     /// when the first try did not finish.

@@ -92,12 +92,12 @@ impl Generation {
     }
 }
 
-/// Whether a VM has a running process.
+/// Whether a VM's guest can run code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PowerState {
     /// Its guest runs, or is paused.
     Running,
-    /// Turned off.
+    /// Off, also when the host keeps something of it: see [`crate::Hypervisor::shut_down`].
     Off,
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   <folder>/vm.toml  nvram.fd  *.vhdx  *.hrl
 //!            run/  qmp.sock  agent.sock  nbd.sock  pid  console.log  paused-by-freeze  quiesced-by-freeze
+//!                  shutdown-pauses
 //! ```
 //!
 //! A process is ours only when its command line names our pid file: a pid that was reused by somebody else
@@ -64,6 +65,11 @@ impl VmFolder {
     /// There while a freeze holds the guest's file systems.
     pub(super) fn quiesced_mark(&self) -> PathBuf {
         self.run().join("quiesced-by-freeze")
+    }
+
+    /// There while a shutdown of the guest may not end its QEMU.
+    pub(super) fn shutdown_mark(&self) -> PathBuf {
+        self.run().join("shutdown-pauses")
     }
 
     pub(super) fn pid_file(&self) -> PathBuf {
@@ -154,6 +160,7 @@ impl VmFolder {
             self.nbd_socket(),
             self.paused_mark(),
             self.quiesced_mark(),
+            self.shutdown_mark(),
             self.pid_file(),
         ] {
             match std::fs::remove_file(&path) {

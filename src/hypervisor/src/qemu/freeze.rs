@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use super::fleece::{Target, change_over, take_back};
 use super::hold::{self, Asked, HOLD_LIMIT};
 use super::inventory::free_bytes;
+use super::shutdown::{self, Power};
 use super::sweep::ours;
 use super::tracking::disk_nodes;
 use super::{FoundVm, QemuDriver, connect, from_qmp};
@@ -63,6 +64,7 @@ impl QemuDriver {
         &self,
         requests: &[FreezeRequest],
         consistency: Consistency,
+        power: Power,
     ) -> Result<Vec<FrozenPoint>, GroupFreezeError> {
         let at = |(vm, source)| GroupFreezeError {
             vm: Some(vm),
@@ -83,7 +85,7 @@ impl QemuDriver {
             });
         }
         let mut members = try_join_all(requests.iter().map(|request| async {
-            let member = self.member(request).await;
+            let member = self.member(request, power).await;
             member.map_err(|error| at((request.vm, error)))
         }))
         .await?;
@@ -98,12 +100,25 @@ impl QemuDriver {
     }
 
     /// Checks a request, without any effect.
-    async fn member(&self, request: &FreezeRequest) -> Result<Member, HypervisorError> {
+    async fn member(
+        &self,
+        request: &FreezeRequest,
+        power: Power,
+    ) -> Result<Member, HypervisorError> {
         let found = self.find(request.vm)?;
         let name = found.config.name.clone();
         let refused =
             |kind, text: String| HypervisorError::new(kind, format!("freeze vm {name}: {text}"));
         let mut qmp = connect(&found).await?;
+        match (shutdown::power(&found, &mut qmp).await?, power) {
+            (Power::Off, Power::On) => {
+                return Err(refused(ErrorKind::VmNotRunning, "it is off".to_owned()));
+            }
+            (Power::On, Power::Off) => {
+                return Err(refused(ErrorKind::VmRunning, "its guest runs".to_owned()));
+            }
+            _ => {}
+        }
         let left = ours(&mut qmp)
             .await
             .map_err(|error| from_qmp(format!("freeze vm {name}"), error))?;

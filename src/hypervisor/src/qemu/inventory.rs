@@ -48,11 +48,18 @@ impl QemuDriver {
 
     pub(super) async fn inventory(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
         let folders = self.folders();
-        tokio::task::spawn_blocking(move || survey(&folders))
+        let mut machines = tokio::task::spawn_blocking(move || survey(&folders))
             .await
             .map_err(|error| {
                 HypervisorError::with_source(ErrorKind::Io, "list virtual machines", error)
-            })
+            })?;
+        let shut_down = self.shut_down_guests().await;
+        for machine in &mut machines {
+            if shut_down.contains(&machine.id) {
+                machine.power_state = PowerState::Off;
+            }
+        }
+        Ok(machines)
     }
 
     /// All folders that hold a `vm.toml`, sorted.

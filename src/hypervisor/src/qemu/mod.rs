@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <vm folder>/<name>/vm.toml ─► inventory     (what is there, findings)
-//!                              ─► machine       (command line) ─► power (start, stop, create, remove)
+//!                              ─► machine       (command line) ─► power (start, stop, create, remove), shutdown
 //!                              ─► freeze        (one instant) ◄── hold (pause, agent), fleece (filters, NBD), tracking
 //! ```
 //!
@@ -24,6 +24,7 @@ mod machine;
 mod power;
 mod reader;
 mod sweep;
+mod shutdown;
 mod tracking;
 
 use std::collections::{BTreeSet, HashMap};
@@ -40,6 +41,8 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell, OwnedMutexGuard};
 use self::config::VmConfig;
 use self::folder::VmFolder;
 use crate::qmp::{Qmp, QmpError};
+use self::shutdown::Power;
+use crate::files::StillImages;
 use crate::{
     Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, GroupFreezeError, HostFacts,
     Hypervisor, HypervisorError, NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId,
@@ -62,6 +65,8 @@ pub struct QemuDriver {
     /// One piece of work a VM at a time.
     locks: Mutex<HashMap<VmId, Arc<AsyncMutex<()>>>>,
     kvm: OnceCell<bool>,
+    /// Points of VMs without a process.
+    still: StillImages,
     version: OnceCell<String>,
 }
 
@@ -103,6 +108,7 @@ impl QemuDriver {
             scratch: absolute,
             locks: Mutex::new(HashMap::new()),
             kvm: OnceCell::new(),
+            still: StillImages::default(),
             version: OnceCell::new(),
         })
     }
@@ -199,7 +205,7 @@ impl Hypervisor for QemuDriver {
             next,
         };
         let _lock = self.lock(vm).await;
-        let points = self.freeze_all(&[request], consistency).await;
+        let points = self.freeze_all(&[request], consistency, Power::On).await;
         let mut points = points.map_err(|error| error.source)?;
         points.pop().ok_or_else(|| {
             HypervisorError::new(ErrorKind::Protocol, format!("freeze vm {vm}: no point"))
@@ -217,7 +223,7 @@ impl Hypervisor for QemuDriver {
         for vm in order {
             locks.push(self.lock(vm).await);
         }
-        self.freeze_all(members, consistency).await
+        self.freeze_all(members, consistency, Power::On).await
     }
 
     async fn recover(&self) -> Result<Vec<VmId>, HypervisorError> {
@@ -237,11 +243,17 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn release(&self, point: FrozenPoint) -> Result<(), HypervisorError> {
-        let FrozenPoint { vm, disks, .. } = point;
+        let FrozenPoint {
+            vm,
+            disks,
+            tracking,
+            ..
+        } = point;
         // Closes the connections first, so that QEMU has nobody to wait for.
         drop(disks);
         let _lock = self.lock(vm).await;
         self.sweep_vm(vm).await
+        self.still.release(vm, tracking);
     }
 
     async fn tracking(&self, vm: VmId) -> Result<Vec<TrackingId>, HypervisorError> {
@@ -261,7 +273,9 @@ impl Hypervisor for QemuDriver {
 
     async fn clean_up(&self, vm: VmId) -> Result<(), HypervisorError> {
         let _lock = self.lock(vm).await;
-        self.sweep_vm(vm).await
+        self.still.clean_up(vm);
+        self.sweep_vm(vm).await?;
+        self.let_guest_end(vm).await
     }
 
     async fn disk_path(&self, vm: VmId, disk: DiskId) -> Result<PathBuf, HypervisorError> {
@@ -281,6 +295,21 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError> {
+    async fn shut_down(&self, vm: VmId, patience: Duration) -> Result<(), HypervisorError> {
+        self.shut_down_guest(vm, patience).await
+    }
+
+    async fn freeze_off(
+        &self,
+        vm: VmId,
+        disks: &[DiskId],
+        since: Option<TrackingId>,
+        next: TrackingId,
+    ) -> Result<FrozenPoint, HypervisorError> {
+        let _lock = self.lock(vm).await;
+        self.freeze_without_guest(vm, disks, since, next).await
+    }
+
         let _lock = self.lock(vm.id).await;
         self.make(&vm).await
     }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::config::{DiskConfig, FILE_NAME, NbdConfig, NetworkConfig, VmConfig};
 use super::folder::VmFolder;
+use super::shutdown::{self, Power};
 use super::{FoundVm, QEMU, QemuDriver, connect, create_qcow2, from_qmp, machine, missing_or_io};
 use crate::{DiskSource, ErrorKind, Generation, HypervisorError, NewVirtualMachine, Stop, VmId};
 
@@ -27,9 +28,13 @@ impl QemuDriver {
     pub(super) async fn power_on(&self, vm: VmId) -> Result<(), HypervisorError> {
         let found = self.find(vm)?;
         let FoundVm { folder, config } = &found;
-        if folder.running_pid().is_some() {
-            return Ok(());
+        match shutdown::power_of(&found).await? {
+            Some(Power::On) => return self.let_guest_end(vm).await,
+            // Kept for its bitmaps, which can't be taken over.
+            Some(Power::Off) => self.power_off(&found, Stop::TurnOff).await?,
+            None => {}
         }
+        self.still.forget_all(vm);
         let step = format!("start vm {}", config.name);
         let io_failed =
             |error: io::Error| HypervisorError::with_source(ErrorKind::Io, step.clone(), error);
@@ -89,6 +94,17 @@ impl QemuDriver {
         let FoundVm { folder, config } = found;
         let Some(pid) = folder.running_pid() else {
             return Ok(());
+        };
+        let how = match how {
+            // Else it would wait for an end that does not come.
+            Stop::Shutdown { .. } if shutdown::is_marked(found) => {
+                self.let_guest_end(found.id()).await?;
+                match shutdown::power_of(found).await? {
+                    Some(Power::Off) => Stop::TurnOff,
+                    Some(Power::On) | None => how,
+                }
+            }
+            _ => how,
         };
         match how {
             Stop::Shutdown { timeout: patience } => {

@@ -138,16 +138,17 @@ fn parse_nodes(nodes: &Value, disks: usize) -> Vec<DiskNode> {
 impl QemuDriver {
     pub(super) async fn tracking_ids(&self, vm: VmId) -> Result<Vec<TrackingId>, HypervisorError> {
         let found = self.find(vm)?;
-        let mut qmp = match connect(&found).await {
-            Ok(qmp) => qmp,
-            Err(error) if error.kind() == ErrorKind::VmNotRunning => return Ok(Vec::new()),
+        let mut ids = self.still.tracking(vm);
+        let nodes = match connect(&found).await {
+            Ok(mut qmp) => disk_nodes(&mut qmp, &found).await?,
+            Err(error) if error.kind() == ErrorKind::VmNotRunning => Vec::new(),
             Err(error) => return Err(error),
         };
-        let nodes = disk_nodes(&mut qmp, &found).await?;
-        let mut ids: Vec<TrackingId> = nodes
-            .iter()
-            .flat_map(|node| node.bitmaps.iter().map(|bitmap| bitmap.id))
-            .collect();
+        ids.extend(
+            nodes
+                .iter()
+                .flat_map(|node| node.bitmaps.iter().map(|bitmap| bitmap.id)),
+        );
         ids.sort();
         ids.dedup();
         Ok(ids)
@@ -159,6 +160,10 @@ impl QemuDriver {
         vm: VmId,
         older_than: Option<TrackingId>,
     ) -> Result<(), HypervisorError> {
+        match older_than {
+            Some(older_than) => self.still.forget(vm, older_than),
+            None => self.still.forget_all(vm),
+        }
         let found = match self.find(vm) {
             Ok(found) => found,
             Err(error) if error.kind() == ErrorKind::VmNotFound => return Ok(()),
