@@ -18,7 +18,13 @@ async fn a_vm_is_protected_drilled_and_released_and_everything_can_be_removed() 
     let details = &item["properties"]["providerSpecificDetails"];
     assert_eq!(
         item["properties"]["allowedOperations"],
-        json!(["TestFailover", "DisableProtection", "RepairReplication"])
+        json!([
+            "PlannedFailover",
+            "UnplannedFailover",
+            "TestFailover",
+            "DisableProtection",
+            "RepairReplication"
+        ])
     );
     assert_eq!(details["recoveryPointCount"], 1);
     assert_eq!(details["lastCycleChangedBytes"], 4096);

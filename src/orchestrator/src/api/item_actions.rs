@@ -4,6 +4,7 @@ use arm_model::ProtectedItemId;
 use arm_model::VaultId;
 use arm_model::protected_item::{ChangeDisks, ChangeDisksDetails};
 use protection::Event;
+use protection::life::Phase;
 use serde_json::{Value, json};
 
 use super::entry::{Call, unknown_path};
@@ -125,6 +126,17 @@ pub async fn change_disks(
             id.as_str(),
             "The VM's disks can be changed once its first copy is whole.",
             "Wait for the end of the first copy.",
+        ));
+    }
+    if item.life.phase != Phase::AtSource {
+        return Err(Fault::conflict(
+            "OperationNotAllowed",
+            id.as_str(),
+            format!(
+                "The VM's disks can't be changed in state `{}`.",
+                item.life.texts().0
+            ),
+            "Change them when the VM is protected at its source again.",
         ));
     }
     let removed = item.disk_ids.iter().any(|disk| !contains(&disks, disk));

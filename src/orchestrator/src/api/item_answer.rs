@@ -68,8 +68,8 @@ pub async fn answer(
         .map(|point| point.time_unix_ms);
     let rpo = rpo_seconds(newest, now);
     let health_errors = item_health::errors(call.app, item, &status, &live, id.name());
-    let host_away = usize::from(!live.connected(now) && item.life.item.is_active());
-    let health = replication_health(&Signs {
+    let host_away = usize::from(!live.connected(now) && item_health::needs_source(item));
+    let of_replication = replication_health(&Signs {
         state: item.life.item.replication,
         connected: live.connected(now),
         critical_findings: status.findings.iter().any(|finding| finding.critical),
@@ -79,6 +79,12 @@ pub async fn answer(
             u64::from(policy.record.details.replication_interval)
         }),
     });
+    // Nothing is replicated while the VM runs elsewhere, and nothing is late then.
+    let health = if item.life.is_at_recovery() {
+        Health::None
+    } else {
+        of_replication
+    };
     let immutable_until = immutability::until(call.app, item).await?;
     let encrypts = policy
         .as_ref()

@@ -67,10 +67,16 @@ pub fn errors(
             )
         });
     }
-    if !live.connected(app.now_ms()) && item.life.item.is_active() {
+    if !live.connected(app.now_ms()) && needs_source(item) {
         errors.push(super::fabrics::disconnected(live.host_name()));
     }
     errors
+}
+
+/// Whether the item suffers when its source is away: once its VM runs elsewhere, it doesn't.
+#[must_use]
+pub fn needs_source(item: &Item) -> bool {
+    item.life.item.is_active() && !item.life.is_at_recovery()
 }
 
 fn warning(

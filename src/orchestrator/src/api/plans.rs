@@ -286,16 +286,56 @@ async fn delete(call: &Call<'_>, vault: &VaultId, id: &PlanId) -> Result<Reply, 
     Ok(Reply::accepted(job, id))
 }
 
+/// The plan's items that are there.
+async fn members(call: &Call<'_>, plan: &Plan) -> Result<Vec<Item>, Fault> {
+    let mut members = Vec::new();
+    let all = plan
+        .groups
+        .iter()
+        .flat_map(|group| &group.replication_protected_items);
+    for item in all {
+        let key = item.id.to_ascii_lowercase();
+        let stored = records::get::<Item>(call.app.store.as_ref(), &key).await?;
+        members.extend(stored.map(|stored| stored.record));
+    }
+    Ok(members)
+}
+
+/// What begins for all VMs together is possible when it is for each; what goes on from there, when it is for any.
+fn allowed(members: &[Item]) -> Vec<String> {
+    use protection::Operation as O;
+    let may = |item: &Item, operation| item.life.allowed_operations().contains(&operation);
+    let begins = [O::TestFailover, O::PlannedFailover, O::UnplannedFailover]
+        .into_iter()
+        .filter(|operation| members.iter().all(|item| may(item, *operation)));
+    let goes_on = [O::Commit, O::CancelFailover, O::ReverseReplicate]
+        .into_iter()
+        .filter(|operation| members.iter().any(|item| may(item, *operation)));
+    let operations = begins.chain(goes_on);
+    operations
+        .map(|operation| operation.as_str().to_owned())
+        .collect()
+}
+
 async fn answer(call: &Call<'_>, plan: &Plan) -> Result<Resource<PlanProperties>, Fault> {
     let id = PlanId::parse(&plan.id).map_err(|error| Fault::invalid("id", error.to_string()))?;
     let vault = VaultId::of(&id)
         .map(|vault| vault.to_string())
         .unwrap_or_default();
     let job = current_job(call, &id.key()).await?;
+    let members = members(call, plan).await?;
     let allowed = match (&job, &plan.drill_job) {
         (Some(_), _) => vec![],
         (None, Some(_)) => vec!["TestFailoverCleanup".to_owned()],
-        (None, None) => vec!["TestFailover".to_owned()],
+        (None, None) => allowed(&members),
+    };
+    let last = |planned| {
+        let ends = members
+            .iter()
+            .filter_map(|item| item.last_failover.as_ref());
+        ends.filter(|end| end.planned == planned)
+            .map(|end| end.time.clone())
+            .max()
     };
     let status = if plan.drill_job.is_some() {
         ("WaitingForCompletion", "Cleanup test failover pending")
@@ -319,8 +359,8 @@ async fn answer(call: &Call<'_>, plan: &Plan) -> Result<Resource<PlanProperties>
             replication_providers: vec![HYPER_V_REPLICA_AZURE.to_owned()],
             allowed_operations: allowed,
             last_test_failover_time: plan.last_test_failover.clone(),
-            last_planned_failover_time: None,
-            last_unplanned_failover_time: None,
+            last_planned_failover_time: last(true),
+            last_unplanned_failover_time: last(false),
             current_scenario: match job {
                 Some(job) => CurrentScenario {
                     scenario_name: job.record.properties.scenario_name,

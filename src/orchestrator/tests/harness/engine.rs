@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
 use engine_protocol::v1::{self, recovered_vm_status, replication, replication_status};
-use engine_protocol::{EngineIdentity, IdentityRequest, RegistrationKey, tls};
+use engine_protocol::{EngineIdentity, IdentityRequest, RegistrationKey, orders, tls};
+use protection::life::{RecoveryOrder, RecoverySaid, SourceOrder, SourceSaid};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,8 @@ pub struct Behaviour {
     pub lacks: Vec<&'static str>,
     /// Age of the newest point.
     pub point_age_ms: i64,
+    /// Nothing is said of a source's order.
+    pub mute_source: bool,
 }
 
 /// What happened, for tests to look at.
@@ -287,7 +290,7 @@ fn report(
                     Vec::new()
                 },
                 console_path: format!("/recovered/{}/console.log", vm.id),
-                recovery: None,
+                recovery: vm.order.as_ref().and_then(recovered),
             }
         })
         .collect();
@@ -398,6 +401,11 @@ fn status(
             wanted.resynchronize
         },
         active_key_id: key.clone(),
+        source: wanted
+            .order
+            .as_ref()
+            .filter(|_| !behaviour.mute_source)
+            .and_then(|order| obeyed(order, &made.0.id)),
         key_ids: behaviour
             .older_keys
             .iter()
@@ -406,4 +414,30 @@ fn status(
             .collect(),
         ..v1::ReplicationStatus::default()
     }
+}
+
+/// What a source says that has carried its order out.
+fn obeyed(order: &v1::SourceOrder, point: &str) -> Option<v1::SourceReport> {
+    let (epoch, order) = orders::source_order(order)?;
+    let said = match order {
+        SourceOrder::Replicate(_) | SourceOrder::LeaveRunning => return None,
+        SourceOrder::Run(_) => SourceSaid::Running,
+        SourceOrder::ShipRest(_) => SourceSaid::Shipped,
+        SourceOrder::Hold => SourceSaid::Held,
+        SourceOrder::Receive | SourceOrder::ReceiveRest => SourceSaid::Received,
+        SourceOrder::LeaveOff => SourceSaid::Left,
+    };
+    Some(orders::source_report(epoch, said, point))
+}
+
+/// What a recovery side says that has carried its order out.
+fn recovered(order: &v1::RecoveryOrder) -> Option<v1::RecoveryReport> {
+    let (epoch, order) = orders::recovery_order(order)?;
+    let said = match order {
+        RecoveryOrder::Absent => RecoverySaid::Absent,
+        RecoveryOrder::Run { .. } => RecoverySaid::Running,
+        RecoveryOrder::Stop => RecoverySaid::Stopped,
+        RecoveryOrder::Leave { .. } => RecoverySaid::Left,
+    };
+    Some(orders::recovery_report(epoch, said))
 }

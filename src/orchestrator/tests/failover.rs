@@ -1,0 +1,258 @@
+//! Failover over the API: to the recovery side, another point, commit or back, and what is refused on the way.
+
+mod harness;
+
+use harness::engine::{DB, WEB};
+use harness::ready;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+fn property<'a>(item: &'a Value, name: &str) -> &'a Value {
+    &item["properties"][name]
+}
+
+fn away() -> Value {
+    json!({ "properties": {
+        "failoverDirection": "PrimaryToRecovery",
+        "providerSpecificDetails": { "instanceType": "HyperVReplicaAzure" },
+    } })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_failover_ends_at_the_recovery_side_and_can_be_committed() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let started = world.post(&format!("{web}/plannedFailover"), away()).await;
+    let item = world.done(&started).await;
+    assert_eq!(property(&item, "activeLocation"), "Recovery");
+    assert_eq!(
+        property(&item, "protectionState"),
+        "PlannedFailoverCommitRequired"
+    );
+    assert_eq!(
+        property(&item, "allowedOperations"),
+        &json!([
+            "CompleteMigration",
+            "Commit",
+            "DisableProtection",
+            "ChangePit",
+            "CancelFailover"
+        ])
+    );
+    let point = property(&item, "failoverRecoveryPointId").as_str();
+    assert!(point.is_some_and(|point| point.contains("/recoveryPoints/")));
+    assert!(property(&item, "lastSuccessfulFailoverTime").is_string());
+    let job = world.job(&started).await;
+    let tasks: Vec<&str> = property(&job, "tasks")
+        .as_array()
+        .expect("tasks")
+        .iter()
+        .filter_map(|task| task["taskId"].as_str())
+        .collect();
+    assert_eq!(
+        tasks,
+        [
+            "PlannedFailoverPreflightChecksTask",
+            "ShutdownVmOnPrimary",
+            "PrepareForFailoverTask",
+            "FailoverTask",
+            "StartVmOnSecondary"
+        ]
+    );
+    let vm = &job["properties"]["customDetails"]["protectedItemDetails"][0];
+    assert_eq!(vm["state"], "Booted");
+    assert!(vm["rtoInSeconds"].is_number());
+
+    // Another point is another VM; the source stays held all along.
+    let first = engine.last().recovered_vms[0].clone();
+    let body = json!({ "properties": { "recoveryPointId": point, "providerSpecificDetails": { "instanceType": "HyperVReplicaAzure" } } });
+    let changed = world.post(&format!("{web}/applyRecoveryPoint"), body).await;
+    world.done(&changed).await;
+    let second = engine.last().recovered_vms[0].clone();
+    assert_ne!(first.id, second.id);
+    assert_eq!(engine.last().recovered_vms.len(), 1);
+
+    let committed = world
+        .post(&format!("{web}/failoverCommit"), json!({}))
+        .await;
+    let item = world.done(&committed).await;
+    assert_eq!(
+        property(&item, "protectionState"),
+        "PlannedFailoverStatesBegin"
+    );
+    assert_eq!(
+        property(&item, "allowedOperations"),
+        &json!(["CompleteMigration", "DisableProtection"])
+    );
+    let again = world
+        .post(&format!("{web}/failoverCommit"), json!({}))
+        .await;
+    assert_eq!(
+        (again.status, again.code()),
+        (StatusCode::CONFLICT, "OperationNotAllowed")
+    );
+    let drill = world.post(&format!("{web}/testFailover"), json!({})).await;
+    assert_eq!(
+        drill.status,
+        StatusCode::CONFLICT,
+        "no drill of a VM that is elsewhere"
+    );
+
+    // The migration is complete: the VM stays where it runs, and nothing is left of the item.
+    let body = json!({ "properties": { "disableProtectionReason": "MigrationComplete", "deleteReplica": false } });
+    let removed = world.post(&format!("{web}/remove"), body).await;
+    world.finish(&removed).await;
+    assert_eq!(world.get(&web).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(engine.last().recovered_vms, []);
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_is_taken_back_replicates_again_under_a_new_licence() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let before = engine.last().replications[0].generation;
+    let body = json!({ "properties": { "failoverDirection": "PrimaryToRecovery", "sourceSiteOperations": "NotRequired" } });
+    let started = world.post(&format!("{web}/unplannedFailover"), body).await;
+    let item = world.done(&started).await;
+    assert_eq!(
+        property(&item, "protectionState"),
+        "UnplannedFailoverCommitPendingStatesBegin"
+    );
+    let cancelled = world
+        .post(&format!("{web}/failoverCancel"), json!({}))
+        .await;
+    world.done(&cancelled).await;
+    let item = world
+        .until(&web, |item| {
+            property(item, "protectionState") == "Protected"
+        })
+        .await;
+    assert_eq!(property(&item, "activeLocation"), "Primary");
+    assert_eq!(property(&item, "failoverRecoveryPointId"), &Value::Null);
+    let state = engine.last();
+    assert!(state.replications[0].generation > before);
+    assert_eq!(state.recovered_vms, []);
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_fails_over_and_is_committed_as_one() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let db = world.protect(DB).await;
+    let plan = format!("{}/replicationRecoveryPlans/plan-a", world.vault());
+    let boot =
+        |item: &str| json!({ "groupType": "Boot", "replicationProtectedItems": [{ "id": item }] });
+    let body = json!({ "properties": { "primaryFabricId": world.fabric(), "recoveryFabricId": "Microsoft Azure", "groups": [boot(&db), boot(&web)] } });
+    let made = world.done(&world.put(&plan, body).await).await;
+    assert_eq!(
+        property(&made, "allowedOperations"),
+        &json!(["TestFailover", "PlannedFailover", "UnplannedFailover"])
+    );
+    let body = json!({ "properties": {
+        "failoverDirection": "PrimaryToRecovery",
+        "providerSpecificDetails": [{ "instanceType": "HyperVReplicaAzure", "recoveryPointType": "Latest" }],
+    } });
+    let started = world.post(&format!("{plan}/plannedFailover"), body).await;
+    let after = world.done(&started).await;
+    assert_eq!(
+        property(&after, "allowedOperations"),
+        &json!(["Commit", "CancelFailover"])
+    );
+    assert!(property(&after, "lastPlannedFailoverTime").is_string());
+    let job = world.job(&started).await;
+    let group = &job["properties"]["tasks"][3];
+    assert_eq!(group["taskType"], "RecoveryPlanGroupTask");
+    let child = &group["groupTaskCustomDetails"]["childTasks"][0];
+    assert_eq!(child["state"], "Succeeded");
+    let committed = world
+        .post(&format!("{plan}/failoverCommit"), json!({}))
+        .await;
+    world.done(&committed).await;
+    for item in [&web, &db] {
+        let item = world.get(item).await.body;
+        assert_eq!(
+            property(&item, "protectionState"),
+            "PlannedFailoverStatesBegin"
+        );
+    }
+    assert_eq!(engine.last().recovered_vms.len(), 2);
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_name_the_property_and_change_nothing() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let before = engine.last();
+    for (action, body, target) in [
+        ("plannedFailover", json!({}), "properties.failoverDirection"),
+        (
+            "plannedFailover",
+            json!({ "failoverDirection": "Sideways" }),
+            "properties.failoverDirection",
+        ),
+        (
+            "unplannedFailover",
+            json!({ "failoverDirection": "RecoveryToPrimary" }),
+            "properties.failoverDirection",
+        ),
+        (
+            "unplannedFailover",
+            json!({ "sourceSiteOperations": "Perhaps" }),
+            "properties.sourceSiteOperations",
+        ),
+        (
+            "unplannedFailover",
+            json!({ "providerSpecificDetails": { "instanceType": "HyperVReplicaAzure", "recoveryPointId": format!("{web}/recoveryPoints/none") } }),
+            "properties.providerSpecificDetails.recoveryPointId",
+        ),
+    ] {
+        let answer = world
+            .post(&format!("{web}/{action}"), json!({ "properties": body }))
+            .await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{action} {body}");
+        assert_eq!(answer.target(), target, "{action} {body}");
+    }
+    for action in [
+        "failoverCommit",
+        "failoverCancel",
+        "applyRecoveryPoint",
+        "reProtect",
+    ] {
+        let answer = world.post(&format!("{web}/{action}"), json!({})).await;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (StatusCode::CONFLICT, "OperationNotAllowed"),
+            "{action}"
+        );
+    }
+    let after = engine.last();
+    assert_eq!(after.replications, before.replications);
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_does_not_shut_down_ends_the_planned_failover_at_the_source() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    engine.behave(|behaviour| behaviour.mute_source = true);
+    let started = world.post(&format!("{web}/plannedFailover"), away()).await;
+    assert_eq!(started.status, StatusCode::ACCEPTED);
+    world.finish(&started).await;
+    let job = world.job(&started).await;
+    assert_eq!(property(&job, "state"), "Failed");
+    let error = &job["properties"]["errors"][0]["serviceErrorDetails"];
+    assert_eq!(error["code"], "ShutdownTimeout");
+    let action = error["recommendedAction"].as_str().expect("next step");
+    assert!(action.contains("unplanned failover"), "{action}");
+    let item = world.get(&web).await.body;
+    assert_eq!(property(&item, "activeLocation"), "Primary");
+    world.orchestrator.stop().await;
+}
