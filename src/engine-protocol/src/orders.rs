@@ -95,6 +95,7 @@ pub fn source_report(epoch: Generation, said: SourceSaid, point_id: &str) -> v1:
         epoch: epoch.0,
         said: said.into(),
         point_id: point_id.to_owned(),
+        ..v1::SourceReport::default()
     }
 }
 

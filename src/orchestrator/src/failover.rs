@@ -25,6 +25,18 @@ pub fn vm_id(item: &Item) -> Option<Uuid> {
     Some(Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()))
 }
 
+/// The generation under which a recovered VM ships what it writes, during a failback; else 0.
+#[must_use]
+pub fn ship_generation(life: &Life) -> u64 {
+    match life.phase {
+        Phase::Synchronising(_)
+        | Phase::Synchronised(_)
+        | Phase::StoppingRecovered(_)
+        | Phase::Receiving(_) => life.takes.0,
+        _ => 0,
+    }
+}
+
 /// The record after a step of its life: the recovery side goes with the recovered VM, and the end of a failover is noted.
 #[must_use]
 pub fn settled(item: &Item, life: Life, now: &str) -> Item {

@@ -145,6 +145,7 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
             .collect(),
         resynchronize: item.resynchronize,
         order: Some(orders::source_message(order.0, order.1)),
+        origin: failover::ship_generation(&item.life),
     })
 }
 
@@ -259,6 +260,8 @@ async fn failed_over(
         boot_after: String::new(),
         encryption: keys_to_read(app, item).await?,
         order: Some(orders::recovery_message(epoch, order)),
+        ships: failover::ship_generation(&item.life) > 0,
+        ship_generation: failover::ship_generation(&item.life),
     }))
 }
 
@@ -293,7 +296,7 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
         power: power.into(),
         boot_after: String::new(),
         encryption,
-        order: None,
+        ..v1::RecoveredVm::default()
     })
 }
 

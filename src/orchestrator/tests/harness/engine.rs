@@ -291,6 +291,7 @@ fn report(
                 },
                 console_path: format!("/recovered/{}/console.log", vm.id),
                 recovery: vm.order.as_ref().and_then(recovered),
+                ..v1::RecoveredVmStatus::default()
             }
         })
         .collect();
