@@ -1,7 +1,7 @@
 //! The documentation in the registry's layout, written out of the schemas so that it can't drift from them.
 //!
 //! `docs/index.md`, `docs/resources/*.md`, `docs/data-sources/*.md`, `docs/ephemeral-resources/*.md`,
-//! `docs/functions/*.md`. The example of a page is the file `main.tf` of its folder under `examples/`.
+//! `docs/actions/*.md`, `docs/functions/*.md`. The example of a page is the file `main.tf` of its folder under `examples/`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use tf_provider::{
-    Attribute, AttributeKind, DataSource, EphemeralResource, Function, Nesting, Provider, Resource,
-    Schema, Type,
+    Action, Attribute, AttributeKind, DataSource, EphemeralResource, Function, Nesting, Provider,
+    Resource, Schema, Type,
 };
 
 use crate::provider::ARGUMENTS;
@@ -54,6 +54,14 @@ pub fn pages(examples: &Path) -> Result<Vec<(String, String)>> {
         pages.push((
             format!("ephemeral-resources/{}.md", short(name)),
             ephemeral_page(ephemeral.as_ref(), &example),
+        ));
+    }
+    for action in provider.actions() {
+        let name = action.type_name();
+        let example = example(&examples.join("actions").join(name))?;
+        pages.push((
+            format!("actions/{}.md", short(name)),
+            action_page(action.as_ref(), &example),
         ));
     }
     for function in provider.functions() {
@@ -178,6 +186,21 @@ fn ephemeral_page(ephemeral: &dyn EphemeralResource<Session>, example: &str) -> 
     ) + "Needs Terraform 1.10 or newer.\n\n"
         + example
         + &arguments(&schema)
+}
+
+fn action_page(action: &dyn Action<Session>, example: &str) -> String {
+    let schema = action.schema();
+    let name = action.type_name();
+    let mut page = head(name, "Action", &schema.block.description);
+    page += "Needs Terraform 1.14 or newer; `siterecovery failover` does the same without it. What is done stands in the action's progress \
+             lines and in the vault's jobs, nothing of it in the state.\n\n";
+    page += example;
+    let _ = write!(
+        page,
+        "\nBy hand:\n\n```sh\nterraform apply -invoke=action.{name}.this\n```\n"
+    );
+    page += &arguments(&schema);
+    page
 }
 
 fn function_page(function: &dyn Function, example: &str) -> String {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use arm_client::{Client, ClientConfig, ClientErrorKind, Secret};
 use async_trait::async_trait;
 use tf_provider::{
-    Attribute, Context, DataSource, Diagnostics, EphemeralResource, Function, Object, Provider,
-    Resource, Schema,
+    Action, Attribute, Context, DataSource, Diagnostics, EphemeralResource, Function, Object,
+    Provider, Resource, Schema,
 };
 
+use crate::actions::FailoverAction;
 use crate::data_sources::{Jobs, ProtectableVms, RecoveryPoints, ReplicationHealth};
 use crate::errors::{detail, failed};
 use crate::functions::{BuildId, ParseId};
@@ -154,6 +155,11 @@ impl Provider for SiteRecovery {
         vec![Box::new(RegistrationKey)]
     }
 
+    fn actions(&self) -> Vec<Box<dyn Action<Session>>> {
+        let boxed = |action| Box::new(action) as Box<dyn Action<Session>>;
+        FailoverAction::ALL.map(boxed).into()
+    }
+
     fn functions(&self) -> Vec<Box<dyn Function>> {
         vec![Box::new(ParseId), Box::new(BuildId)]
     }
@@ -269,6 +275,9 @@ mod tests {
         for ephemeral in provider.ephemeral_resources() {
             problems.extend(ephemeral.schema().check(SchemaKind::Ephemeral));
         }
+        for action in provider.actions() {
+            problems.extend(action.schema().check(SchemaKind::Config));
+        }
         assert_eq!(problems, Vec::<String>::new());
     }
 
@@ -285,6 +294,12 @@ mod tests {
                     .data_sources()
                     .iter()
                     .map(|d| (d.type_name().to_owned(), d.schema())),
+            )
+            .chain(
+                provider
+                    .actions()
+                    .iter()
+                    .map(|a| (a.type_name().to_owned(), a.schema())),
             )
             .collect::<Vec<_>>();
         for (name, schema) in schemas {

@@ -46,11 +46,47 @@ fn the_first_copy_stays_complete_in_every_later_state() {
     }
     for state in [
         "Protected",
+        "PlannedFailoverInitiated",
+        "PlannedFailoverCompleting",
         "PlannedFailoverCommitRequired",
+        "PlannedFailoverStatesBegin",
+        "UnplannedFailoverInitiated",
+        "UnplannedFailoverCompleting",
         "UnplannedFailoverCommitPendingStatesBegin",
+        "UnplannedFailoverStatesBegin",
+        "ChangeRecoveryPointInitiated",
+        "CancelFailoverInProgressOnRecovery",
+        "CancelFailoverInProgressOnPrimary",
+        "FailbackSynchronizing",
+        "FailbackWaitingForUserInputAfterDataSync",
+        "FailbackInitiated",
+        "FailbackCompleting",
+        "FailbackStartingOnPrimary",
+        "FailbackCommitRequired",
+        "CommitFailoverInProgressOnRecovery",
+        "CommitFailoverCompleted",
     ] {
         assert!(is_completed(&item(state)), "{state}");
     }
+}
+
+#[test]
+fn a_failover_changes_nothing_that_terraform_keeps() {
+    let id = VaultId::new("s", "g", "v")
+        .fabric("f")
+        .container("c")
+        .protected_item("c0ffee00-1234-4abc-8def-001122334455");
+    let mut before = Object::new();
+    fill(&id, &item("Protected"), &mut before);
+    let mut away = item("PlannedFailoverCommitRequired");
+    away.active_location = "Recovery".to_owned();
+    away.allowed_operations = vec!["Commit".to_owned(), "ChangePit".to_owned()];
+    away.failover_recovery_point_id = Some("/p7".to_owned());
+    away.last_successful_failover_time = Some("2031-03-04T05:06:07Z".to_owned());
+    away.provider_specific_details.rpo_in_seconds = None;
+    let mut after = before.clone();
+    fill(&id, &away, &mut after);
+    assert_eq!(after, before);
 }
 
 #[test]
