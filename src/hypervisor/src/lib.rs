@@ -44,8 +44,8 @@ pub use files::FilesDriver;
 pub use grub::bios_boot_loader;
 pub use model::{
     Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
-    Generation, HostFacts, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine, PowerState,
-    QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk, VirtualMachine, VmId,
+    Generation, HostFacts, Independence, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine,
+    PowerState, QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk, VirtualMachine, VmId,
 };
 pub use qemu::QemuDriver;
 pub use qmp::{Event, Qmp, QmpError};
@@ -193,6 +193,19 @@ pub trait Hypervisor: Send + Sync {
     /// Makes a VM and leaves it off. Repeating it with the same id and folder is no error and makes it anew only
     /// when the first try did not finish.
     async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError>;
+
+    /// One step of making a VM that [`Hypervisor::create`] made above a served point independent of it: begins what is
+    /// missing, and says how far it is. To be called again, while the point is served, until it is complete; the guest runs
+    /// on meanwhile. From then on the VM needs nothing but its folder. One that is cut goes on where it was.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when the volume of the VM's folder is full.
+    async fn make_independent(&self, vm: VmId) -> Result<Independence, HypervisorError> {
+        Err(HypervisorError::new(
+            ErrorKind::InvalidRequest,
+            format!("make vm {vm} independent of its recovery point: this driver can't do it"),
+        ))
+    }
 
     /// Turns the VM off and deletes it with its folder. One that does not exist is no error.
     async fn remove(&self, vm: VmId) -> Result<(), HypervisorError>;

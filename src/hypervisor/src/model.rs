@@ -341,6 +341,20 @@ pub enum DiskSource {
     Image(PathBuf),
 }
 
+/// How far a VM is from needing its recovery point no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Independence {
+    /// All its data are its own, durably.
+    Complete,
+    /// It is being copied.
+    UnderWay {
+        /// What the VM has already, about.
+        copied_bytes: u64,
+        /// Size of the disks that lie above a point.
+        total_bytes: u64,
+    },
+}
+
 /// A network adapter of a VM to make.
 #[derive(Clone, Debug)]
 pub struct NewNetwork {

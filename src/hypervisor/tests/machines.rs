@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hypervisor::nbd::{BlockReader, NbdExport, NbdServer, serve};
 use hypervisor::{
-    DiskId, DiskSource, ErrorKind, Generation, Hypervisor, NewDisk, NewNetwork, NewVirtualMachine,
-    PowerState, Stop, VirtualMachine, VmId,
+    DiskId, DiskSource, ErrorKind, Generation, Hypervisor, Independence, NewDisk, NewNetwork,
+    NewVirtualMachine, PowerState, Stop, VirtualMachine, VmId,
 };
 use support::{BLOCK, Lab, MIB, image, qemu_pid, tool};
 use uuid::Uuid;
@@ -135,6 +135,95 @@ async fn a_machine_made_from_a_served_point_runs_and_its_writes_stay_in_its_laye
         assert!(!new.folder.exists());
         assert_eq!(lab.driver.virtual_machines().await.unwrap(), []);
         server.stop().await;
+    }
+}
+
+/// What a disk reads as once the point is not served any more.
+fn own_content(lab: &Lab, layer: &std::path::Path) -> Vec<u8> {
+    let raw = lab.folder.path().join("own.raw");
+    let (layer, out) = (layer.to_str().unwrap(), raw.to_str().unwrap());
+    tool(
+        "qemu-img",
+        &["convert", "-f", "qcow2", "-O", "raw", layer, out],
+    );
+    std::fs::read(&raw).unwrap()
+}
+
+/// The point with 512 bytes of the guest in it.
+async fn point_with_a_write(at: u64) -> Vec<u8> {
+    let mut expected = Pattern.read(0, 16 << 20).await.unwrap().to_vec();
+    expected[at as usize..][..512].fill(0xee);
+    expected
+}
+
+async fn until_independent(lab: &Lab, id: VmId) {
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while lab.driver.make_independent(id).await.unwrap() != Independence::Complete {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_made_independent_needs_no_served_point_and_lost_nothing() {
+    for running in [true, false] {
+        let lab = Lab::new();
+        let server = pattern_server(&lab).await;
+        let new = recovered(&lab, &server, Generation::One);
+        let id = new.id;
+        lab.driver.create(new.clone()).await.unwrap();
+        lab.driver.start(id).await.unwrap();
+        let at = 5 * BLOCK + 1024;
+        let disk = new.disks[1].id;
+        lab.driver
+            .write_as_guest(id, disk, at, 512, 0xee)
+            .await
+            .unwrap();
+        if running {
+            let first = lab.driver.make_independent(id).await.unwrap();
+            assert!(
+                matches!(first, Independence::UnderWay { total_bytes, .. } if total_bytes == 32 << 20)
+            );
+            // Cut in the middle: the machine dies, and a new process has to go on.
+            lab.driver.stop(id, Stop::TurnOff).await.unwrap();
+            lab.driver.start(id).await.unwrap();
+        } else {
+            lab.driver.stop(id, Stop::TurnOff).await.unwrap();
+        }
+        until_independent(&lab, id).await;
+        let power = if running {
+            PowerState::Running
+        } else {
+            PowerState::Off
+        };
+        assert_eq!(machine(&lab, id).await.power_state, power);
+        server.stop().await;
+        let folder = &new.folder;
+        assert!(
+            !std::fs::read_to_string(folder.join("vm.toml"))
+                .unwrap()
+                .contains("nbd")
+        );
+        lab.driver.stop(id, Stop::TurnOff).await.unwrap();
+        let expected = point_with_a_write(at).await;
+        assert!(own_content(&lab, &folder.join("disk1.qcow2")) == expected);
+        // Made again, as by an engine that was killed before it noted the end: nothing changes.
+        lab.driver.create(new.clone()).await.unwrap();
+        lab.driver.start(id).await.unwrap();
+        assert_eq!(
+            lab.driver.make_independent(id).await.unwrap(),
+            Independence::Complete
+        );
+        let listed = machine(&lab, id).await;
+        assert_eq!(codes(&listed), [""; 0], "{:?}", listed.findings);
+        assert_eq!(listed.disks[1].id, disk);
+        lab.driver
+            .write_as_guest(id, disk, at, 512, 0xef)
+            .await
+            .unwrap();
+        lab.driver.remove(id).await.unwrap();
     }
 }
 

@@ -16,6 +16,11 @@
 //! id = "…"                    # such a file has no id of its own
 //! nbd = { socket = "/…/nbd.sock", export = "disk1", size_bytes = 1073741824 }
 //!
+//! [[disk]]                    # of one that was made independent of its point
+//! file = "more.qcow2"
+//! id = "…"
+//! size_bytes = 1073741824
+//!
 //! [[network]]
 //! name = "production"         # left out = the cable is out
 //! mac = "52:54:00:12:34:56"   # left out = made from the VM's id
@@ -56,6 +61,9 @@ pub(super) struct DiskConfig {
     pub(super) id: Option<Uuid>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) nbd: Option<NbdConfig>,
+    /// Of a layer that has all its data itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) size_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -80,6 +88,8 @@ pub(super) enum DiskFormat {
     Vhd,
     /// qcow2 above an NBD export.
     Overlay,
+    /// qcow2 that was such a layer and has all its data now.
+    Own,
 }
 
 impl DiskConfig {
@@ -87,6 +97,9 @@ impl DiskConfig {
     pub(super) fn format(&self) -> Option<DiskFormat> {
         if self.nbd.is_some() {
             return Some(DiskFormat::Overlay);
+        }
+        if self.size_bytes.is_some() {
+            return Some(DiskFormat::Own);
         }
         match self
             .file
@@ -158,9 +171,9 @@ impl VmConfig {
             if disk.file.as_os_str().is_empty() || disk.file.to_str().is_none() {
                 return Err("file of a disk must be a UTF-8 path".to_owned());
             }
-            if disk.nbd.is_some() && disk.id.is_none() {
+            if (disk.nbd.is_some() || disk.size_bytes.is_some()) && disk.id.is_none() {
                 return Err(format!(
-                    "disk {} has an nbd source and needs an id",
+                    "disk {} is a qcow2 image and needs an id",
                     disk.file.display()
                 ));
             }

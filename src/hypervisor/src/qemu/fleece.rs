@@ -348,7 +348,8 @@ async fn allocation(found: &FoundVm, index: usize, size_bytes: u64) -> ExtentSet
         offset: 0,
         length: size_bytes,
     }]);
-    if found.config.disks.get(index).and_then(|disk| disk.format()) == Some(DiskFormat::Overlay) {
+    let format = found.config.disks.get(index).and_then(|disk| disk.format());
+    if matches!(format, Some(DiskFormat::Overlay | DiskFormat::Own)) {
         return whole;
     }
     let path = found.disk_file(index);

@@ -212,6 +212,9 @@ fn inspect(folder: &VmFolder, disk: &DiskConfig) -> Result<(DiskId, u64), Arc<Im
     if let (Some(id), Some(nbd)) = (disk.id, &disk.nbd) {
         return Ok((DiskId(id), nbd.size_bytes));
     }
+    if let (Some(id), Some(size_bytes)) = (disk.id, disk.size_bytes) {
+        return Ok((DiskId(id), size_bytes));
+    }
     let LiveAllocation {
         id, virtual_size, ..
     } = disk_image::live_allocation(folder.resolve(&disk.file)).map_err(Arc::new)?;

@@ -176,6 +176,9 @@ fn disks(
                     "reconnect-delay": NBD_RECONNECT_SECONDS, "open-timeout": NBD_OPEN_SECONDS,
                 },
             }),
+            (DiskFormat::Overlay | DiskFormat::Own, _) => {
+                json!({ "driver": "qcow2", "node-name": node, "file": file })
+            }
             (DiskFormat::Vhd, _) => json!({ "driver": "vpc", "node-name": node, "file": file }),
             _ => json!({ "driver": "vhdx", "node-name": node, "file": file }),
         };

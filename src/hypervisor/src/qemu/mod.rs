@@ -19,6 +19,7 @@ mod fleece;
 mod folder;
 mod freeze;
 mod hold;
+mod independent;
 mod inventory;
 mod machine;
 mod power;
@@ -45,7 +46,8 @@ use self::shutdown::Power;
 use crate::files::StillImages;
 use crate::{
     Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, GroupFreezeError, HostFacts,
-    Hypervisor, HypervisorError, NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId,
+    Hypervisor, HypervisorError, Independence, NewVirtualMachine, Stop, TrackingId, VirtualMachine,
+    VmId,
 };
 
 /// The emulator.
@@ -312,6 +314,11 @@ impl Hypervisor for QemuDriver {
 
         let _lock = self.lock(vm.id).await;
         self.make(&vm).await
+    }
+
+    async fn make_independent(&self, vm: VmId) -> Result<Independence, HypervisorError> {
+        let _lock = self.lock(vm).await;
+        self.become_independent(vm).await
     }
 
     async fn remove(&self, vm: VmId) -> Result<(), HypervisorError> {

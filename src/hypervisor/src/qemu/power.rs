@@ -243,6 +243,7 @@ fn configuration(vm: &NewVirtualMachine) -> Result<VmConfig, String> {
                 file: path.clone(),
                 id: None,
                 nbd: None,
+                size_bytes: None,
             },
             DiskSource::Nbd {
                 socket,
@@ -268,6 +269,7 @@ fn configuration(vm: &NewVirtualMachine) -> Result<VmConfig, String> {
                 DiskConfig {
                     file: overlay.clone(),
                     id: Some(disk.id.0),
+                    size_bytes: None,
                     nbd: Some(NbdConfig {
                         socket: socket.clone(),
                         export: export.clone(),
@@ -302,7 +304,7 @@ fn configuration(vm: &NewVirtualMachine) -> Result<VmConfig, String> {
 }
 
 /// The file is there whole or not at all.
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, content)?;
     fs::File::open(&unfinished)?.sync_all()?;
