@@ -39,6 +39,7 @@ mod apply;
 mod azure;
 mod base;
 mod blocking;
+mod changed;
 mod compact;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -72,6 +73,7 @@ mod view;
 mod writer;
 
 pub use azure::AzureTarget;
+pub use changed::Changed;
 pub use error::{ErrorKind, Outcome, StoreError};
 pub use model::{
     Damage, DiskSpec, DiskStart, Generation, MaintenanceReport, Pin, PointKind, PointSelector,

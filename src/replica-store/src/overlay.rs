@@ -3,7 +3,7 @@
 //! An object that does not verify says nothing about any byte: it covers every disk as [`Source::Lost`],
 //! so that only what younger cycles wrote again can be read. That is what heals it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -150,6 +150,8 @@ pub(crate) struct Overlay {
     pub(crate) set: Vec<DiskSpec>,
     /// Newest size of every disk that the journal ever names.
     pub(crate) sizes: BTreeMap<Uuid, u64>,
+    /// Disks that the VM has at each of the objects; `None` without objects.
+    in_all: Option<BTreeSet<Uuid>>,
 }
 
 impl Overlay {
@@ -166,6 +168,7 @@ impl Overlay {
             disks: BTreeMap::new(),
             set: manifest.disks.clone(),
             sizes: BTreeMap::new(),
+            in_all: None,
         };
         overlay.extend(replica, manifest, base, to, journal)?;
         Ok(overlay)
@@ -230,6 +233,14 @@ impl Overlay {
                     }
                 }
                 self.set = named(manifest, reader.present_disks());
+                let present = self.set.iter().map(|disk| disk.id);
+                match &mut self.in_all {
+                    None => self.in_all = Some(present.collect()),
+                    Some(in_all) => {
+                        let present: BTreeSet<Uuid> = present.collect();
+                        in_all.retain(|disk| present.contains(disk));
+                    }
+                }
                 reader.frames().to_vec()
             }
             Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -263,6 +274,11 @@ impl Overlay {
             }
         }
         lost
+    }
+
+    /// Whether the VM has a disk at each of the objects.
+    pub(crate) fn is_in_all(&self, disk: Uuid) -> bool {
+        self.in_all.as_ref().is_none_or(|all| all.contains(&disk))
     }
 
     /// Where what can be read ends: the last position in front of the first object that is needed and

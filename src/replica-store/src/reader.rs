@@ -7,10 +7,11 @@ use replication_log::KeyRing;
 use uuid::Uuid;
 
 use crate::blocking::blocking;
+use crate::changed::{self, Changed};
 use crate::error::Result;
 use crate::model::{
-    Damage, DiskSpec, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey, ReplicaState,
-    StoreTarget,
+    Damage, DiskSpec, Generation, Pin, PointSelector, Position, RecoveryPoint, ReplicaKey,
+    ReplicaState, StoreTarget,
 };
 use crate::options::{self, WriterOptions};
 use crate::points;
@@ -68,6 +69,13 @@ impl ReplicaReader {
     /// All points, oldest first; none before initial replication has finished.
     pub async fn points(&self) -> Result<Vec<RecoveryPoint>> {
         self.run(|replica| replica.points()).await
+    }
+
+    /// The newest point, once the replica belongs to a generation: none while it belongs to an older one, or has no point
+    /// of this one yet. `Fenced` when it belongs to a newer one.
+    pub async fn newest_of(&self, generation: Generation) -> Result<Option<RecoveryPoint>> {
+        self.run(move |replica| changed::newest_of(replica, generation))
+            .await
     }
 
     /// The disks as of a point. Not held: when the point is retired, reads say `Expired`.
@@ -175,6 +183,17 @@ impl ReplicaView {
     /// Configuration of the VM at the point.
     pub fn vm_config(&self) -> Option<&serde_json::Value> {
         self.point().map(|point| &point.vm_config)
+    }
+
+    /// Where the disks may differ from what they were at a position that `by` wrote, by what the journal says; reads no
+    /// data. `None` when it can't be known any more, or that position is another's: then everything may differ.
+    pub async fn changed_since(
+        &self,
+        position: Position,
+        by: Generation,
+    ) -> Result<Option<Changed>> {
+        let view = self.view.clone();
+        blocking(move || changed::since(&view, position, by)).await
     }
 
     /// Reads from a disk, at most 64 MiB at once; every journal frame is verified. `Expired` once

@@ -118,6 +118,15 @@ impl View {
         self.position
     }
 
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Where base is; refuses when the position is not kept any more, or the replica is another.
+    pub(crate) fn check(&self, manifest: &Manifest) -> Result<Position> {
+        check_position(&self.replica, manifest, self.position, Some(self.id))
+    }
+
     /// Whether any byte of a range comes from base.
     pub(crate) fn is_base(&self, disk: Uuid, range: &Range<u64>) -> bool {
         let snapshot = self
@@ -234,8 +243,7 @@ impl View {
 
     /// Whether the applier has left the position alone up to now.
     fn check_kept(&self) -> Result<()> {
-        let manifest = self.replica.manifest()?.value;
-        check_position(&self.replica, &manifest, self.position, Some(self.id)).map(drop)
+        self.check(&*self.replica.manifest()?.value).map(drop)
     }
 }
 
