@@ -39,6 +39,7 @@ pub mod replicator;
 pub mod report;
 pub mod schedule;
 pub mod session;
+pub mod source;
 pub mod stores;
 pub mod supervisor;
 pub mod task;

@@ -89,7 +89,16 @@ fn killed_at_any_named_place_replication_goes_on_without_a_full_copy() {
         .iter()
         .enumerate()
         // Of these there are tests of their own.
-        .filter(|(_, place)| ![pauses::RETIRING, pauses::JOINING, pauses::GIVEN_UP].contains(place))
+        .filter(|(_, place)| {
+            ![
+                pauses::RETIRING,
+                pauses::JOINING,
+                pauses::GIVEN_UP,
+                pauses::SHUT_DOWN,
+                pauses::REST_SHIPPED,
+            ]
+            .contains(place)
+        })
     {
         for visits in [0, 2] {
             let world = World::new(100 + number as u64);

@@ -80,7 +80,7 @@ pub use model::{
     Position, RecoveryPoint, ReplicaKey, ReplicaState, RetentionPolicy, RetentionTier, StoreTarget,
 };
 pub use options::WriterOptions;
-pub use reader::{ReplicaReader, ReplicaView};
+pub use reader::{ReplicaReader, ReplicaView, owner_generation};
 pub use retention::{PointAge, expired_points, next_clock};
 pub use seed::Seeded;
 pub use takeover::{take_over, take_over_with};

@@ -150,6 +150,20 @@ impl ReplicaReader {
     }
 }
 
+/// The generation that owns a replica, or has removed it; every writer of a lower one is refused. `None` says only that
+/// nothing is there: never was, or is out of sight, as on a volume that is not mounted. Changes nothing.
+pub async fn owner_generation(
+    target: &StoreTarget,
+    key: &ReplicaKey,
+) -> Result<Option<Generation>> {
+    let replica = options::replica(target, key, WriterOptions::default())?;
+    blocking(move || {
+        let seen = replica.stored_generation()?;
+        Ok(seen.map(|seen| seen.value.generation))
+    })
+    .await
+}
+
 /// All disks as of one journal position. Cheap to clone, readable from several tasks at once.
 #[derive(Clone, Debug)]
 pub struct ReplicaView {

@@ -182,6 +182,13 @@ impl<'a> Cadence<'a> {
         })
     }
 
+    /// Takes no part in the points of a group any more: the VM is off for good.
+    pub fn leave_group(&mut self) {
+        if self.seat.take().is_some() {
+            self.item.status.notice(Origin::Group, None);
+        }
+    }
+
     /// Points were found that this engine did not know of.
     pub async fn found_points(&mut self) {
         if let Some(age) = application_age(self.item, self.shared).await {

@@ -3,6 +3,7 @@
 //! ```text
 //! wait until due ─► freeze all disks ─► logs durable ─► record durable ─► release ─► forget older tracking
 //!                        │ a comparison is due: wait for the spool to drain, then freeze again
+//!                        └ the order says to ship the rest, and the VM is off: see [`super::rest`]
 //! ```
 //!
 //! Promise: a frozen point is always given back, whatever happens in between; the guest never waits for the
@@ -20,9 +21,10 @@ use tokio::time::Instant;
 use super::cadence::{Cadence, Done, FreezeKind, Frozen};
 use super::copy;
 use super::cycle::{Cycle, Taken};
-use super::disks::{end_watch, find_vm, learn_disks, watch_left};
+use super::disks::{end_watch, find_vm, learn_disks, marks, watch_left};
 use super::pauses;
 use super::ranges;
+use super::rest;
 use super::seeding;
 use super::shared::{Item, Shared};
 use super::status::Origin;
@@ -54,6 +56,7 @@ pub(super) async fn run(item: &Item, shared: &Shared) -> Result<Infallible, Trou
         clean: false,
         seen_running: false,
         seen_off: false,
+        is_rest: false,
         cadence: Cadence::new(item, shared).await,
     };
     let mut failures = 0;
@@ -112,6 +115,8 @@ struct Pace<'a> {
     seen_running: bool,
     /// The VM was off since this engine looks.
     seen_off: bool,
+    /// The VM is off and must stay so: the next cycle has the rest.
+    is_rest: bool,
     cadence: Cadence<'a>,
 }
 
@@ -120,6 +125,12 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
     if !pace.clean {
         item.context.hypervisor.clean_up(item.spec.vm).await?;
         pace.clean = true;
+    }
+    if let Some(rest) = &item.rest {
+        pace.is_rest = rest.shut_down(item, shared).await?;
+        if pace.is_rest {
+            pace.cadence.leave_group();
+        }
     }
     if !shared.state().await.complete {
         // The store wants to know the disks before anything else.
@@ -163,6 +174,12 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
         )
         .await
         .map(drop);
+    }
+    if let (Some(rest), true) = (&item.rest, pace.is_rest) {
+        let before = marks(&shared.state().await.disks).await?;
+        let purpose = Purpose::Cycle(FreezeKind::Crash);
+        let taken = frozen(item, shared, pace, purpose).await?;
+        return rest.finish(item, shared, taken, before).await;
     }
     let kind = tokio::select! {
         biased;
@@ -209,7 +226,7 @@ async fn raise_asked(item: &Item, shared: &Shared) -> Result<(), Trouble> {
         .await
 }
 
-async fn wait_for_fewer(shared: &Shared, limit: usize) {
+pub(super) async fn wait_for_fewer(shared: &Shared, limit: usize) {
     let mut waiting = shared.waiting();
     // The sender lives as long as `shared`.
     waiting
@@ -259,12 +276,20 @@ async fn frozen(
         point,
         kind: point_kind,
         group_point,
-    } = pace.cadence.freeze(request, kind, whole).await?;
+    } = if pace.is_rest {
+        rest::freeze(item, &request).await?
+    } else {
+        pace.cadence.freeze(request, kind, whole).await?
+    };
     // Behind the freeze: the wait for a group is no work.
     let begin = Instant::now();
     pace.clean = false;
-    pace.seen_running = true;
-    let watched = end_watch(item, shared, pace.seen_off).await;
+    let watched = if pace.is_rest {
+        Ok(())
+    } else {
+        pace.seen_running = true;
+        end_watch(item, shared, pace.seen_off).await
+    };
     let work = async {
         watched?;
         item.pass(pauses::FROZEN).await;
@@ -279,6 +304,7 @@ async fn frozen(
                     captured,
                     kind: point_kind,
                     group_point,
+                    is_rest: pace.is_rest,
                 };
                 cycle.capture().await
             }

@@ -67,6 +67,8 @@ pub(super) struct Cycle<'a> {
     pub captured: Captured,
     pub kind: PointKind,
     pub group_point: Option<Uuid>,
+    /// The VM is off and this is its last: comparing keeps nobody waiting but those who wait for it.
+    pub is_rest: bool,
 }
 
 impl Cycle<'_> {
@@ -86,7 +88,7 @@ impl Cycle<'_> {
         }
         let windows = item.policy.borrow().comparison_windows.clone();
         let now = (item.context.clock)();
-        let open = time_window::any_open(&windows, now);
+        let open = self.is_rest || time_window::any_open(&windows, now);
         let compare = !known.is_whole() && open;
         if compare && known.begins() {
             if shared.front().is_some() {
@@ -124,7 +126,7 @@ impl Cycle<'_> {
         let mut work = DiskWork {
             item,
             head: Head::new(item, shared),
-            until: Instant::now() + SLICE,
+            until: (!self.is_rest).then(|| Instant::now() + SLICE),
             compare,
             waiting: captured.touches.clone(),
             doubts: slices.clone(),
@@ -286,8 +288,8 @@ struct Progress {
 struct DiskWork<'a> {
     item: &'a Item,
     head: Head<'a>,
-    /// Slices end then.
-    until: Instant,
+    /// Slices end then; `None` = each goes to the end of its disk.
+    until: Option<Instant>,
     /// Whether suspect disks are compared in this cycle.
     compare: bool,
     /// What cycles change that are captured and not in the maps, and what is damaged in the store.
@@ -390,7 +392,8 @@ impl DiskWork<'_> {
             self.item.pass(pauses::COMPARING).await;
             judge.coarsen(log.is_fragmented());
             // Half of the room is left for what changes meanwhile.
-            if Instant::now() >= self.until || log.is_full(room, 2) {
+            let is_over = self.until.is_some_and(|until| Instant::now() >= until);
+            if is_over || log.is_full(room, 2) {
                 break;
             }
         }

@@ -142,10 +142,7 @@ pub(super) async fn watch_left(
     if !state.complete {
         return Ok(());
     }
-    let paths: Vec<_> = state.disks.iter().map(|disk| disk.path.clone()).collect();
-    let marks = blocking(move || Ok(paths.iter().map(|path| mark(path).ok()).collect::<Vec<_>>()))
-        .await
-        .map_err(Trouble::io("look at the images of a VM that is off"))?;
+    let marks = marks(&state.disks).await?;
     let mut written = Vec::new();
     let mut changed = state.clone();
     for (disk, mark) in changed.disks.iter_mut().zip(marks) {
@@ -197,6 +194,14 @@ pub(super) async fn end_watch(item: &Item, shared: &Shared, seen_off: bool) -> R
             }
         })
         .await
+}
+
+/// Marks of images; `None` for one that can't be read.
+pub(super) async fn marks(disks: &[ItemDisk]) -> Result<Vec<Option<ImageMark>>, Trouble> {
+    let paths: Vec<_> = disks.iter().map(|disk| disk.path.clone()).collect();
+    blocking(move || Ok(paths.iter().map(|path| mark(path).ok()).collect()))
+        .await
+        .map_err(Trouble::io("look at the images of a VM that is off"))
 }
 
 fn mark(path: &Path) -> io::Result<ImageMark> {

@@ -31,6 +31,7 @@ pub mod policy;
 pub mod ranges;
 mod rate;
 pub mod refine;
+pub mod rest;
 mod retire;
 mod seeding;
 mod shared;
@@ -58,6 +59,7 @@ use crate::schedule::meter::Meter;
 use crate::task::{blocking, spawn_named};
 use maps::Maps;
 use outgoing::Effort;
+use rest::Rest;
 pub use shared::Context;
 use shared::{Item, Shared, Waiting};
 use spec::{Policy, Spec, Wish};
@@ -79,6 +81,29 @@ pub struct Replicator {
 impl Replicator {
     /// Starts the task for an item.
     pub fn start(context: Arc<Context>, spec: Spec, wish: Wish) -> Self {
+        let status = StatusLine::new(context.board.clone(), &spec);
+        Self::begin(context, spec, wish, status, None, false)
+    }
+
+    /// As [`Replicator::start`], for an item whose VM runs by orders: it shares the item's line with who obeys them.
+    pub fn ordered(
+        context: Arc<Context>,
+        spec: Spec,
+        wish: Wish,
+        status: StatusLine,
+        rest: Option<Rest>,
+    ) -> Self {
+        Self::begin(context, spec, wish, status, rest, true)
+    }
+
+    fn begin(
+        context: Arc<Context>,
+        spec: Spec,
+        wish: Wish,
+        status: StatusLine,
+        rest: Option<Rest>,
+        keeps_files: bool,
+    ) -> Self {
         let stop = CancellationToken::new();
         let (retired, first) = match wish {
             Wish::Active(policy) => (None, *policy),
@@ -91,7 +116,9 @@ impl Replicator {
         let (policy, receiver) = watch::channel(first);
         let item = Item {
             files: ItemFiles::new(&context.state_folder, &spec.item_id),
-            status: StatusLine::new(context.board.clone(), &spec),
+            status,
+            rest,
+            keeps_files,
             stop: stop.clone(),
             policy: receiver,
             meter: Meter::default(),
@@ -159,6 +186,9 @@ async fn replicate(item: &Item) {
             Err(trouble) if trouble.is_fenced() => {
                 item.status.phase(State::Fenced);
                 item.status.problem(Origin::Ship, &trouble, &item.spec);
+                if item.keeps_files {
+                    return item.stop.cancelled().await;
+                }
                 // What was captured belongs to nobody any more; a newer activation has its own tracking.
                 let files = item.files.clone();
                 if let Err(error) = blocking(move || files.remove_all(&[])).await {

@@ -34,11 +34,15 @@ pub const BASE_WRITING: &str = "base-writing";
 pub const BASE_FLUSHED: &str = "base-flushed";
 /// The base is complete, the engine's state does not know.
 pub const BASE_COMPLETED: &str = "base-completed";
+/// The VM is off, its last cycle is not captured.
+pub const SHUT_DOWN: &str = "shut-down";
+/// The last cycle is in the store, nobody was told.
+pub const REST_SHIPPED: &str = "rest-shipped";
 /// Between two steps of retirement.
 pub const RETIRING: &str = "retiring";
 
 /// All of them.
-pub const PLACES: [&str; 17] = [
+pub const PLACES: [&str; 19] = [
     FROZEN,
     LOGS_CLOSED,
     RECORDED,
@@ -56,6 +60,8 @@ pub const PLACES: [&str; 17] = [
     BASE_FLUSHED,
     BASE_COMPLETED,
     RETIRING,
+    SHUT_DOWN,
+    REST_SHIPPED,
 ];
 
 /// Called at each place.

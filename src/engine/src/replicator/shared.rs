@@ -17,6 +17,7 @@ use super::maps::Maps;
 use super::outgoing::Effort;
 use super::pauses::Pauses;
 use super::policy::Policy;
+use super::rest::Rest;
 use super::spec::Spec;
 use super::state::{CycleRecord, ItemFiles, ItemState};
 use super::status::StatusLine;
@@ -59,6 +60,10 @@ pub(super) struct Item {
     pub context: Arc<Context>,
     pub spec: Spec,
     pub files: ItemFiles,
+    /// The VM must be shut down, and the rest shipped.
+    pub rest: Option<Rest>,
+    /// Under orders a higher fence is a recovered VM's, and what is kept here shortens the way back.
+    pub keeps_files: bool,
     pub status: StatusLine,
     pub stop: CancellationToken,
     pub policy: watch::Receiver<Policy>,

@@ -46,6 +46,11 @@ pub enum Wish {
 impl Spec {
     /// Reads a message; the error is for a finding.
     pub fn read(message: &v1::Replication) -> Result<(Self, Wish), String> {
+        Ok((Self::place(message)?, Wish::read(message)?))
+    }
+
+    /// Which VM and which replica a message is about, whatever it wants of them; the error is for a finding.
+    pub fn place(message: &v1::Replication) -> Result<Self, String> {
         let (store, store_folder) = stores::target(message.store.as_ref())?;
         let key = ReplicaKey::new(&message.vault_key, &message.item_id)
             .map_err(|error| error.to_string())?;
@@ -55,21 +60,7 @@ impl Spec {
             .iter()
             .map(|id| guid("disk", id).map(DiskId))
             .collect::<Result<Vec<_>, _>>()?;
-        let wish = match message.phase() {
-            v1::replication::Phase::Active => {
-                if disks.is_empty() {
-                    return Err("no disk to replicate".to_owned());
-                }
-                Wish::Active(Box::new(Policy::read(message)?))
-            }
-            v1::replication::Phase::Retired => Wish::Retired {
-                delete_replica: message.delete_replica,
-            },
-            v1::replication::Phase::Unspecified => {
-                return Err("a phase that this engine does not know".to_owned());
-            }
-        };
-        let spec = Self {
+        Ok(Self {
             item_id: message.item_id.clone(),
             key,
             generation: Generation(message.generation),
@@ -78,8 +69,27 @@ impl Spec {
             disks,
             store,
             store_folder,
-        };
-        Ok((spec, wish))
+        })
+    }
+}
+
+impl Wish {
+    /// Reads a message; the error is for a finding.
+    pub fn read(message: &v1::Replication) -> Result<Self, String> {
+        match message.phase() {
+            v1::replication::Phase::Active => {
+                if message.disk_ids.is_empty() {
+                    return Err("no disk to replicate".to_owned());
+                }
+                Ok(Self::Active(Box::new(Policy::read(message)?)))
+            }
+            v1::replication::Phase::Retired => Ok(Self::Retired {
+                delete_replica: message.delete_replica,
+            }),
+            v1::replication::Phase::Unspecified => {
+                Err("a phase that this engine does not know".to_owned())
+            }
+        }
     }
 }
 

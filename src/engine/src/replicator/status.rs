@@ -48,6 +48,10 @@ pub enum Origin {
     Group,
     /// The interval between cycles.
     Schedule,
+    /// What the VM may do here.
+    Order,
+    /// Starting and stopping the VM.
+    Power,
 }
 
 /// An item's line on the board. Cheap to clone.
@@ -269,6 +273,17 @@ impl StatusLine {
                 status.last_app_consistent_unix_ms = newest;
             }
         });
+    }
+
+    /// Whether points are listed.
+    pub fn has_points(&self) -> bool {
+        let status = self.board.replication(&self.item_id);
+        status.is_some_and(|status| !status.recovery_points.is_empty())
+    }
+
+    /// What there is to say of the order in force, as long as it is true.
+    pub fn say(&self, report: Option<v1::SourceReport>) {
+        self.change(|_, status| status.source = report);
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner, &mut v1::ReplicationStatus)) {

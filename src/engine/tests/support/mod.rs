@@ -8,6 +8,8 @@
 
 pub mod faults;
 pub mod item;
+pub mod ordered;
+pub mod power;
 mod reader;
 pub mod world;
 
@@ -63,6 +65,10 @@ struct Inner {
     forgotten_disk: Option<usize>,
     /// Tracking outlives the VM's process, as that of some hosts does.
     tracking_survives: bool,
+    /// The guest ignores the power button.
+    stubborn: bool,
+    /// How often the VM was started, shut down by its guest, and turned off.
+    powered: power::Counts,
 }
 
 /// One VM with two disks, or as many as asked for.
@@ -105,6 +111,8 @@ impl FakeHost {
                 forgetful: false,
                 forgotten_disk: None,
                 tracking_survives: false,
+                stubborn: false,
+                powered: power::Counts::default(),
             })),
         };
         for _ in 0..40 {
@@ -385,68 +393,23 @@ fn error(kind: ErrorKind) -> HypervisorError {
     HypervisorError::new(kind, format!("{kind:?}"))
 }
 
-#[async_trait]
-impl Hypervisor for FakeHost {
-    async fn host(&self) -> Result<HostFacts, HypervisorError> {
-        Ok(HostFacts {
-            name: "fake".to_owned(),
-            operating_system: "memory".to_owned(),
-            hypervisor: "qemu".to_owned(),
-            hypervisor_version: String::new(),
-            free_bytes: 1 << 40,
-            accelerated: false,
-        })
-    }
-
-    async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
-        let inner = self.inner.lock().unwrap();
-        Ok(vec![VirtualMachine {
-            id: self.vm,
-            name: "web01".to_owned(),
-            generation: Generation::Two,
-            processors: 2,
-            memory_bytes: 1 << 29,
-            os_type: "Linux".to_owned(),
-            power_state: if inner.running {
-                PowerState::Running
-            } else {
-                PowerState::Off
-            },
-            disks: inner
-                .disks
-                .iter()
-                .enumerate()
-                .map(|(number, disk)| VirtualDisk {
-                    id: disk.id,
-                    name: disk
-                        .path
-                        .file_name()
-                        .unwrap()
-                        .to_string_lossy()
-                        .into_owned(),
-                    size_bytes: disk.data.len() as u64,
-                    operating_system: number == 0,
-                })
-                .collect(),
-            network_adapters: Vec::new(),
-            findings: Vec::new(),
-        }])
-    }
-
-    async fn freeze(
+impl FakeHost {
+    fn freeze_when(
         &self,
+        running: bool,
         vm: VmId,
         disks: &[DiskId],
         since: Option<TrackingId>,
         next: TrackingId,
-        _consistency: hypervisor::Consistency,
     ) -> Result<FrozenPoint, HypervisorError> {
         let mut inner = self.inner.lock().unwrap();
         if vm != self.vm {
             return Err(error(ErrorKind::VmNotFound));
         }
-        if !inner.running {
-            return Err(error(ErrorKind::VmNotRunning));
+        match (inner.running, running) {
+            (false, true) => return Err(error(ErrorKind::VmNotRunning)),
+            (true, false) => return Err(error(ErrorKind::VmRunning)),
+            _ => {}
         }
         if inner.frozen {
             return Err(error(ErrorKind::Busy));
@@ -532,6 +495,76 @@ impl Hypervisor for FakeHost {
             disks: frozen,
         })
     }
+}
+
+#[async_trait]
+impl Hypervisor for FakeHost {
+    async fn host(&self) -> Result<HostFacts, HypervisorError> {
+        Ok(HostFacts {
+            name: "fake".to_owned(),
+            operating_system: "memory".to_owned(),
+            hypervisor: "qemu".to_owned(),
+            hypervisor_version: String::new(),
+            free_bytes: 1 << 40,
+            accelerated: false,
+        })
+    }
+
+    async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
+        let inner = self.inner.lock().unwrap();
+        Ok(vec![VirtualMachine {
+            id: self.vm,
+            name: "web01".to_owned(),
+            generation: Generation::Two,
+            processors: 2,
+            memory_bytes: 1 << 29,
+            os_type: "Linux".to_owned(),
+            power_state: if inner.running {
+                PowerState::Running
+            } else {
+                PowerState::Off
+            },
+            disks: inner
+                .disks
+                .iter()
+                .enumerate()
+                .map(|(number, disk)| VirtualDisk {
+                    id: disk.id,
+                    name: disk
+                        .path
+                        .file_name()
+                        .unwrap()
+                        .to_string_lossy()
+                        .into_owned(),
+                    size_bytes: disk.data.len() as u64,
+                    operating_system: number == 0,
+                })
+                .collect(),
+            network_adapters: Vec::new(),
+            findings: Vec::new(),
+        }])
+    }
+
+    async fn freeze(
+        &self,
+        vm: VmId,
+        disks: &[DiskId],
+        since: Option<TrackingId>,
+        next: TrackingId,
+        _consistency: hypervisor::Consistency,
+    ) -> Result<FrozenPoint, HypervisorError> {
+        self.freeze_when(true, vm, disks, since, next)
+    }
+
+    async fn freeze_off(
+        &self,
+        vm: VmId,
+        disks: &[DiskId],
+        since: Option<TrackingId>,
+        next: TrackingId,
+    ) -> Result<FrozenPoint, HypervisorError> {
+        self.freeze_when(false, vm, disks, since, next)
+    }
 
     async fn release(&self, _point: FrozenPoint) -> Result<(), HypervisorError> {
         self.inner.lock().unwrap().frozen = false;
@@ -577,13 +610,12 @@ impl Hypervisor for FakeHost {
     }
 
     async fn start(&self, _vm: VmId) -> Result<(), HypervisorError> {
-        self.set_running(true);
+        self.power_on();
         Ok(())
     }
 
-    async fn stop(&self, _vm: VmId, _how: Stop) -> Result<(), HypervisorError> {
-        self.set_running(false);
-        Ok(())
+    async fn stop(&self, _vm: VmId, how: Stop) -> Result<(), HypervisorError> {
+        self.power_off(how).await
     }
 
     async fn create(&self, _vm: NewVirtualMachine) -> Result<(), HypervisorError> {
