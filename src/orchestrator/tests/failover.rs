@@ -83,7 +83,7 @@ async fn a_planned_failover_ends_at_the_recovery_side_and_can_be_committed() {
     );
     assert_eq!(
         property(&item, "allowedOperations"),
-        &json!(["CompleteMigration", "DisableProtection"])
+        &json!(["CompleteMigration", "DisableProtection", "Failback"])
     );
     let again = world
         .post(&format!("{web}/failoverCommit"), json!({}))
@@ -254,5 +254,73 @@ async fn a_guest_that_does_not_shut_down_ends_the_planned_failover_at_the_source
     assert!(action.contains("unplanned failover"), "{action}");
     let item = world.get(&web).await.body;
     assert_eq!(property(&item, "activeLocation"), "Primary");
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_waits_for_a_person_and_leads_back_to_protection() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let first = engine.last().replications[0].generation;
+    let moved = world.post(&format!("{web}/plannedFailover"), away()).await;
+    world.done(&moved).await;
+    let committed = world
+        .post(&format!("{web}/failoverCommit"), json!({}))
+        .await;
+    world.done(&committed).await;
+
+    let body = json!({ "properties": {
+        "failoverDirection": "RecoveryToPrimary",
+        "providerSpecificDetails": {
+            "instanceType": "HyperVReplicaAzureFailback",
+            "dataSyncOption": "ForDownTime",
+            "recoveryVmCreationOption": "NoAction",
+        },
+    } });
+    let back = world.post(&format!("{web}/plannedFailover"), body).await;
+    let scenario = |item: &Value| item["properties"]["currentScenario"]["jobId"].clone();
+    let job = scenario(&world.get(&web).await.body);
+    let job = job.as_str().expect("job").to_owned();
+    world
+        .until(&job, |job| property(job, "state") == "Suspended")
+        .await;
+    let shipping = engine.last().recovered_vms[0].clone();
+    assert!(shipping.ships && shipping.ship_generation > 0);
+    assert_eq!(
+        engine.last().replications[0].origin,
+        shipping.ship_generation
+    );
+    let resumed = world
+        .post(
+            &format!("{job}/resume"),
+            json!({ "properties": { "comments": "go" } }),
+        )
+        .await;
+    assert_eq!(resumed.status, StatusCode::OK);
+    let item = world.done(&back).await;
+    assert_eq!(property(&item, "activeLocation"), "Primary");
+    assert_eq!(property(&item, "protectionState"), "FailbackCommitRequired");
+    let again = world.post(&format!("{job}/resume"), json!({})).await;
+    assert_eq!(again.status, StatusCode::CONFLICT);
+
+    let committed = world
+        .post(&format!("{web}/failoverCommit"), json!({}))
+        .await;
+    let item = world.done(&committed).await;
+    assert_eq!(
+        property(&item, "allowedOperations"),
+        &json!(["ReverseReplicate", "DisableProtection"])
+    );
+    assert_eq!(engine.last().recovered_vms, []);
+    let body = json!({ "properties": { "failoverDirection": "PrimaryToRecovery" } });
+    let again = world.post(&format!("{web}/reProtect"), body).await;
+    world.done(&again).await;
+    world
+        .until(&web, |item| {
+            property(item, "protectionState") == "Protected"
+        })
+        .await;
+    assert!(engine.last().replications[0].generation > first);
     world.orchestrator.stop().await;
 }

@@ -7,17 +7,19 @@
 //! | `applyRecoveryPoint` | `ChangeRecoveryPoint` | the recovered VM is made from another point |
 //! | `failoverCommit` | `CommitFailover` | accepted |
 //! | `failoverCancel` | `CancelFailover` | taken back |
+//! | `plannedFailover`, back | `PlannedFailover` | the source receives what differs, the recovered VM stops, the source starts |
 //! | `reProtect` | `ReverseReplication` | protected again after a failback |
 
 use arm_model::failover::{
-    ApplyRecoveryPoint, LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT,
-    LATEST_PROCESSED, PRIMARY_TO_RECOVERY, PlanFailoverDetails, PlanPlannedFailover,
-    PlanUnplannedFailover, PlannedFailover, RECOVERY_TO_PRIMARY, ReverseReplication,
-    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
+    ApplyRecoveryPoint, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST, LATEST_APPLICATION_CONSISTENT,
+    LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PRIMARY_TO_RECOVERY, PlanFailoverDetails,
+    PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover, RECOVERY_TO_PRIMARY,
+    ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT,
+    UnplannedFailover,
 };
 use arm_model::job::{FAILOVER_DETAILS, JobDetails};
 use arm_model::{ArmError, ArmId, ProtectedItemId, VaultId};
-use protection::life::{Event, Request};
+use protection::life::{DataOption, Event, Request};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -26,6 +28,7 @@ use super::reply::Reply;
 use super::{item_answer, load, plans, test_failover};
 use crate::fault::Fault;
 use crate::saga::choose::PointChoice;
+use crate::saga::failback::{self, FailbackInput};
 use crate::saga::failover::{self, FailoverInput};
 use crate::saga::failover_steps::{self, Step, StepInput};
 use crate::saga::start::{self, NewJob};
@@ -54,8 +57,13 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
     match call.route.tail.as_deref() {
         Some("plannedfailover") => {
             let body: PlannedFailover = call.properties()?;
-            away(body.failover_direction.as_deref())?;
             let details = body.provider_specific_details;
+            if goes_back(body.failover_direction.as_deref())? {
+                let at = "properties.providerSpecificDetails.dataSyncOption";
+                let option = details.and_then(|details| details.data_sync_option);
+                let minimise = minimises_downtime(option.as_deref(), at)?;
+                return back(call, about, minimise, &[&stored]).await;
+            }
             let wanted = details.and_then(|details| details.recovery_point_id);
             let point = point(call, &id, &stored, wanted.as_deref(), POINT)?;
             begin(call, about, one(point, true, true), &[&stored]).await
@@ -123,7 +131,13 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
     match call.route.tail.as_deref() {
         Some("plannedfailover") => {
             let body: PlanPlannedFailover = call.properties()?;
-            away(body.failover_direction.as_deref())?;
+            if goes_back(body.failover_direction.as_deref())? {
+                let at = "properties.providerSpecificDetails[0].dataSyncOption";
+                let first = body.provider_specific_details.first();
+                let option = first.and_then(|one| one.data_sync_option.as_deref());
+                let minimise = minimises_downtime(option, at)?;
+                return back(call, about, minimise, &all).await;
+            }
             let input = of_plan(&body.provider_specific_details, true, true)?;
             begin(call, about, input, &all).await
         }
@@ -347,15 +361,11 @@ fn shuts_down(operations: Option<&str>) -> Result<bool, Fault> {
     }
 }
 
-fn away(direction: Option<&str>) -> Result<(), Fault> {
+/// Whether a planned failover goes back to the source.
+fn goes_back(direction: Option<&str>) -> Result<bool, Fault> {
     match direction {
-        Some(PRIMARY_TO_RECOVERY) => Ok(()),
-        Some(RECOVERY_TO_PRIMARY) => Err(Fault::conflict(
-            "FailbackNotAvailable",
-            "properties.failoverDirection",
-            "This release does not bring a VM back to its source yet.",
-            "Take the failover back with `failoverCancel` before it is committed; the source's own state counts then.",
-        )),
+        Some(PRIMARY_TO_RECOVERY) => Ok(false),
+        Some(RECOVERY_TO_PRIMARY) => Ok(true),
         None => Err(Fault::invalid(
             "properties.failoverDirection",
             format!("Name the direction: `{PRIMARY_TO_RECOVERY}` or `{RECOVERY_TO_PRIMARY}`."),
@@ -369,6 +379,42 @@ fn away(direction: Option<&str>) -> Result<(), Fault> {
     }
 }
 
+/// Whether the recovered VM runs on while most of the data moves.
+fn minimises_downtime(option: Option<&str>, target: &str) -> Result<bool, Fault> {
+    match option {
+        None | Some(FOR_DOWN_TIME) => Ok(true),
+        Some(FOR_SYNCHRONIZATION) => Ok(false),
+        Some(other) => Err(Fault::invalid(
+            target,
+            format!(
+                "`{other}` is not possible; use `{FOR_DOWN_TIME}` (the recovered VM runs while data moves) or `{FOR_SYNCHRONIZATION}` (it is stopped first)."
+            ),
+        )),
+    }
+}
+
+async fn back(
+    call: &Call<'_>,
+    about: About<'_>,
+    minimise_downtime: bool,
+    items: &[&Stored<Item>],
+) -> Result<Reply, Fault> {
+    let option = if minimise_downtime {
+        DataOption::MinimiseDowntime
+    } else {
+        DataOption::FullDownload
+    };
+    for item in items {
+        protection::step(item.record.life, Event::Request(Request::Failback(option)))?;
+    }
+    let input = FailbackInput {
+        items: items.iter().map(|item| item.record.id.clone()).collect(),
+        minimise_downtime,
+    };
+    let head = ("PlannedFailover", "Failback", "failback");
+    job(call, about, head, &input, failback::tasks(), items).await
+}
+
 fn only_away(direction: Option<&str>) -> Result<(), Fault> {
     match direction {
         None | Some(PRIMARY_TO_RECOVERY) => Ok(()),
@@ -379,16 +425,4 @@ fn only_away(direction: Option<&str>) -> Result<(), Fault> {
             ),
         )),
     }
-}
-
-/// What a person may ask of an item now, without what this release does not carry out.
-#[must_use]
-pub fn allowed(item: &Item) -> Vec<String> {
-    let operations = item.life.allowed_operations().into_iter();
-    operations
-        .filter(|operation| {
-            *operation != Request::Failback(protection::life::DataOption::FullDownload).operation()
-        })
-        .map(|operation| operation.as_str().to_owned())
-        .collect()
 }

@@ -92,10 +92,11 @@ pub async fn answer(
     let (state, state_text) = item.life.texts();
     let (drill, drill_text) = item.life.item.drill.texts();
     let job = current_job(call, &id.key()).await?;
-    let allowed = if job.is_some() {
+    let allowed: Vec<String> = if job.is_some() {
         Vec::new()
     } else {
-        super::failover::allowed(item)
+        let operations = item.life.allowed_operations().into_iter();
+        operations.map(|one| one.as_str().to_owned()).collect()
     };
     let site = id
         .name_of("replicationFabrics")

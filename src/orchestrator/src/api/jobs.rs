@@ -1,6 +1,8 @@
-//! Jobs: list, get, cancel.
+//! Jobs: list, get, cancel, resume.
 
-use arm_model::job::JobProperties;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arm_model::job::{JobProperties, JobState};
 use arm_model::{ArmError, JobId, Page, Resource, timestamp};
 
 use super::entry::{Call, unknown_path};
@@ -9,13 +11,21 @@ use super::load;
 use super::reply::Reply;
 use crate::auth::{clients, oauth};
 use crate::fault::Fault;
+use crate::saga::failback;
 use crate::saga::state::Phase;
 use crate::store::records::{self, JobRecord};
+
+/// Body of `resume`.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ResumeJob {
+    comments: Option<String>,
+}
 
 /// Entries of a page.
 const PAGE: usize = 100;
 
-/// GET, POST cancel.
+/// GET, POST cancel and resume.
 ///
 /// # Errors
 /// What is refused.
@@ -28,7 +38,8 @@ pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
             Reply::versioned(&answer(&stored.record, true)?, stored.etag)
         }
         ("POST", Some("cancel")) => cancel(call, &id).await,
-        ("POST", Some("restart" | "resume")) => Err(Fault::conflict(
+        ("POST", Some("resume")) => resume(call, &id).await,
+        ("POST", Some("restart")) => Err(Fault::conflict(
             "OperationNotAllowed",
             id.as_str(),
             "This job can't be started again.",
@@ -112,6 +123,35 @@ pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
     Reply::ok(&Page { value, next_link })
 }
 
+/// A person goes on with a job that waits for that.
+async fn resume(call: &Call<'_>, id: &JobId) -> Result<Reply, Fault> {
+    load::require::<JobRecord>(call.app, id.as_str()).await?;
+    let body: ResumeJob = call.properties()?;
+    let comments = body.comments.as_deref();
+    let waited = AtomicBool::new(false);
+    let job = records::update::<JobRecord>(call.app.store.as_ref(), &id.key(), |job| {
+        let mut job = job.clone();
+        let goes_on = failback::resume(&mut job, comments);
+        waited.store(goes_on, Ordering::Relaxed);
+        goes_on.then_some(job)
+    })
+    .await?
+    .ok_or_else(|| Fault::not_found(id.as_str()))?;
+    if !waited.into_inner() {
+        return Err(Fault::conflict(
+            "OperationNotAllowed",
+            id.as_str(),
+            format!(
+                "The job is in state `{}` and doesn't wait for anybody.",
+                job.properties.state.as_str()
+            ),
+            "Only a suspended job can be resumed.",
+        ));
+    }
+    call.app.ring();
+    Reply::ok(&answer(&job, true)?)
+}
+
 async fn cancel(call: &Call<'_>, id: &JobId) -> Result<Reply, Fault> {
     load::require::<JobRecord>(call.app, id.as_str()).await?;
     let job = records::update::<JobRecord>(call.app.store.as_ref(), &id.key(), |job| {
@@ -119,6 +159,10 @@ async fn cancel(call: &Call<'_>, id: &JobId) -> Result<Reply, Fault> {
             let mut job = job.clone();
             job.cancel = true;
             job.properties.allowed_actions.clear();
+            if job.properties.state == JobState::Suspended {
+                job.properties.state = JobState::InProgress;
+                "InProgress".clone_into(&mut job.properties.state_description);
+            }
             job
         })
     })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use engine_protocol::orders;
 use engine_protocol::v1::{self, replication_status::State};
 use prost::Message as _;
-use protection::life::{Effect, Event as LifeEvent, SourceSaid};
+use protection::life::{Effect, Event as LifeEvent, Phase, SourceSaid};
 use protection::{Event, Generation, Observed, machine};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -77,8 +77,10 @@ impl Intake {
         for status in &report.replications {
             let present = (status.generation, status.state);
             if self.seen.get(&status.item_id) != Some(&present) {
-                self.advance(app, status).await?;
-                self.seen.insert(status.item_id.clone(), present);
+                // What is said of replication while the VM is elsewhere counts when it is back.
+                if self.advance(app, status).await? {
+                    self.seen.insert(status.item_id.clone(), present);
+                }
                 news = true;
             }
             if let Some(source) = &status.source {
@@ -179,20 +181,21 @@ impl Intake {
         Ok(Some((below, ours)))
     }
 
-    /// Takes up the state of a replication.
-    async fn advance(&self, app: &App, status: &v1::ReplicationStatus) -> Result<(), StoreError> {
+    /// Takes up the state of a replication. `false` = not now: the VM is elsewhere.
+    async fn advance(&self, app: &App, status: &v1::ReplicationStatus) -> Result<bool, StoreError> {
         let Some(observed) = observed(status.state()) else {
-            return Ok(());
+            return Ok(true);
         };
         let event = Event::Report {
             generation: Generation(status.generation),
             observed,
         };
         let Some((below, ours)) = self.ours(app, &status.item_id).await? else {
-            return Ok(());
+            return Ok(true);
         };
         let side = |item: &Item| item.recovery.clone();
-        step(app, &below, ours, event.into(), side).await
+        let phase = step(app, &below, ours, event.into(), side).await?;
+        Ok(phase.is_none_or(|phase| matches!(phase, Phase::AtSource | Phase::Gone)))
     }
 
     /// Takes up what a source says of its order.
@@ -220,7 +223,8 @@ impl Intake {
             return Ok(());
         };
         let side = |item: &Item| failover::with_last_point(item, (epoch, said), point.clone());
-        step(app, &below, ours, LifeEvent::Source { epoch, said }, side).await
+        step(app, &below, ours, LifeEvent::Source { epoch, said }, side).await?;
+        Ok(())
     }
 
     /// Takes up what a recovery side says of its order.
@@ -244,7 +248,8 @@ impl Intake {
                 && failover::vm_id(item) == Some(id)
         };
         let side = |item: &Item| item.recovery.clone();
-        step(app, &below, ours, LifeEvent::Recovery { epoch, said }, side).await
+        step(app, &below, ours, LifeEvent::Recovery { epoch, said }, side).await?;
+        Ok(())
     }
 }
 
@@ -260,25 +265,25 @@ pub async fn vault_of_engine(app: &App, engine_id: &str) -> Result<Option<String
     Ok(vault.map(|vault| format!("{}/", vault.key())))
 }
 
-/// Moves the life of the one item that is meant.
+/// Moves the life of the one item that is meant; gives the phase that it is in then.
 async fn step(
     app: &App,
     below: &str,
     meant: impl Fn(&Item) -> bool,
     event: LifeEvent,
     side: impl Fn(&Item) -> Option<RecoverySide>,
-) -> Result<(), StoreError> {
+) -> Result<Option<Phase>, StoreError> {
     let store = app.store.as_ref();
     loop {
         let items = records::list::<Item>(store, below).await?;
         let Some(item) = items.into_iter().find(|item| meant(&item.record)) else {
-            return Ok(());
+            return Ok(None);
         };
         let Ok((life, effects)) = protection::step(item.record.life, event) else {
-            return Ok(());
+            return Ok(Some(item.record.life.phase));
         };
         if life == item.record.life {
-            return Ok(());
+            return Ok(Some(life.phase));
         }
         let before = item.record.life;
         info!(item = %item.record.id, from = ?(before.phase, before.item.replication), to = ?(life.phase, life.item.replication), "the state of a protected VM changes");
@@ -307,7 +312,7 @@ async fn step(
             vec![records::put(item.key, &changed, Expect::Etag(item.etag))?]
         };
         match store.apply(changes).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(Some(life.phase)),
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(error),
         }

@@ -20,6 +20,7 @@ pub mod drill;
 pub mod drill_cleanup;
 mod drill_report;
 pub mod enable_protection;
+pub mod failback;
 pub mod failover;
 pub mod failover_steps;
 pub mod fence;
@@ -108,6 +109,7 @@ pub fn workflow(name: &str) -> Option<&'static dyn Workflow> {
         "reshape" => &reshape::Reshape,
         "resynchronize" => &resynchronize::Resynchronize,
         "testFailover" => &drill::TestFailover,
+        "failback" => &failback::Failback,
         "failover" => &failover::Failover,
         "failoverStep" => &failover_steps::FailoverStep,
         "testFailoverCleanup" => &drill_cleanup::TestFailoverCleanup,

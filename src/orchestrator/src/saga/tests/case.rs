@@ -10,6 +10,7 @@ use super::bench::Bench;
 use super::run;
 use crate::saga::choose::PointChoice;
 use crate::saga::drill::DrillInput;
+use crate::saga::failback::{self, FailbackInput};
 use crate::saga::failover::{self, FailoverInput};
 use crate::saga::failover_steps::{self, Step, StepInput};
 use crate::saga::runner::Trial;
@@ -42,9 +43,13 @@ pub(super) enum Case {
     ChangePoint,
     Cancel,
     Migrate,
+    Failback,
+    FullDownload,
+    CommitFailback,
+    ReProtect,
 }
 
-pub(super) const ALL: [Case; 18] = [
+pub(super) const ALL: [Case; 22] = [
     Case::Planned,
     Case::Unplanned,
     Case::UnplannedAttempt,
@@ -53,6 +58,10 @@ pub(super) const ALL: [Case; 18] = [
     Case::ChangePoint,
     Case::Cancel,
     Case::Migrate,
+    Case::Failback,
+    Case::FullDownload,
+    Case::CommitFailback,
+    Case::ReProtect,
     Case::Reshape,
     Case::Resynchronize,
     Case::Put,
@@ -80,6 +89,10 @@ impl Case {
             | Self::ChangePoint
             | Self::Cancel
             | Self::Migrate
+            | Self::Failback
+            | Self::FullDownload
+            | Self::CommitFailback
+            | Self::ReProtect
             | Self::Resynchronize => bench.protected("vm-a").await,
             Self::PlanDrill | Self::PlanFailover | Self::Cleanup => {
                 bench.protected("vm-a").await;
@@ -102,12 +115,20 @@ impl Case {
                     .expect("stored");
             }
         }
-        let first = match self {
-            Self::Cleanup => Some(Self::PlanDrill),
-            Self::Commit | Self::ChangePoint | Self::Cancel | Self::Migrate => Some(Self::Planned),
-            _ => None,
+        let first: &[Self] = match self {
+            Self::Cleanup => &[Self::PlanDrill],
+            Self::Commit | Self::ChangePoint | Self::Cancel | Self::Migrate => &[Self::Planned],
+            Self::Failback | Self::FullDownload => &[Self::Planned, Self::Commit],
+            Self::CommitFailback => &[Self::Planned, Self::Commit, Self::Failback],
+            Self::ReProtect => &[
+                Self::Planned,
+                Self::Commit,
+                Self::Failback,
+                Self::CommitFailback,
+            ],
+            _ => &[],
         };
-        if let Some(first) = first {
+        for first in first {
             let key = Box::pin(first.begin(bench)).await;
             assert_eq!(
                 run(bench, &key, Trial::default(), false).await,
@@ -234,7 +255,15 @@ impl Case {
                 let tasks = failover::tasks(&input);
                 (plan.clone(), "failover", json!(input), tasks)
             }
-            Self::Commit => step(Step::Commit),
+            Self::Commit | Self::CommitFailback => step(Step::Commit),
+            Self::ReProtect => step(Step::ReProtect),
+            Self::Failback | Self::FullDownload => {
+                let input = FailbackInput {
+                    items: vec![text(&a)],
+                    minimise_downtime: self == Self::Failback,
+                };
+                (a.clone(), "failback", json!(input), failback::tasks())
+            }
             Self::ChangePoint => step(Step::ChangePoint),
             Self::Cancel => step(Step::Cancel),
             Self::Migrate => (
@@ -339,6 +368,23 @@ impl Case {
                 item.expect("item").life.phase,
                 Phase::Committed(Kind::Planned)
             ),
+            Self::Failback | Self::FullDownload => {
+                let item = item.expect("item");
+                assert_eq!(item.life.phase, Phase::FailedBack(Kind::Planned));
+                assert!(item.recovery.is_some(), "the copy is kept until the commit");
+            }
+            Self::CommitFailback => {
+                let item = item.expect("item");
+                assert_eq!(
+                    (item.life.phase, item.recovery),
+                    (Phase::FailbackCommitted, None)
+                );
+            }
+            Self::ReProtect => {
+                let life = item.expect("item").life;
+                assert_eq!(life.phase, Phase::AtSource);
+                assert!(life.item.is_active());
+            }
             Self::Cancel => {
                 let item = item.expect("item");
                 assert_eq!((item.life.phase, item.recovery), (Phase::AtSource, None));
@@ -387,7 +433,12 @@ impl Case {
     pub(super) fn tasks(self) -> usize {
         match self {
             Self::Put | Self::Remove | Self::Completion => 2,
-            Self::Commit | Self::ChangePoint | Self::Cancel => 2,
+            Self::Commit
+            | Self::ChangePoint
+            | Self::Cancel
+            | Self::CommitFailback
+            | Self::ReProtect => 2,
+            Self::Failback | Self::FullDownload => 6,
             Self::Enable | Self::PlanDrill => 5,
             Self::Planned | Self::Unplanned | Self::UnplannedAttempt | Self::PlanFailover => 5,
             Self::Migrate | Self::Disable | Self::Cleanup | Self::Reshape | Self::Resynchronize => {

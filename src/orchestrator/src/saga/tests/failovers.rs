@@ -221,3 +221,55 @@ async fn the_recovery_host_hears_of_a_vm_only_when_its_group_is_due() {
     }
     assert_eq!(order, ["vm-b", "vm-a"], "group 1 holds vm-b, group 2 vm-a");
 }
+
+#[tokio::test]
+async fn a_failback_that_fails_leaves_the_vm_at_one_side_and_whole() {
+    for case in [Case::Failback, Case::FullDownload] {
+        for node in 0..case.tasks() - 1 {
+            for (repeat, killed) in [(false, false), (true, true)] {
+                let mut bench = Bench::new().await;
+                case.prepare(&mut bench).await;
+                let key = case.begin(&mut bench).await;
+                let trial = Trial {
+                    fail_after: Some(node),
+                    repeat,
+                };
+                let state = run(&mut bench, &key, trial, killed).await;
+                assert_eq!(state, JobState::Failed, "{case:?} node {node}");
+                let there = item(&bench, "vm-a").await;
+                let phase = there.life.phase;
+                // Hosts don't wait for a job: once the person has said go, the way to the source may end first.
+                let is_back =
+                    matches!(phase, Phase::FailedBack(_)) && there.life.item.generation.0 > 0;
+                let has_gone = node > 1 || case == Case::FullDownload;
+                assert!(
+                    phase == Phase::Committed(Kind::Planned) || (is_back && has_gone && node > 0),
+                    "{case:?} node {node}: {phase:?}"
+                );
+                assert!(there.recovery.is_some());
+                assert!(has_no_locks(&bench).await);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failback_waits_for_a_person_before_the_recovered_vm_stops() {
+    let mut bench = Bench::new().await;
+    Case::Failback.prepare(&mut bench).await;
+    let key = Case::Failback.begin(&mut bench).await;
+    let app = bench.app().await;
+    for _ in 0..20 {
+        step_with(&app, &key, Trial::default()).await.expect("step");
+        bench.report(&app).await;
+    }
+    let job = records::get::<JobRecord>(&bench.store, &key).await;
+    let job = job.expect("get").expect("job").record;
+    assert_eq!(job.properties.state, JobState::Suspended);
+    assert_eq!(job.properties.allowed_actions, ["Cancel", "Resume"]);
+    let phase = item(&bench, "vm-a").await.life.phase;
+    assert_eq!(phase, Phase::Synchronised(Kind::Planned));
+    let state = run(&mut bench, &key, Trial::default(), true).await;
+    assert_eq!(state, JobState::Succeeded);
+    Case::Failback.check(&bench).await;
+}

@@ -35,12 +35,26 @@ async fn run(bench: &mut Bench, key: &str, trial: Trial, killed: bool) -> JobSta
                     .expect("job");
                 return job.record.properties.state;
             }
-            Ok(_) => bench.report(&app).await,
+            Ok(_) => {
+                bench.report(&app).await;
+                resume(bench, key).await;
+            }
             Err(error) if error.is_conflict() => {}
             Err(error) => panic!("{error}"),
         }
     }
     panic!("the job doesn't end");
+}
+
+/// A person who goes on with whatever waits.
+async fn resume(bench: &Bench, key: &str) {
+    let goes_on = |job: &JobRecord| {
+        let mut job = job.clone();
+        super::failback::resume(&mut job, None).then_some(job)
+    };
+    records::update::<JobRecord>(&bench.store, key, goes_on)
+        .await
+        .expect("resumed");
 }
 
 #[tokio::test]

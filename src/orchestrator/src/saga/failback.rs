@@ -1,0 +1,325 @@
+//! Failback of items to their source. Input: [`FailbackInput`].
+//!
+//! ```text
+//!  preflight ─► synchronise ─► wait for a person ─► stop the recovered VMs ─► receive the rest ─► start the sources
+//!               (VM runs on)   (job is suspended)   └────────────── downtime ──────────────┘
+//!               └──── only while downtime is to be short ────┘
+//! ```
+//!
+//! As with a failover, who may run where is decided by [`protection::life`] alone. A job that fails or is cancelled brings
+//! the items back to the recovery side, where they were; a source that runs already stays, unless the job is cancelled.
+
+use arm_model::ArmError;
+use arm_model::job::{JobState, Task};
+use async_trait::async_trait;
+use engine_protocol::v1;
+use protection::life::{DataOption, Event, Phase, Request};
+use serde::{Deserialize, Serialize};
+
+use super::enable_protection::{host_disconnected, item_name};
+use super::state::{JobRecord, fresh_task};
+use super::{Outcome, Run, Workflow};
+use crate::failover::advance;
+use crate::fault::Fault;
+use crate::store::records::{self, Item};
+
+/// See the module.
+pub struct Failback;
+
+/// The node that waits for a person.
+const WAITS: usize = 2;
+
+/// Parameters.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FailbackInput {
+    /// ARM ids of the items.
+    pub items: Vec<String>,
+    /// The recovered VMs run while most of the data moves, and a person says when they stop.
+    pub minimise_downtime: bool,
+}
+
+/// Tasks.
+#[must_use]
+pub fn tasks() -> Vec<Task> {
+    vec![
+        fresh_task(
+            "PlannedFailoverPreflightChecksTask",
+            "Prerequisites check for failback",
+        ),
+        fresh_task("DataSynchronizationTask", "Synchronizing data"),
+        fresh_task("WaitForUserInputTask", "Waiting for user input"),
+        fresh_task(
+            "ShutdownVmOnSecondary",
+            "Shutting down the recovered virtual machine",
+        ),
+        fresh_task("FailoverTask", "Receiving the last changes"),
+        fresh_task("StartVmOnPrimary", "Starting the virtual machine"),
+    ]
+}
+
+#[async_trait]
+impl Workflow for Failback {
+    async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        let input = input(run)?;
+        match node {
+            0 => preflight(run, &input).await,
+            1 => {
+                let option = input.option();
+                ask(run, &input, Request::Failback(option), |phase| {
+                    matches!(phase, Phase::Committed(_))
+                })
+                .await?;
+                follow(run, &input, |phase| {
+                    matches!(phase, Phase::Synchronising(_))
+                })
+                .await
+            }
+            WAITS => {
+                if !input.minimise_downtime {
+                    return Ok(Outcome::Done);
+                }
+                if !is_resumed(run.job) {
+                    suspend(run.job);
+                    return Ok(Outcome::Wait);
+                }
+                ask(run, &input, Request::FinalizeFailback, |phase| {
+                    matches!(phase, Phase::Synchronised(_))
+                })
+                .await?;
+                Ok(Outcome::Done)
+            }
+            3 => {
+                follow(run, &input, |phase| {
+                    matches!(phase, Phase::StoppingRecovered(_))
+                })
+                .await
+            }
+            4 => follow(run, &input, |phase| matches!(phase, Phase::Receiving(_))).await,
+            _ => {
+                follow(run, &input, |phase| {
+                    matches!(phase, Phase::StartingSource(_))
+                })
+                .await
+            }
+        }
+    }
+
+    async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        if node == 1 {
+            return take_back(run).await;
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+// === impl FailbackInput ===
+
+impl FailbackInput {
+    fn option(&self) -> DataOption {
+        if self.minimise_downtime {
+            DataOption::MinimiseDowntime
+        } else {
+            DataOption::FullDownload
+        }
+    }
+}
+
+/// A person goes on with a job that waits. `false` = it doesn't wait.
+pub fn resume(job: &mut JobRecord, comments: Option<&str>) -> bool {
+    let waits = job.properties.state == JobState::Suspended && !job.cancel;
+    if waits {
+        job.remember(&resumed(job.node), comments.unwrap_or_default());
+        job.properties.state = JobState::InProgress;
+        "InProgress".clone_into(&mut job.properties.state_description);
+        job.properties.allowed_actions = vec!["Cancel".to_owned()];
+    }
+    waits
+}
+
+fn resumed(node: usize) -> String {
+    format!("resumed {node}")
+}
+
+fn is_resumed(job: &JobRecord) -> bool {
+    job.recall(&resumed(job.node)).is_some()
+}
+
+fn suspend(job: &mut JobRecord) {
+    job.properties.state = JobState::Suspended;
+    "Waiting for user input".clone_into(&mut job.properties.state_description);
+    job.properties.allowed_actions = vec!["Cancel".to_owned(), "Resume".to_owned()];
+}
+
+fn input(run: &Run<'_>) -> Result<FailbackInput, Fault> {
+    serde_json::from_value(run.job.input.clone()).map_err(|error| {
+        Fault::refuse(
+            500,
+            ArmError::new(
+                "InternalError",
+                format!("The stored request can't be read: {error}."),
+            ),
+        )
+    })
+}
+
+async fn load(run: &Run<'_>, id: &str) -> Result<Item, Fault> {
+    let item = records::get::<Item>(run.app.store.as_ref(), &id.to_ascii_lowercase()).await?;
+    item.map(|item| item.record)
+        .ok_or_else(|| Fault::not_found(id))
+}
+
+async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, Fault> {
+    let app = run.app;
+    for id in &input.items {
+        let item = load(run, id).await?;
+        let request = Event::Request(Request::Failback(input.option()));
+        protection::step(item.life, request)?;
+        let recovery = item.recovery.as_ref().map(|side| &side.engine_id);
+        for engine in [Some(&item.engine_id), recovery].into_iter().flatten() {
+            if !app.fleet.connected(engine, app.now_ms()) {
+                return Err(host_disconnected(app, engine));
+            }
+        }
+        let live = app.fleet.get(&item.engine_id).unwrap_or_default();
+        if live.machine(&item.vm_id).is_none() {
+            return Err(Fault::refuse(
+                409,
+                ArmError::new(
+                    "SourceVirtualMachineNotFound",
+                    format!(
+                        "The VM `{}` is no longer on host `{}`.",
+                        item.vm_name,
+                        live.host_name()
+                    ),
+                )
+                .at(item.id.clone())
+                .advise(
+                    "It was removed, or moved to another host.",
+                    "Put the VM back, with the disks it had; their contents don't matter.",
+                ),
+            ));
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Asks each item that is still where the request begins.
+async fn ask(
+    run: &Run<'_>,
+    input: &FailbackInput,
+    request: Request,
+    begins: fn(Phase) -> bool,
+) -> Result<(), Fault> {
+    for id in &input.items {
+        let item = load(run, id).await?;
+        if begins(item.life.phase) {
+            let same = |item: &Item| item.recovery.clone();
+            advance(
+                run.app,
+                &id.to_ascii_lowercase(),
+                Event::Request(request),
+                same,
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits while any item is in a phase; a host that is away for too long ends it.
+async fn follow(
+    run: &mut Run<'_>,
+    input: &FailbackInput,
+    present: fn(Phase) -> bool,
+) -> Result<Outcome, Fault> {
+    let app = run.app;
+    let mut texts = Vec::new();
+    for id in &input.items {
+        let item = load(run, id).await?;
+        if matches!(
+            item.life.phase,
+            Phase::Committed(_) | Phase::UndoingFailback(_)
+        ) {
+            return Err(Fault::conflict(
+                "OperationNotAllowed",
+                &item.id,
+                format!(
+                    "The failback of `{}` was taken back meanwhile.",
+                    item.vm_name
+                ),
+                "Start it again.",
+            ));
+        }
+        if !present(item.life.phase) {
+            continue;
+        }
+        let live = app.fleet.get(&item.engine_id).unwrap_or_default();
+        let status = live.replication(item_name(&item.id));
+        let recovery = item.recovery.as_ref().map(|side| &side.engine_id);
+        for engine in [Some(&item.engine_id), recovery].into_iter().flatten() {
+            if !app.fleet.connected(engine, app.now_ms())
+                && run.waited_ms() > app.patience.engine_ms
+            {
+                return Err(host_disconnected(app, engine));
+            }
+        }
+        texts.push(progress(&item.vm_name, status));
+    }
+    if texts.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    let node = run.job.node;
+    if let Some(task) = run.job.properties.tasks.get_mut(node) {
+        task.state_description = format!("InProgress, {}", texts.join("; "));
+    }
+    Ok(Outcome::Wait)
+}
+
+/// How far an item is, and what holds it up: engines try again by themselves, and a person may cancel.
+fn progress(name: &str, status: Option<&v1::ReplicationStatus>) -> String {
+    let Some(status) = status else {
+        return name.to_owned();
+    };
+    let mut text = match &status.source {
+        Some(source) => format!(
+            "{name}: {} bytes received, {} to go",
+            source.received_bytes, source.to_receive_bytes
+        ),
+        None => name.to_owned(),
+    };
+    if let Some(finding) = status.findings.first() {
+        text.push_str(&format!(" ({})", finding.summary));
+    }
+    text
+}
+
+/// Back to the recovery side. After a failure a VM that runs at its source already stays there.
+async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
+    let mut is_back = true;
+    for id in &input(run)?.items {
+        let item = load(run, id).await?;
+        let phase = match item.life.phase {
+            Phase::FailedBack(_) if !run.job.cancel => continue,
+            Phase::Synchronising(_)
+            | Phase::Synchronised(_)
+            | Phase::StoppingRecovered(_)
+            | Phase::Receiving(_)
+            | Phase::StartingSource(_)
+            | Phase::FailedBack(_) => {
+                let same = |item: &Item| item.recovery.clone();
+                let cancel = Event::Request(Request::CancelFailover);
+                let key = id.to_ascii_lowercase();
+                advance(run.app, &key, cancel, same).await?.life.phase
+            }
+            other => other,
+        };
+        is_back &= !matches!(phase, Phase::UndoingFailback(_));
+    }
+    // The VM's life goes on by itself, whether this job waits or not.
+    let give_up = run.waited_ms() > run.app.patience.removal_ms;
+    Ok(if is_back || give_up {
+        Outcome::Done
+    } else {
+        Outcome::Wait
+    })
+}
