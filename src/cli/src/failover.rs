@@ -195,11 +195,11 @@ async fn commit<'a>(vault: &Vault, options: &'a Commit) -> Result<Step<'a>> {
     let what = options.which.text(&target);
     options.confirm.ask(&match text(&target, "/properties/activeLocation") {
         _ if options.which.is_plan() => format!(
-            "Commit of {what}: after a failover the recovery points are dropped, after a failback the recovered VMs."
+            "Commit of {what}: after a failover no other recovery point and no cancel is possible any more, after a failback the recovered VMs are removed."
         ),
         AT_PRIMARY => format!("Commit of the failback of {what}: the recovered VM and its disks are removed."),
         _ => format!(
-            "Commit of the failover of {what}: recovery points are dropped, and neither another point nor a cancel is possible afterwards."
+            "Commit of the failover of {what}: neither another recovery point nor a cancel is possible afterwards."
         ),
     })?;
     Ok(Step::new(&target, "failoverCommit", None, &options.waiting))

@@ -196,7 +196,7 @@ impl FailoverAction {
                  is lost."
             }
             Self::Commit => {
-                "Accepts a failover: the recovered VM is the one that counts, and its recovery points are dropped. This can't be taken back."
+                "Accepts a failover: the recovered VM is the one that counts, and neither another recovery point nor a cancel is possible afterwards."
             }
         }
     }
