@@ -89,11 +89,11 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
         groups: Arc::default(),
     });
     let recovered = config.recovery_role.then(|| {
-        RecoveredVms::new(Arc::new(RecoveryHost {
-            hypervisor: hypervisor.clone(),
-            board: board.clone(),
-            folder: config.recovery_folder.clone(),
-        }))
+        RecoveredVms::new(Arc::new(RecoveryHost::new(
+            hypervisor.clone(),
+            board.clone(),
+            config.recovery_folder.clone(),
+        )))
     });
     let reconciler = Reconciler::new(
         context,

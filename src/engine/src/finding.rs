@@ -168,6 +168,17 @@ pub fn recovery_failed(name: &str, cause: &str, given_up: bool) -> Finding {
     )
 }
 
+/// An order of a failover can't be obeyed as it is; the one before stays in force.
+pub fn order_not_taken(name: &str, cause: &str) -> Finding {
+    finding(
+        "ORDER_NOT_TAKEN",
+        format!("an order for recovered virtual machine {name:?} is not obeyed: {cause}"),
+        "Orchestrator and engine are of different versions, or the orchestrator's database was restored from an older copy.",
+        "Bring orchestrator and engine to the same version. See the engine's log on the recovery host.",
+        true,
+    )
+}
+
 /// A comparison is due and waits for its hours.
 pub fn comparison_waits(until_unix_ms: i64) -> Finding {
     let until = time::OffsetDateTime::from_unix_timestamp(until_unix_ms / 1000)

@@ -1,38 +1,28 @@
-//! One recovered VM, from its point to its first line on the console, and its removal.
+//! One VM of a drill, from its point to its first line on the console, and its removal.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use engine_protocol::v1;
-use hypervisor::nbd::NbdServer;
-use hypervisor::{
-    DiskId, DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, Stop, VmId,
-};
-use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView};
-use replication_log::KeyRing;
+use hypervisor::{PowerState, Stop, VmId};
+use replica_store::{ReplicaKey, ReplicaView};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use v1::recovered_vm::Power;
 use v1::recovered_vm_status::State;
 
 use super::record::Record;
-use super::{RecoveryHost, view};
+use super::{CONSOLE_POLL, POWER_POLL, RecoveryHost, making};
 use crate::backoff;
 use crate::engine::now_unix_ms;
 use crate::finding;
-use crate::replicator::policy;
 use crate::stores;
 use crate::task::blocking;
-use crate::vm_config::VmConfig;
 
 /// A VM that can't be made is given up after so many tries; the task ends, a new desired state starts it anew. One that has
 /// been started is never given up: it waits for its disks, and its work would be lost.
 const TRIES: u32 = 5;
-/// How often the console file is looked at for the first byte: short, since this is the figure people compare.
-const CONSOLE_POLL: Duration = Duration::from_millis(50);
-/// How often a running VM is looked at.
-const POWER_POLL: Duration = Duration::from_secs(2);
 
 /// Makes the VM, keeps its disks served, reports. Ends when stopped, or when given up.
 pub(super) async fn run(
@@ -89,24 +79,9 @@ async fn once(
     wish: &v1::RecoveredVm,
 ) -> anyhow::Result<std::convert::Infallible> {
     let (mut record, view) = open(host, id, wish).await?;
-    let folder = host.folder.join(id.to_string());
-    blocking({
-        let folder = folder.clone();
-        move || std::fs::create_dir_all(folder)
-    })
-    .await
-    .with_context(|| format!("create folder {}", folder.display()))?;
-    let socket = folder.join("nbd.sock");
     // Served as long as this future lives.
-    let _server: NbdServer = view::serve(&view, &socket)
-        .await
-        .context("serve the disks of the recovery point")?;
+    let _server = making::make(host, id, &wish.name, &view).await?;
     let vm = VmId(id);
-    let machine = machine(id, wish, &view, &folder, &socket)?;
-    host.hypervisor
-        .create(machine)
-        .await
-        .context("create the virtual machine")?;
     let console = host
         .hypervisor
         .console(vm)
@@ -130,7 +105,7 @@ async fn once(
         return std::future::pending().await;
     }
     // A VM that this engine, or the one before it, has started and that was shut down inside stays off.
-    if record.started_unix_ms == 0 || power(host, vm).await? == PowerState::Running {
+    if record.started_unix_ms == 0 || making::power(host, vm).await? == PowerState::Running {
         host.hypervisor
             .start(vm)
             .await
@@ -138,7 +113,7 @@ async fn once(
     }
     if record.started_unix_ms == 0 {
         record.started_unix_ms = now_unix_ms();
-        keep(host, &record).await?;
+        making::keep(&host.folder, &record).await?;
         tracing::info!(vm = %id, name = wish.name, point = %record.point_id, "recovered VM is running");
     }
     watch(host, &mut record, &console).await
@@ -153,14 +128,14 @@ async fn watch(
     let vm = VmId(record.id);
     let mut looked: Option<tokio::time::Instant> = None;
     loop {
-        if record.first_output_unix_ms == 0 && has_bytes(console.to_owned()).await {
+        if record.first_output_unix_ms == 0 && making::has_bytes(console.to_owned()).await {
             record.first_output_unix_ms = now_unix_ms();
-            keep(host, record).await?;
+            making::keep(&host.folder, record).await?;
             tracing::info!(vm = %record.id, name = record.name, "recovered VM has written its first output");
         }
         if looked.is_none_or(|at| at.elapsed() >= POWER_POLL) {
             looked = Some(tokio::time::Instant::now());
-            match (power(host, vm).await, record.first_output_unix_ms) {
+            match (making::power(host, vm).await, record.first_output_unix_ms) {
                 (Ok(PowerState::Off), _) => show(host, record, State::Off),
                 (Ok(PowerState::Running), 0) => show(host, record, State::Running),
                 (Ok(PowerState::Running), _) => show(host, record, State::Booted),
@@ -195,13 +170,7 @@ async fn open(
     let (store, store_folder) =
         stores::target(wish.store.as_ref()).map_err(|problem| anyhow!(problem))?;
     let key = ReplicaKey::new(&wish.vault_key, &wish.item_id)?;
-    let keys = match &wish.encryption {
-        Some(encryption) => policy::keys(encryption).map_err(|problem| anyhow!(problem))?,
-        None => KeyRing::new(),
-    };
-    let reader = ReplicaReader::open_with_keys(&store, &key, keys)
-        .await
-        .context("open the replica")?;
+    let reader = making::reader(&store, &key, making::keys(wish)?).await?;
     let folder = host.folder.clone();
     let known = blocking(move || Record::read(&folder, id))
         .await
@@ -224,91 +193,13 @@ async fn open(
                 wish.item_id.clone(),
             );
             // Before the pin: a crash in between must not leave a pin that nobody knows of.
-            keep(host, &record).await?;
+            making::keep(&host.folder, &record).await?;
             record
         }
     };
-    let selector = if !record.point_id.is_nil() {
-        PointSelector::Id(record.point_id)
-    } else if wish.point_id.is_empty() {
-        PointSelector::Newest
-    } else {
-        PointSelector::Id(
-            wish.point_id
-                .parse()
-                .with_context(|| format!("recovery point id {:?} is not a GUID", wish.point_id))?,
-        )
-    };
-    let view = reader
-        .pinned_view(selector, &record.owner())
-        .await
-        .context("open the recovery point")?;
-    let point = view.point().context("the view has no recovery point")?;
-    if record.point_id != point.id {
-        record.point_id = point.id;
-        record.point_time_unix_ms = point.time_unix_ms;
-        keep(host, &record).await?;
-    }
+    let wanted = making::wanted_point(wish)?;
+    let view = making::open(&host.folder, &mut record, &reader, wanted).await?;
     Ok((record, view))
-}
-
-fn machine(
-    id: Uuid,
-    wish: &v1::RecoveredVm,
-    view: &ReplicaView,
-    folder: &Path,
-    socket: &Path,
-) -> anyhow::Result<NewVirtualMachine> {
-    let config = view
-        .vm_config()
-        .context("the recovery point holds no configuration")?;
-    let config: VmConfig =
-        serde_json::from_value(config.clone()).context("configuration in the recovery point")?;
-    let generation = config
-        .generation()
-        .with_context(|| format!("generation {} is unknown", config.generation))?;
-    let disks = config
-        .disks
-        .iter()
-        .enumerate()
-        .map(|(number, disk)| {
-            let stored = view
-                .disks()
-                .iter()
-                .find(|stored| stored.id == disk.id.0)
-                .with_context(|| format!("the replica has no disk {}", disk.id))?;
-            Ok(NewDisk {
-                // A new identity for the copy, the same at every try.
-                id: DiskId(Uuid::new_v5(&id, disk.id.0.as_bytes())),
-                source: DiskSource::Nbd {
-                    socket: socket.to_owned(),
-                    export: stored.id.to_string(),
-                    size_bytes: stored.size_bytes,
-                    overlay: PathBuf::from(format!("disk{number}.qcow2")),
-                },
-            })
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    // No network of the recovery host is mapped yet: each adapter is there, its cable is out.
-    let networks = config
-        .network_adapters
-        .iter()
-        .map(|_| NewNetwork {
-            network_name: None,
-            mac_address: None,
-        })
-        .collect();
-    Ok(NewVirtualMachine {
-        id: VmId(id),
-        name: wish.name.clone(),
-        generation,
-        memory_bytes: config.memory_bytes,
-        processors: config.processors,
-        os_type: config.os_type,
-        folder: folder.to_owned(),
-        disks,
-        networks,
-    })
 }
 
 /// Removes the VM with all it holds, however often it takes.
@@ -318,7 +209,7 @@ pub(super) async fn remove(host: &RecoveryHost, id: Uuid, stop: &CancellationTok
         let result = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            result = remove_once(host, id) => result,
+            result = making::remove(host, &host.folder, id) => result,
         };
         match result {
             Ok(()) => {
@@ -353,73 +244,6 @@ async fn has_been_started(host: &RecoveryHost, id: Uuid) -> bool {
         Ok(record) => record.is_some_and(|record| record.started_unix_ms > 0),
         Err(_) => true,
     }
-}
-
-async fn remove_once(host: &RecoveryHost, id: Uuid) -> anyhow::Result<()> {
-    let parent = host.folder.clone();
-    let record = blocking(move || Record::read(&parent, id)).await;
-    host.hypervisor
-        .remove(VmId(id))
-        .await
-        .context("remove the virtual machine")?;
-    let folder = host.folder.join(id.to_string());
-    blocking(move || match std::fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    })
-    .await
-    .context("remove its folder")?;
-    // A record that can't be read names no pin; the store shows pins of their owner by name to an operator.
-    if let Ok(Some(record)) = &record {
-        let key = ReplicaKey::new(&record.vault_key, &record.item_id)?;
-        let store = stores::named(&record.store_folder).with_context(|| {
-            format!(
-                "no credential for {} has come from the orchestrator yet, so its recovery point can't be let go",
-                record.store_folder.display()
-            )
-        })?;
-        match ReplicaReader::open(&store, &key).await {
-            Ok(reader) => reader
-                .unpin(&record.owner())
-                .await
-                .context("let the recovery point go")?,
-            // The replica is gone, its pins with it.
-            Err(error) if error.kind() == replica_store::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context("let the recovery point go"),
-        }
-    }
-    let parent = host.folder.clone();
-    blocking(move || Record::remove(&parent, id))
-        .await
-        .context("remove the record")?;
-    tracing::info!(vm = %id, "recovered VM is removed");
-    Ok(())
-}
-
-async fn power(host: &RecoveryHost, vm: VmId) -> anyhow::Result<PowerState> {
-    let machines = host
-        .hypervisor
-        .virtual_machines()
-        .await
-        .context("look at the host's virtual machines")?;
-    machines
-        .iter()
-        .find(|machine| machine.id == vm)
-        .map(|machine| machine.power_state)
-        .context("the virtual machine is gone")
-}
-
-async fn has_bytes(path: PathBuf) -> bool {
-    blocking(move || std::fs::metadata(path))
-        .await
-        .is_ok_and(|metadata| metadata.len() > 0)
-}
-
-async fn keep(host: &RecoveryHost, record: &Record) -> anyhow::Result<()> {
-    let (record, folder) = (record.clone(), host.folder.clone());
-    blocking(move || record.write(&folder))
-        .await
-        .context("keep the record of the recovered VM")
 }
 
 fn set(host: &RecoveryHost, id: Uuid, state: State) {

@@ -8,18 +8,29 @@
 //! Promise: the replica is only read; what the recovered VM writes stays in its folder. An engine that was
 //! killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
 //! longer desired leaves nothing: no VM, no folder, no pin.
+//!
+//! A VM of a failover is production: it is made, stopped and removed by orders only ([`failover`]), never because nobody
+//! lists it any more.
 
+mod failover;
+mod guard;
 mod machine;
+mod making;
+pub mod places;
 mod read_ahead;
 mod record;
+mod reverse;
+mod steps;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine_protocol::v1;
 use hypervisor::Hypervisor;
+use replica_store::ReplicaKey;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -27,9 +38,19 @@ use v1::recovered_vm_status::State;
 
 use crate::board::Board;
 use crate::finding;
+use crate::replicator::pauses::{NoPauses, Pauses};
 use crate::stores;
-use crate::task::spawn_named;
+use crate::task::{blocking, spawn_named};
+use failover::Failover;
+use guard::Place;
 use record::Record;
+
+/// How often the console file is looked at for the first byte: short, since this is the figure people compare.
+const CONSOLE_POLL: Duration = Duration::from_millis(50);
+/// How often a running VM is looked at.
+const POWER_POLL: Duration = Duration::from_secs(2);
+/// For a guest to shut down in order. It must end, since the other side waits for it.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What all recovered VMs of a host share.
 pub struct RecoveryHost {
@@ -39,12 +60,21 @@ pub struct RecoveryHost {
     pub board: Arc<Board>,
     /// One folder a VM.
     pub folder: PathBuf,
+    /// How long a guest may take to shut down before its VM is turned off.
+    pub shutdown_patience: Duration,
+    /// Names the time since the host was started; empty when that can't be found out.
+    pub boot: String,
+    /// Where a test may stop the world; see [`places`].
+    pub pauses: Arc<dyn Pauses>,
 }
 
 /// The tasks of the recovered VMs.
 pub struct RecoveredVms {
     host: Arc<RecoveryHost>,
+    /// Of drills.
     tasks: BTreeMap<Uuid, Task>,
+    /// Of failovers, by item.
+    failovers: BTreeMap<ReplicaKey, Failover>,
 }
 
 struct Task {
@@ -54,22 +84,45 @@ struct Task {
     task: JoinHandle<Option<()>>,
 }
 
+// === impl RecoveryHost ===
+
+impl RecoveryHost {
+    /// This host.
+    pub fn new(hypervisor: Arc<dyn Hypervisor>, board: Arc<Board>, folder: PathBuf) -> Self {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self {
+            hypervisor,
+            board,
+            folder,
+            shutdown_patience: SHUTDOWN_PATIENCE,
+            boot: boot.trim().to_owned(),
+            pauses: Arc::new(NoPauses),
+        }
+    }
+}
+
+// === impl RecoveredVms ===
+
 impl RecoveredVms {
     /// Without any task yet.
     pub fn new(host: Arc<RecoveryHost>) -> Self {
         Self {
             host,
             tasks: BTreeMap::new(),
+            failovers: BTreeMap::new(),
         }
     }
 
-    /// Takes the whole list: missing VMs are made, others of ours are removed.
+    /// Takes the whole list: missing VMs of drills are made, others of drills are removed; orders of failovers are handed
+    /// to the tasks of their items.
     pub async fn apply(&mut self, desired: &[v1::RecoveredVm]) {
+        self.apply_orders(desired).await;
         self.tasks
             .retain(|_, task| task.wish.is_some() || !task.task.is_finished());
         let mut listed = BTreeSet::new();
-        for vm in desired {
+        for vm in desired.iter().filter(|vm| vm.order.is_none()) {
             match vm.id.parse::<Uuid>() {
+                Ok(id) if self.is_of_failover(vm, id).await => {}
                 Ok(id) => {
                     listed.insert(id);
                     self.start(id, Some(vm.clone())).await;
@@ -101,6 +154,7 @@ impl RecoveredVms {
             .keys()
             .map(Uuid::to_string)
             .chain(desired.iter().map(|vm| vm.id.clone()))
+            .chain(self.failovers.values().map(Failover::shown))
             .collect();
         for status in self.host.board.snapshot().recovered {
             if !ours.contains(&status.id) {
@@ -109,8 +163,80 @@ impl RecoveredVms {
         }
     }
 
+    /// Hands each item its message; items that have a VM here go on without one.
+    async fn apply_orders(&mut self, desired: &[v1::RecoveredVm]) {
+        let mut listed = BTreeSet::new();
+        for vm in desired.iter().filter(|vm| vm.order.is_some()) {
+            // Renews the credential behind a target that is in use; one that can't be read is found again by the task.
+            if let Err(problem) = stores::target(vm.store.as_ref()) {
+                tracing::warn!(vm = vm.id, problem, "the store of a recovered VM");
+            }
+            let problem = match ReplicaKey::new(&vm.vault_key, &vm.item_id) {
+                Ok(key) if listed.insert(key.clone()) => {
+                    self.tell(Place::new(&self.host.folder, key), Some(vm.clone()));
+                    continue;
+                }
+                Ok(_) => "its item is listed twice".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(vm = vm.id, problem, "an order of a failover can't be taken");
+            self.host.board.update_recovered(&vm.id, |status| {
+                status.set_state(State::Failed);
+                status.findings = vec![finding::order_not_taken(&vm.name, &problem)];
+            });
+        }
+        for (key, failover) in &self.failovers {
+            if !listed.contains(key) {
+                failover.tell(None);
+            }
+        }
+        let folder = self.host.folder.clone();
+        match blocking(move || Place::all(&folder)).await {
+            Ok(places) => {
+                for place in places {
+                    if !self.failovers.contains_key(place.key()) {
+                        self.tell(place, None);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(folder = %self.host.folder.display(), %error, "can't look for the VMs of failovers");
+            }
+        }
+    }
+
+    fn tell(&mut self, place: Place, message: Option<v1::RecoveredVm>) {
+        match self.failovers.get(place.key()) {
+            Some(failover) => failover.tell(message),
+            None => {
+                let key = place.key().clone();
+                let failover = Failover::start(self.host.clone(), place, message);
+                self.failovers.insert(key, failover);
+            }
+        }
+    }
+
+    /// Whether what is listed as a drill's is a failover's VM: then it is left alone.
+    async fn is_of_failover(&self, vm: &v1::RecoveredVm, id: Uuid) -> bool {
+        let folder = self.host.folder.clone();
+        let problem = match blocking(move || Place::of_vm(&folder, id)).await {
+            Ok(None) => return false,
+            Ok(Some(item)) => {
+                format!("it is the recovered virtual machine of a failover of {item}")
+            }
+            Err(error) => format!("the virtual machines of failovers can't be read: {error}"),
+        };
+        tracing::error!(vm = vm.id, problem, "a drill can't be carried out");
+        self.host.board.update_recovered(&vm.id, |status| {
+            status.findings = vec![finding::order_not_taken(&vm.name, &problem)];
+        });
+        true
+    }
+
     /// Ends the tasks; VMs go on running and wait for their disks.
     pub async fn stop(self) {
+        let failovers = self.failovers.into_values().map(Failover::stop);
+        futures::future::join_all(failovers).await;
         for task in self.tasks.values() {
             task.stop.cancel();
         }

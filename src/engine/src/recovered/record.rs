@@ -2,13 +2,15 @@
 //! and gives back what it holds.
 //!
 //! ```text
-//! <recovery_folder>/<id>.json    this record: point, pin and store
+//! <recovery_folder>/<id>.json    this record of a drill's VM: point, pin and store
+//! <recovery_folder>/failovers/<vault>/<item>/<id>.json    the same of a failover's: see `guard`
 //! <recovery_folder>/<id>/        the VM: vm.toml, overlays, nbd.sock, console
 //! ```
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use protection::Generation;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -39,6 +41,12 @@ pub struct Record {
     pub started_unix_ms: i64,
     /// When its first output was seen; 0 = not yet.
     pub first_output_unix_ms: i64,
+    /// Which of the item's recovered VMs it is, of a failover; a drill's has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Generation>,
+    /// The host's boot in which the VM was started.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub started_in_boot: String,
 }
 
 impl Record {
@@ -61,6 +69,8 @@ impl Record {
             point_time_unix_ms: 0,
             started_unix_ms: 0,
             first_output_unix_ms: 0,
+            instance: None,
+            started_in_boot: String::new(),
         }
     }
 
@@ -123,6 +133,19 @@ fn file(folder: &Path, id: Uuid) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_of_a_release_without_failovers_is_read_as_one_of_a_drill() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = Uuid::from_u128(5);
+        let text = format!(
+            r#"{{"version":1,"id":"{id}","name":"web01-test","storeFolder":"/s","vaultKey":"v","itemId":"i",
+            "pointId":"{id}","pointTimeUnixMs":7,"startedUnixMs":8,"firstOutputUnixMs":9}}"#
+        );
+        std::fs::write(file(folder.path(), id), text).unwrap();
+        let record = Record::read(folder.path(), id).unwrap().unwrap();
+        assert_eq!((record.instance, record.started_unix_ms), (None, 8));
+    }
 
     #[test]
     fn a_folder_without_a_record_is_not_ours() {

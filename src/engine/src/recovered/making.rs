@@ -1,0 +1,246 @@
+//! What every recovered VM is made of: a point that is chosen once and held, its disks served, the VM above them; and
+//! how all of it goes again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use engine_protocol::v1;
+use hypervisor::nbd::NbdServer;
+use hypervisor::{
+    DiskId, DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, VirtualMachine, VmId,
+};
+use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView, StoreTarget};
+use replication_log::KeyRing;
+use uuid::Uuid;
+
+use super::record::Record;
+use super::{RecoveryHost, view};
+use crate::replicator::policy;
+use crate::stores;
+use crate::task::blocking;
+use crate::vm_config::VmConfig;
+
+/// Keys of a wish.
+pub(super) fn keys(wish: &v1::RecoveredVm) -> anyhow::Result<KeyRing> {
+    match &wish.encryption {
+        Some(encryption) => policy::keys(encryption).map_err(|problem| anyhow!(problem)),
+        None => Ok(KeyRing::new()),
+    }
+}
+
+/// Which point a wish asks for.
+pub(super) fn wanted_point(wish: &v1::RecoveredVm) -> anyhow::Result<PointSelector> {
+    if wish.point_id.is_empty() {
+        return Ok(PointSelector::Newest);
+    }
+    let id = wish.point_id.parse();
+    let id = id.with_context(|| format!("recovery point id {:?} is not a GUID", wish.point_id))?;
+    Ok(PointSelector::Id(id))
+}
+
+/// Opens a replica.
+pub(super) async fn reader(
+    store: &StoreTarget,
+    key: &ReplicaKey,
+    keys: KeyRing,
+) -> anyhow::Result<ReplicaReader> {
+    ReplicaReader::open_with_keys(store, key, keys)
+        .await
+        .context("open the replica")
+}
+
+/// Opens and holds the point of a record, or `wanted` when it has none yet; which one it was is on disk afterwards.
+pub(super) async fn open(
+    records: &Path,
+    record: &mut Record,
+    reader: &ReplicaReader,
+    wanted: PointSelector,
+) -> anyhow::Result<ReplicaView> {
+    let selector = if record.point_id.is_nil() {
+        wanted
+    } else {
+        PointSelector::Id(record.point_id)
+    };
+    let view = reader
+        .pinned_view(selector, &record.owner())
+        .await
+        .context("open the recovery point")?;
+    let point = view.point().context("the view has no recovery point")?;
+    if record.point_id != point.id {
+        record.point_id = point.id;
+        record.point_time_unix_ms = point.time_unix_ms;
+        keep(records, record).await?;
+    }
+    Ok(view)
+}
+
+/// Serves the disks of a point, for as long as the server lives, and makes the VM above them, off. A VM that is there
+/// already stays as it is.
+pub(super) async fn make(
+    host: &RecoveryHost,
+    id: Uuid,
+    name: &str,
+    view: &ReplicaView,
+) -> anyhow::Result<NbdServer> {
+    let folder = host.folder.join(id.to_string());
+    blocking({
+        let folder = folder.clone();
+        move || std::fs::create_dir_all(folder)
+    })
+    .await
+    .with_context(|| format!("create folder {}", folder.display()))?;
+    let socket = folder.join("nbd.sock");
+    let server = view::serve(view, &socket)
+        .await
+        .context("serve the disks of the recovery point")?;
+    let machine = machine(id, name, view, &folder, &socket)?;
+    host.hypervisor
+        .create(machine)
+        .await
+        .context("create the virtual machine")?;
+    Ok(server)
+}
+
+fn machine(
+    id: Uuid,
+    name: &str,
+    view: &ReplicaView,
+    folder: &Path,
+    socket: &Path,
+) -> anyhow::Result<NewVirtualMachine> {
+    let config = view
+        .vm_config()
+        .context("the recovery point holds no configuration")?;
+    let config: VmConfig =
+        serde_json::from_value(config.clone()).context("configuration in the recovery point")?;
+    let generation = config
+        .generation()
+        .with_context(|| format!("generation {} is unknown", config.generation))?;
+    let disks = config
+        .disks
+        .iter()
+        .enumerate()
+        .map(|(number, disk)| {
+            let stored = view
+                .disks()
+                .iter()
+                .find(|stored| stored.id == disk.id.0)
+                .with_context(|| format!("the replica has no disk {}", disk.id))?;
+            Ok(NewDisk {
+                // A new identity for the copy, the same at every try.
+                id: DiskId(Uuid::new_v5(&id, disk.id.0.as_bytes())),
+                source: DiskSource::Nbd {
+                    socket: socket.to_owned(),
+                    export: stored.id.to_string(),
+                    size_bytes: stored.size_bytes,
+                    overlay: PathBuf::from(format!("disk{number}.qcow2")),
+                },
+            })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    // No network of the recovery host is mapped yet: each adapter is there, its cable is out.
+    let networks = config
+        .network_adapters
+        .iter()
+        .map(|_| NewNetwork {
+            network_name: None,
+            mac_address: None,
+        })
+        .collect();
+    Ok(NewVirtualMachine {
+        id: VmId(id),
+        name: name.to_owned(),
+        generation,
+        memory_bytes: config.memory_bytes,
+        processors: config.processors,
+        os_type: config.os_type,
+        folder: folder.to_owned(),
+        disks,
+        networks,
+    })
+}
+
+/// Removes the VM, its folder, its hold on the point and its record; can be repeated.
+pub(super) async fn remove(host: &RecoveryHost, records: &Path, id: Uuid) -> anyhow::Result<()> {
+    let parent = records.to_owned();
+    let record = blocking(move || Record::read(&parent, id)).await;
+    host.hypervisor
+        .remove(VmId(id))
+        .await
+        .context("remove the virtual machine")?;
+    let folder = host.folder.join(id.to_string());
+    blocking(move || match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })
+    .await
+    .context("remove its folder")?;
+    // A record that can't be read names no pin; the store shows pins of their owner by name to an operator.
+    if let Ok(Some(record)) = &record {
+        let_point_go(record).await?;
+    }
+    forget(records, id).await?;
+    tracing::info!(vm = %id, "recovered VM is removed");
+    Ok(())
+}
+
+/// Gives the point of a record back to retention.
+pub(super) async fn let_point_go(record: &Record) -> anyhow::Result<()> {
+    let key = ReplicaKey::new(&record.vault_key, &record.item_id)?;
+    let store = stores::named(&record.store_folder).with_context(|| {
+        format!(
+            "no credential for {} has come from the orchestrator yet, so its recovery point can't be let go",
+            record.store_folder.display()
+        )
+    })?;
+    match ReplicaReader::open(&store, &key).await {
+        Ok(reader) => reader
+            .unpin(&record.owner())
+            .await
+            .context("let the recovery point go"),
+        // The replica is gone, its pins with it.
+        Err(error) if error.kind() == replica_store::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).context("let the recovery point go"),
+    }
+}
+
+/// Removes the record: from here on the VM is not ours.
+pub(super) async fn forget(records: &Path, id: Uuid) -> anyhow::Result<()> {
+    let parent = records.to_owned();
+    blocking(move || Record::remove(&parent, id))
+        .await
+        .context("remove the record")
+}
+
+/// All VMs of the host.
+pub(super) async fn machines(host: &RecoveryHost) -> anyhow::Result<Vec<VirtualMachine>> {
+    host.hypervisor
+        .virtual_machines()
+        .await
+        .context("look at the host's virtual machines")
+}
+
+/// Whether a VM runs.
+pub(super) async fn power(host: &RecoveryHost, vm: VmId) -> anyhow::Result<PowerState> {
+    machines(host)
+        .await?
+        .iter()
+        .find(|machine| machine.id == vm)
+        .map(|machine| machine.power_state)
+        .context("the virtual machine is gone")
+}
+
+/// Whether a guest has written to its console.
+pub(super) async fn has_bytes(path: PathBuf) -> bool {
+    blocking(move || std::fs::metadata(path))
+        .await
+        .is_ok_and(|metadata| metadata.len() > 0)
+}
+
+/// Makes a record durable.
+pub(super) async fn keep(records: &Path, record: &Record) -> anyhow::Result<()> {
+    let (record, folder) = (record.clone(), records.to_owned());
+    blocking(move || record.write(&folder))
+        .await
+        .context("keep the record of the recovered VM")
+}

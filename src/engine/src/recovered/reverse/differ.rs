@@ -1,0 +1,208 @@
+//! Where a recovered VM's disk may differ from the head of its replica, and where it does.
+//!
+//! ```text
+//!   tracked:    changed since the instant that the store has
+//!   untracked:  what the VM wrote above its point  ∪  what the journal changed behind that point
+//!                                                └─► compared with the head, 4 KiB by 4 KiB ─► what is sent
+//! ```
+//!
+//! Everything is compared, tracked changes too: they are coarse, and after a kill they may be in the store already.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, Stream, StreamExt as _};
+use hypervisor::{Changes, Extent, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor};
+use replica_store::{Position, ReplicaView};
+use uuid::Uuid;
+
+use super::ground::Ground;
+use crate::replicator::hashes::BLOCK;
+use crate::replicator::ranges;
+use crate::replicator::refine::{self, Run, Verdict};
+
+/// Pieces that are read at once, each of up to [`ranges::PIECE`] and twice that in memory.
+const PIECES: usize = 4;
+
+/// What the journal changed behind the point that a VM was made from; `None` = it can't be told.
+pub(super) type Behind = Option<BTreeMap<Uuid, ExtentSet>>;
+
+/// See [`Behind`]. Includes what was shipped already: a host that lost power may have lost writes that the store has.
+pub(super) async fn behind(ground: &Ground, head: Position) -> anyhow::Result<Behind> {
+    if head == ground.origin.position {
+        return Ok(Some(BTreeMap::new()));
+    }
+    Ok(None)
+}
+
+/// The ranges of a disk that are to be compared, whole blocks that lie in `size_bytes`.
+pub(super) async fn candidates(
+    hypervisor: &dyn Hypervisor,
+    point: &FrozenPoint,
+    disk: &FrozenDisk,
+    source: Uuid,
+    behind: &Behind,
+    size_bytes: u64,
+) -> anyhow::Result<Vec<Extent>> {
+    if let Changes::Since(changed) = &disk.changes {
+        return Ok(blocks(changed, size_bytes));
+    }
+    let own = hypervisor
+        .own_extents(point, disk.disk)
+        .await
+        .context("ask what the recovered VM has written above its recovery point")?;
+    let (Some(own), Some(behind)) = (own, behind) else {
+        tracing::info!(disk = %source, "what may differ from the replica is not known; all of the disk is compared");
+        return Ok(blocks(
+            &[Extent {
+                offset: 0,
+                length: size_bytes,
+            }],
+            size_bytes,
+        ));
+    };
+    let own = ExtentSet::from_unsorted(own);
+    let all = match behind.get(&source) {
+        Some(journal) => own.union(journal),
+        None => own,
+    };
+    Ok(blocks(all.as_slice(), size_bytes))
+}
+
+/// What of these ranges the head does not have, piece by piece in the order of the disk.
+pub(super) fn differing<'a>(
+    frozen: &'a FrozenDisk,
+    source: Uuid,
+    view: &'a ReplicaView,
+    candidates: &'a [Extent],
+) -> impl Stream<Item = anyhow::Result<Vec<Run>>> + 'a {
+    // A disk that the head never had is compared with zeroes, which is what its base holds.
+    let known = view.disks().iter().find(|disk| disk.id == source);
+    let known = known.map_or(0, |disk| disk.size_bytes);
+    stream::iter(ranges::pieces(candidates))
+        .map(move |piece| async move {
+            let ours = padded(piece, frozen.size_bytes, |length| async move {
+                let read = frozen.reader.read(piece.offset, length);
+                read.await.context("read the recovered VM's disk")
+            });
+            let theirs = padded(piece, known, |length| async move {
+                let read = view.read(source, piece.offset, length);
+                read.await.context("read the replica's head")
+            });
+            let (ours, theirs) = futures::try_join!(ours, theirs)?;
+            Ok(compared(piece.offset, &ours, &theirs))
+        })
+        .buffered(PIECES)
+}
+
+/// Whole blocks around the ranges, up to the end of the disk.
+fn blocks(ranges: &[Extent], size_bytes: u64) -> Vec<Extent> {
+    let blocks = ranges.iter().map(|range| {
+        let offset = range.offset / BLOCK * BLOCK;
+        let end = range.end().div_ceil(BLOCK).saturating_mul(BLOCK);
+        Extent {
+            offset,
+            length: end - offset,
+        }
+    });
+    ExtentSet::from_unsorted(blocks.collect())
+        .clip(size_bytes)
+        .into_vec()
+}
+
+/// A piece of a disk that ends at `size_bytes`; behind its end it is zero.
+async fn padded<F>(
+    piece: Extent,
+    size_bytes: u64,
+    read: impl FnOnce(usize) -> F,
+) -> anyhow::Result<Bytes>
+where
+    F: Future<Output = anyhow::Result<Bytes>>,
+{
+    let there = size_bytes
+        .saturating_sub(piece.offset)
+        .min(piece.length)
+        .try_into()?;
+    let whole = piece.length.try_into()?;
+    let data = if there == 0 {
+        Bytes::new()
+    } else {
+        read(there).await?
+    };
+    if there == whole {
+        return Ok(data);
+    }
+    let mut all = BytesMut::from(&data[..]);
+    all.resize(whole, 0);
+    Ok(all.freeze())
+}
+
+fn compared(offset: u64, ours: &Bytes, theirs: &Bytes) -> Vec<Run> {
+    if ours == theirs {
+        return Vec::new();
+    }
+    let pairs = refine::blocks(ours).zip(refine::blocks(theirs));
+    let verdicts: Vec<Verdict> = pairs
+        .map(|(ours, theirs)| {
+            if ours == theirs {
+                Verdict::Same
+            } else {
+                Verdict::Send {
+                    zero: ours.iter().all(|byte| *byte == 0),
+                }
+            }
+        })
+        .collect();
+    refine::runs(offset, ours, &verdicts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_blocks_that_differ_are_sent_and_zeroes_as_zeroes() {
+        let size = 4 * BLOCK as usize;
+        let theirs = Bytes::from(vec![1; size]);
+        let mut ours = vec![1; size];
+        ours[BLOCK as usize] = 9;
+        ours[3 * BLOCK as usize..].fill(0);
+        let ours = Bytes::from(ours);
+        let runs = compared(1 << 20, &ours, &theirs);
+        assert_eq!(
+            runs,
+            [
+                Run::Data(
+                    (1 << 20) + BLOCK,
+                    ours.slice(BLOCK as usize..2 * BLOCK as usize)
+                ),
+                Run::Zeroes((1 << 20) + 3 * BLOCK, BLOCK)
+            ]
+        );
+        assert!(compared(0, &theirs, &theirs.clone()).is_empty());
+    }
+
+    #[test]
+    fn ranges_become_whole_blocks_that_end_with_the_disk() {
+        let range = |offset, length| Extent { offset, length };
+        let found = blocks(
+            &[range(100, 1), range(BLOCK + 5, BLOCK), range(10 * BLOCK, 1)],
+            10 * BLOCK + 512,
+        );
+        assert_eq!(found, [range(0, 3 * BLOCK), range(10 * BLOCK, 512)]);
+    }
+
+    #[tokio::test]
+    async fn behind_its_end_a_disk_reads_as_zeroes() {
+        let piece = Extent {
+            offset: 4096,
+            length: 4096,
+        };
+        let read = |length: usize| async move { Ok(Bytes::from(vec![7; length])) };
+        let bytes = padded(piece, 4096 + 10, read).await.unwrap();
+        assert_eq!((bytes[9], bytes[10], bytes.len()), (7, 0, 4096));
+        let nothing = padded(piece, 0, |_| async { unreachable!() });
+        assert!(nothing.await.unwrap().iter().all(|byte| *byte == 0));
+    }
+}
