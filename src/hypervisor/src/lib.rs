@@ -190,6 +190,25 @@ pub trait Hypervisor: Send + Sync {
         ))
     }
 
+    /// The ranges of a frozen disk that the VM has written since it was made above a recovery point ([`DiskSource::Nbd`]).
+    /// Outside of them the disk is as that point. They may name more than was written, never less; sorted, disjoint. `None` =
+    /// the disk has nothing below it, or it can't be told: then all of it may differ.
+    ///
+    /// Unlike tracking this outlives everything that the disk outlives. With QEMU it is what the disk's layer holds. On
+    /// Hyper-V a recovered VM's disk is a differencing VHDX above the point, and its own blocks and sectors are that: its
+    /// block allocation table and sector bitmaps tell.
+    ///
+    /// # Errors
+    /// When the point is not frozen any more, or the disk can't be asked.
+    async fn own_extents(
+        &self,
+        point: &FrozenPoint,
+        disk: DiskId,
+    ) -> Result<Option<Vec<Extent>>, HypervisorError> {
+        let _ = (point, disk);
+        Ok(None)
+    }
+
     /// Makes a VM and leaves it off. Repeating it with the same id and folder is no error and makes it anew only
     /// when the first try did not finish.
     async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError>;

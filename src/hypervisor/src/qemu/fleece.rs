@@ -63,7 +63,7 @@ impl Target {
     }
 
     fn export(&self) -> String {
-        format!("sr-export-{}", self.index)
+        export_id(self.index)
     }
 
     fn recording(&self) -> impl Iterator<Item = String> {
@@ -73,6 +73,15 @@ impl Target {
             .filter(|bitmap| bitmap.recording)
             .map(|bitmap| bitmap_name(bitmap.id))
     }
+}
+
+fn export_id(index: usize) -> String {
+    format!("sr-export-{index}")
+}
+
+/// The export of a disk of a point, on the VM's NBD server.
+pub(super) fn export_name(index: usize, tracking: TrackingId) -> String {
+    format!("{}-{tracking}", export_id(index))
 }
 
 impl QemuDriver {
@@ -219,10 +228,11 @@ impl QemuDriver {
                 .map(|id| json!({ "node": target.node.name, "name": bitmap_name(*id) }))
                 .collect();
             // Named after this point: a reader that lost its connection must not find another point under the name.
-            let export = format!("{}-{next}", target.export());
+            let export = export_name(target.index, next);
             let arguments = json!({
                 "type": "nbd", "id": target.export(), "name": export, "node-name": target.access(),
                 "writable": false, "bitmaps": bitmaps,
+                "allocation-depth": true,
             });
             qmp.execute("block-export-add", arguments)
                 .await

@@ -21,11 +21,12 @@ mod freeze;
 mod hold;
 mod independent;
 mod inventory;
+mod layer;
 mod machine;
 mod power;
 mod reader;
-mod sweep;
 mod shutdown;
+mod sweep;
 mod tracking;
 
 use std::collections::{BTreeSet, HashMap};
@@ -41,13 +42,13 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell, OwnedMutexGuard};
 
 use self::config::VmConfig;
 use self::folder::VmFolder;
-use crate::qmp::{Qmp, QmpError};
 use self::shutdown::Power;
 use crate::files::StillImages;
+use crate::qmp::{Qmp, QmpError};
 use crate::{
-    Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, GroupFreezeError, HostFacts,
-    Hypervisor, HypervisorError, Independence, NewVirtualMachine, Stop, TrackingId, VirtualMachine,
-    VmId,
+    Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenPoint, GroupFreezeError,
+    HostFacts, Hypervisor, HypervisorError, Independence, NewVirtualMachine, Stop, TrackingId,
+    VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -66,9 +67,9 @@ pub struct QemuDriver {
     scratch: PathBuf,
     /// One piece of work a VM at a time.
     locks: Mutex<HashMap<VmId, Arc<AsyncMutex<()>>>>,
-    kvm: OnceCell<bool>,
     /// Points of VMs without a process.
     still: StillImages,
+    kvm: OnceCell<bool>,
     version: OnceCell<String>,
 }
 
@@ -109,8 +110,8 @@ impl QemuDriver {
             vm_folders,
             scratch: absolute,
             locks: Mutex::new(HashMap::new()),
-            kvm: OnceCell::new(),
             still: StillImages::default(),
+            kvm: OnceCell::new(),
             version: OnceCell::new(),
         })
     }
@@ -254,8 +255,8 @@ impl Hypervisor for QemuDriver {
         // Closes the connections first, so that QEMU has nobody to wait for.
         drop(disks);
         let _lock = self.lock(vm).await;
-        self.sweep_vm(vm).await
         self.still.release(vm, tracking);
+        self.sweep_vm(vm).await
     }
 
     async fn tracking(&self, vm: VmId) -> Result<Vec<TrackingId>, HypervisorError> {
@@ -276,6 +277,7 @@ impl Hypervisor for QemuDriver {
     async fn clean_up(&self, vm: VmId) -> Result<(), HypervisorError> {
         let _lock = self.lock(vm).await;
         self.still.clean_up(vm);
+        self.end_layer_servers(vm).await?;
         self.sweep_vm(vm).await?;
         self.let_guest_end(vm).await
     }
@@ -288,6 +290,7 @@ impl Hypervisor for QemuDriver {
 
     async fn start(&self, vm: VmId) -> Result<(), HypervisorError> {
         let _lock = self.lock(vm).await;
+        self.end_layer_servers(vm).await?;
         self.power_on(vm).await
     }
 
@@ -296,7 +299,6 @@ impl Hypervisor for QemuDriver {
         self.power_off(&self.find(vm)?, how).await
     }
 
-    async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError> {
     async fn shut_down(&self, vm: VmId, patience: Duration) -> Result<(), HypervisorError> {
         self.shut_down_guest(vm, patience).await
     }
@@ -312,6 +314,15 @@ impl Hypervisor for QemuDriver {
         self.freeze_without_guest(vm, disks, since, next).await
     }
 
+    async fn own_extents(
+        &self,
+        point: &FrozenPoint,
+        disk: DiskId,
+    ) -> Result<Option<Vec<Extent>>, HypervisorError> {
+        self.extents_of_layer(point, disk).await
+    }
+
+    async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError> {
         let _lock = self.lock(vm.id).await;
         self.make(&vm).await
     }
@@ -323,6 +334,7 @@ impl Hypervisor for QemuDriver {
 
     async fn remove(&self, vm: VmId) -> Result<(), HypervisorError> {
         let _lock = self.lock(vm).await;
+        self.end_layer_servers(vm).await?;
         self.delete(vm).await
     }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::config::DiskFormat;
-use super::{FoundVm, QemuDriver, connect, from_qmp};
+use super::{FoundVm, QemuDriver, connect, from_qmp, layer};
 use crate::qmp::{Qmp, QmpError};
 use crate::{
     Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, HypervisorError, TrackingId, VmId,
@@ -241,6 +241,9 @@ impl QemuDriver {
             return point.ok_or_else(|| {
                 HypervisorError::new(ErrorKind::Protocol, format!("freeze vm {vm}: no point"))
             });
+        }
+        if layer::has_layers(&found) {
+            return self.freeze_layers(&found, disks, next).await;
         }
         let step = format!("freeze vm {} while it is off", found.config.name);
         let files = image_files(&found, disks, &step)?;
