@@ -25,7 +25,7 @@ mod judge;
 mod log_file;
 mod maps;
 mod notices;
-mod outgoing;
+pub(crate) mod outgoing;
 pub mod pauses;
 pub mod policy;
 pub mod ranges;

@@ -34,20 +34,20 @@ const SAMPLE_BYTES: u64 = 32 << 20;
 
 /// How hard the cycles of an item are compressed.
 #[derive(Debug)]
-pub(super) struct Effort {
+pub(crate) struct Effort {
     controller: Mutex<CompressionController>,
     /// Only runs forward.
     clock: fn() -> Duration,
 }
 
 /// What stands between a cycle and the store.
-pub(super) trait Gate: Sync {
+pub(crate) trait Gate: Sync {
     /// Returns when so many bytes may be sent, which stand for so many changed ones.
     fn pass(&self, bytes: u64, changed_bytes: u64) -> impl Future<Output = ()> + Send;
 }
 
 /// A cycle on its way.
-pub(super) struct Outgoing<'a, G> {
+pub(crate) struct Outgoing<'a, G> {
     gate: &'a G,
     effort: &'a Effort,
     cycle: CycleWriter,
