@@ -1,72 +1,29 @@
 //! Guests that shut down while what changed stays known, on real QEMU.
 //!
-//! The guest is one boot sector: it waits for the power button, writes a sector, and ends. So a shutdown takes no time, and
-//! what it writes last is known.
+//! The guest is one boot sector ([`support::boot_sector`]), so a shutdown takes no time, and what it writes last is known.
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
-use disk_image::{Access, DiskImage};
 use hypervisor::{Changes, ErrorKind, Hypervisor, PowerState, Stop, conformance};
 use serde_json::{Value, json};
+use support::boot_sector::{self, End, SECTOR};
 use support::{BLOCK, Lab, LabFixture, LabVm, frozen_content, kill_qemu, qemu_pid, tracking};
 
 /// For what takes milliseconds on a machine that is not busy.
 const PATIENCE: Duration = Duration::from_secs(120);
-const SECTOR: usize = 512;
-
-/// How the guest ends.
-#[derive(Clone, Copy)]
-enum End {
-    PowersOff,
-    Restarts,
-}
-
-/// 16-bit code behind the BIOS: "R" to the serial port, wait for the power button, sector 0 to sector 1, end.
-fn boot_sector(end: End) -> [u8; SECTOR] {
-    let mut code = vec![
-        0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, // ds = es = 0
-        0xba, 0x02, 0x06, 0xb8, 0x00, 0x01, 0xef, // PM1 enable: the power button
-        0xba, 0xf8, 0x03, 0xb0, b'R', 0xee, // COM1: it is up
-        0xba, 0x00, 0x06, 0xed, 0xf6, 0xc4, 0x01, 0x74, 0xf7, // until PM1 status says pressed
-        0xb8, 0x01, 0x03, 0xb9, 0x02, 0x00, // write one sector, the second
-        0xba, 0x80, 0x00, 0xbb, 0x00, 0x7c, 0xcd, 0x13, // of the first disk, from here
-    ];
-    code.extend(match end {
-        End::PowersOff => [0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef].as_slice(), // PM1 control: S5
-        End::Restarts => [0xb0, 0xfe, 0xe6, 0x64].as_slice(), // keyboard controller: reset
-    });
-    code.extend([0xf4, 0xeb, 0xfd]);
-    let mut sector = [0; SECTOR];
-    sector[..code.len()].copy_from_slice(&code);
-    sector[SECTOR - 2..].copy_from_slice(&[0x55, 0xaa]);
-    sector
-}
 
 async fn guest(lab: &Lab, end: End) -> LabVm {
     let vm = lab.vm("guest", 1, &[8, 8]).await;
-    let mut image = DiskImage::open(vm.folder.join("d0.vhdx"), Access::ReadWrite).unwrap();
-    image.write_at(&boot_sector(end), 0).unwrap();
-    image.close().unwrap();
+    boot_sector::install(&vm.folder.join("d0.vhdx"), end);
     start(lab, &vm).await;
     vm
 }
 
 async fn start(lab: &Lab, vm: &LabVm) {
     lab.driver.start(vm.id).await.unwrap();
-    is_up(&vm.folder).await;
-}
-
-async fn is_up(folder: &Path) {
-    let console = folder.join("run/console.log");
-    let begin = std::time::Instant::now();
-    // A file that another process appends to has no event.
-    while !std::fs::read(&console).is_ok_and(|text| text.contains(&b'R')) {
-        assert!(begin.elapsed() < PATIENCE, "the guest is not up");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    boot_sector::is_up(&vm.folder).await;
 }
 
 async fn power(lab: &Lab, vm: &LabVm) -> PowerState {
@@ -117,7 +74,7 @@ async fn the_last_write_of_a_guest_that_ends_or_restarts_is_in_the_point_behind_
         };
         assert_eq!((changes[0].offset, changes.len()), (0, 1));
         let content = frozen_content(&point.disks[0]).await;
-        assert!(content[SECTOR..2 * SECTOR] == boot_sector(end));
+        assert!(content[SECTOR..2 * SECTOR] == boot_sector::code(end));
         other.release(point).await.unwrap();
         other.stop(vm.id, Stop::TurnOff).await.unwrap();
         assert!(qemu_pid(&vm.folder).is_none());
@@ -207,7 +164,7 @@ async fn a_machine_whose_process_was_killed_is_read_from_its_images_and_must_be_
         assert_eq!(disk.changes, Changes::Unknown);
     }
     let os = frozen_content(&point.disks[0]).await;
-    assert!(os[SECTOR..2 * SECTOR] == boot_sector(End::PowersOff));
+    assert!(os[SECTOR..2 * SECTOR] == boot_sector::code(End::PowersOff));
     let data = frozen_content(&point.disks[1]).await;
     assert!(data[7 * BLOCK as usize..][..512] == [0x33; 512]);
     driver.release(point).await.unwrap();

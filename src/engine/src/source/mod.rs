@@ -211,6 +211,8 @@ impl Source {
     ) -> Self {
         let kept = keeper.kept().await;
         let line = StatusLine::new(context.board.clone(), &spec);
+        // What was said of the order before is not said of this one.
+        line.say(None);
         let wanted = Course::of(&kept, message);
         let rest = (wanted == Course::ShipRest).then(|| Rest::new(keeper.clone()));
         let begin = |wish, rest| {

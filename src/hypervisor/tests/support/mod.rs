@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+pub mod boot_sector;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
