@@ -179,6 +179,19 @@ pub fn order_not_taken(name: &str, cause: &str) -> Finding {
     )
 }
 
+/// What a failover has ordered can't be done at the moment.
+pub fn order_not_carried_out(name: &str, cause: &str) -> Finding {
+    finding(
+        "ORDER_NOT_CARRIED_OUT",
+        format!(
+            "what is ordered for recovered virtual machine {name:?} could not be done: {cause}"
+        ),
+        "The storage account is away, the recovery point is gone or damaged, or the recovery host lacks memory, space or firmware.",
+        "The engine tries again by itself. See the engine's log on the recovery host.",
+        true,
+    )
+}
+
 /// A comparison is due and waits for its hours.
 pub fn comparison_waits(until_unix_ms: i64) -> Finding {
     let until = time::OffsetDateTime::from_unix_timestamp(until_unix_ms / 1000)

@@ -190,7 +190,7 @@ impl Side {
             }
         };
         if message.is_none() && there.record.is_none() {
-            self.host.board.drop_recovered(&self.show_as(""));
+            self.show_as("");
         } else {
             self.publish(&there);
         }
@@ -359,6 +359,8 @@ impl Side {
             Some(_) if there.running => State::Running,
             Some(record) if wants && record.started_unix_ms == 0 => State::Preparing,
             None if wants => State::Preparing,
+            // It runs on, or does not: nobody looks any more.
+            None if self.guard.is_some_and(|guard| guard.done) => State::Unspecified,
             _ => State::Off,
         };
         let id = self.shown_id(there.record.as_ref());
@@ -391,7 +393,7 @@ impl Side {
         let name = message.or(self.newest.as_ref()).map(|vm| vm.name.clone());
         let name = name.unwrap_or_else(|| self.place.key().to_string());
         tracing::error!(item = %self.place.key(), name, error, "the recovery side of a failover");
-        let failure = finding::recovery_failed(&name, error, false);
+        let failure = finding::order_not_carried_out(&name, error);
         let findings = self.trouble.iter().chain([&failure]).cloned().collect();
         let mut id = lock(&self.shown).clone();
         if id.is_empty() {
@@ -427,13 +429,12 @@ impl Side {
         }
     }
 
-    /// From here on the item is on the board under this id; gives the former one.
-    fn show_as(&self, id: &str) -> String {
+    /// From here on the item is on the board under this id, and no other; under none when it is empty.
+    fn show_as(&self, id: &str) {
         let before = std::mem::replace(&mut *lock(&self.shown), id.to_owned());
         if !before.is_empty() && before != id {
             self.host.board.drop_recovered(&before);
         }
-        before
     }
 }
 

@@ -44,6 +44,9 @@ pub struct Record {
     /// Which of the item's recovered VMs it is, of a failover; a drill's has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<Generation>,
+    /// The VM of a failover has been made whole; it is not made a second time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
     /// The host's boot in which the VM was started.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub started_in_boot: String,
@@ -70,6 +73,7 @@ impl Record {
             started_unix_ms: 0,
             first_output_unix_ms: 0,
             instance: None,
+            made: false,
             started_in_boot: String::new(),
         }
     }

@@ -215,6 +215,13 @@ impl Side {
             Some(newest) => making::keys(newest)?,
             None => KeyRing::new(),
         };
+        // Made anew it would be as at its point: what the guest wrote since would be lost without a word.
+        if record.made && !self.is_there(record.id).await? {
+            bail!(
+                "the recovered VM {} was removed from this host, with all that its guest wrote: choose a recovery point anew, or undo the failover",
+                record.id
+            );
+        }
         let reader = making::reader(&store, self.place.key(), keys).await?;
         let records = self.place.records();
         let view = making::open(records, record, &reader, wanted).await?;
@@ -226,8 +233,17 @@ impl Side {
             console: console.context("find the console of the virtual machine")?,
             _server: server,
         });
+        if !record.made {
+            record.made = true;
+            making::keep(records, record).await?;
+        }
         self.host.pauses.pass(places::MADE).await;
         Ok(Next::Again)
+    }
+
+    async fn is_there(&self, id: Uuid) -> anyhow::Result<bool> {
+        let machines = making::machines(&self.host).await?;
+        Ok(machines.iter().any(|machine| machine.id == VmId(id)))
     }
 
     async fn make_independent(
@@ -244,7 +260,7 @@ impl Side {
                 copied_bytes,
                 total_bytes,
             } => {
-                tracing::info!(vm = %record.id, name = record.name, copied_bytes, total_bytes, "recovered VM is being made independent");
+                tracing::debug!(vm = %record.id, name = record.name, copied_bytes, total_bytes, "recovered VM is being made independent");
                 Ok(Next::Look(INDEPENDENCE_POLL))
             }
             Independence::Complete => {

@@ -1,236 +1,18 @@
 //! The recovery side of failovers on a host in memory, with a real store: orders, kills, and what must never be.
 
 mod host;
+mod world;
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use engine::board::Board;
-use engine::recovered::{RecoveredVms, RecoveryHost, places};
-use engine::replicator::pauses::{NoPauses, Pauses};
+use engine::recovered::places;
 use engine_protocol::v1::recovered_vm_status::State;
-use engine_protocol::v1::{RecoveredVm, RecoveredVmStatus, StoreTarget as Target, store_target};
-use engine_protocol::{orders, v1};
-use hypervisor::Hypervisor;
-use protection::Generation;
+use engine_protocol::v1::{self, RecoveredVm, RecoveredVmStatus};
 use protection::life::{RecoveryOrder, RecoverySaid};
-use replica_store::{
-    DiskSpec, Position, RecoveryPoint, ReplicaKey, ReplicaReader, ReplicaWriter, StoreTarget,
-};
 use uuid::Uuid;
 
-use host::{Host, StopAt};
-
-const VAULT: &str = "vault-0a1b2c3d";
-const ITEM: &str = "11111111-2222-3333-4444-555555555555";
-const SIZE: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(3600);
-
-/// Two instances, each made from a point of its own.
-const A: u64 = 5;
-const B: u64 = 6;
-
-struct World {
-    folder: tempfile::TempDir,
-    host: Arc<Host>,
-    /// The boot of the host.
-    boot: String,
-}
-
-/// One life of the engine.
-struct Engine {
-    vms: RecoveredVms,
-    board: Arc<Board>,
-}
-
-fn key() -> ReplicaKey {
-    ReplicaKey::new(VAULT, ITEM).unwrap()
-}
-
-fn point(position: u64) -> RecoveryPoint {
-    let disk = Uuid::from_u128(1);
-    RecoveryPoint {
-        id: Uuid::from_u128(100 + u128::from(position)),
-        position: Position(position),
-        time_unix_ms: 1_700_000_000_000 + position as i64 * 60_000,
-        changed_bytes: 0,
-        vm_config: serde_json::json!({
-            "name": "web01", "generation": 1, "processors": 1, "memoryBytes": 64 << 20, "osType": "Linux",
-            "disks": [{ "id": disk, "name": "os.vhdx", "sizeBytes": SIZE, "operatingSystem": true }],
-            "networkAdapters": [{ "networkName": "production", "macAddress": "52:54:00:00:00:01" }],
-        }),
-        ..RecoveryPoint::default()
-    }
-}
-
-impl World {
-    /// With a replica of two points, written under licence 1.
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = StoreTarget::Folder(folder.path().join("store"));
-        std::fs::create_dir(folder.path().join("store")).unwrap();
-        let host = Arc::new(Host::new(store.clone(), key()));
-        life(async {
-            let disks = [DiskSpec {
-                id: Uuid::from_u128(1),
-                name: "os.vhdx".to_owned(),
-                size_bytes: SIZE,
-            }];
-            let licence = replica_store::Generation(1);
-            let writer = ReplicaWriter::open(&store, &key(), licence, &disks)
-                .await
-                .unwrap();
-            let data = Bytes::from(vec![7; SIZE as usize]);
-            writer.base_write(disks[0].id, 0, data).await.unwrap();
-            writer.complete_base(point(0)).await.unwrap();
-            let cycle = writer.begin_cycle(Position(1), 1).await.unwrap();
-            cycle.commit().await.unwrap();
-            writer.add_point(point(1)).await.unwrap();
-        });
-        Self {
-            folder,
-            host,
-            boot: "first".to_owned(),
-        }
-    }
-
-    fn store(&self) -> PathBuf {
-        self.folder.path().join("store")
-    }
-
-    fn recovery(&self) -> PathBuf {
-        self.folder.path().join("recovery")
-    }
-
-    fn engine(&self, pauses: Arc<dyn Pauses>) -> Engine {
-        let board = Arc::new(Board::default());
-        let hypervisor: Arc<dyn Hypervisor> = self.host.clone();
-        let mut host = RecoveryHost::new(hypervisor, board.clone(), self.recovery());
-        host.pauses = pauses;
-        host.boot = self.boot.clone();
-        Engine {
-            vms: RecoveredVms::new(Arc::new(host)),
-            board,
-        }
-    }
-
-    /// What the orchestrator lists of the item.
-    fn listed(&self, epoch: u64, order: RecoveryOrder, instance: u64) -> RecoveredVm {
-        RecoveredVm {
-            id: id(instance).to_string(),
-            name: "web01".to_owned(),
-            item_id: ITEM.to_owned(),
-            vault_key: VAULT.to_owned(),
-            store: Some(Target {
-                kind: Some(store_target::Kind::Folder(
-                    self.store().to_str().unwrap().to_owned(),
-                )),
-                log: None,
-            }),
-            point_id: point(instance - A).id.to_string(),
-            order: Some(orders::recovery_message(Generation(epoch), order)),
-            ..RecoveredVm::default()
-        }
-    }
-
-    fn drill(&self, id: Uuid) -> RecoveredVm {
-        self.host.drills.lock().unwrap().push(id);
-        RecoveredVm {
-            id: id.to_string(),
-            name: "web01-test".to_owned(),
-            order: None,
-            ..self.listed(1, RecoveryOrder::Stop, A)
-        }
-    }
-
-    /// Who holds points.
-    async fn pins(&self) -> Vec<String> {
-        let store = StoreTarget::Folder(self.store());
-        let reader = ReplicaReader::open(&store, &key()).await.unwrap();
-        let pins = reader.pins().await.unwrap();
-        pins.into_iter().map(|pin| pin.owner).collect()
-    }
-
-    fn guard(&self) -> PathBuf {
-        let folder = self.recovery().join("failovers").join(VAULT).join(ITEM);
-        folder.join("guard.json")
-    }
-}
-
-impl Engine {
-    async fn tell(&mut self, vm: &RecoveredVm) {
-        self.vms.apply(std::slice::from_ref(vm)).await;
-    }
-
-    async fn until(&self, what: &str, wanted: impl Fn(&[RecoveredVmStatus]) -> bool) {
-        let mut changes = self.board.watch();
-        let seen = async {
-            while !wanted(&self.board.snapshot().recovered) {
-                changes.changed().await.unwrap();
-            }
-        };
-        if tokio::time::timeout(LIMIT, seen).await.is_err() {
-            panic!("never came true: {what}; {:#?}", self.board.snapshot());
-        }
-    }
-
-    /// Until it is said of an order.
-    async fn says(&self, epoch: u64, said: RecoverySaid) {
-        let what = format!("{said:?} of {epoch}");
-        self.until(&what, |all| {
-            all.iter().any(|vm| report(vm) == Some((epoch, said)))
-        })
-        .await;
-    }
-
-    fn status(&self, instance: u64) -> RecoveredVmStatus {
-        self.board.recovered(&id(instance).to_string()).unwrap()
-    }
-}
-
-fn report(status: &RecoveredVmStatus) -> Option<(u64, RecoverySaid)> {
-    let (epoch, said) = orders::recovery_said(status.recovery.as_ref()?)?;
-    Some((epoch.0, said))
-}
-
-fn codes(status: &RecoveredVmStatus) -> Vec<&str> {
-    status.findings.iter().map(|found| &*found.code).collect()
-}
-
-fn id(instance: u64) -> Uuid {
-    Uuid::from_u128(u128::from(instance))
-}
-
-fn run(instance: u64) -> RecoveryOrder {
-    RecoveryOrder::Run {
-        instance: Generation(instance),
-        takes: Generation(2),
-    }
-}
-
-fn leave(instance: u64) -> RecoveryOrder {
-    RecoveryOrder::Leave {
-        instance: Generation(instance),
-        takes: Generation(2),
-    }
-}
-
-fn no_pauses() -> Arc<dyn Pauses> {
-    Arc::new(NoPauses)
-}
-
-/// Runs `life` as one life of the engine: what it leaves running ends with it, as by `kill -9`; the clock jumps from timer
-/// to timer.
-fn life<T>(life: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap()
-        .block_on(life)
-}
+use host::StopAt;
+use world::{A, B, Engine, World, codes, id, leave, life, no_pauses, point, report, run};
 
 #[test]
 fn run_stop_run_keeps_what_the_guest_wrote_and_says_only_what_is_so() {
@@ -449,7 +231,7 @@ fn without_the_store_a_vm_is_not_started_and_with_it_it_is() {
             })
             .await;
         let status = engine.status(A);
-        assert_eq!(codes(&status), ["RECOVERY_FAILED"]);
+        assert_eq!(codes(&status), ["ORDER_NOT_CARRIED_OUT"]);
         assert_eq!(report(&status), None);
         assert!(!world.host.is_running(id(A)));
         std::fs::rename(&away, world.store()).unwrap();
@@ -530,6 +312,28 @@ fn an_order_that_nobody_understands_or_that_contradicts_changes_nothing_and_is_s
 }
 
 #[test]
+fn a_vm_that_somebody_removed_by_hand_is_not_made_anew_from_its_point() {
+    let world = World::new();
+    life(async {
+        let mut engine = world.engine(no_pauses());
+        engine.tell(&world.listed(10, run(A), A)).await;
+        engine.says(10, RecoverySaid::Running).await;
+        engine.tell(&world.listed(11, RecoveryOrder::Stop, A)).await;
+        engine.says(11, RecoverySaid::Stopped).await;
+        world.host.machines.lock().unwrap().clear();
+        engine.tell(&world.listed(12, run(A), A)).await;
+        engine
+            .until("it fails", |all| {
+                all.iter().any(|vm| codes(vm) == ["ORDER_NOT_CARRIED_OUT"])
+            })
+            .await;
+        assert!(world.host.machine(id(A)).is_none());
+        engine.tell(&world.listed(13, run(B), B)).await;
+        engine.says(13, RecoverySaid::Running).await;
+    });
+}
+
+#[test]
 fn a_damaged_guard_permits_nothing() {
     let world = World::new();
     std::fs::create_dir_all(world.guard().parent().unwrap()).unwrap();
@@ -540,7 +344,7 @@ fn a_damaged_guard_permits_nothing() {
         engine
             .until("it fails", |all| {
                 all.iter()
-                    .any(|vm| vm.state() == State::Failed && codes(vm) == ["RECOVERY_FAILED"])
+                    .any(|vm| vm.state() == State::Failed && codes(vm) == ["ORDER_NOT_CARRIED_OUT"])
             })
             .await;
     });
