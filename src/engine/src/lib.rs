@@ -32,6 +32,7 @@ pub mod logging;
 pub mod memory;
 pub mod profile;
 pub mod progress;
+pub mod receive;
 pub mod reconcile;
 pub mod recovered;
 pub mod replicate;

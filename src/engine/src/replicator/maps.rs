@@ -205,7 +205,7 @@ impl Maps {
         }
     }
 
-    fn path(&self, disk: DiskId) -> PathBuf {
+    pub fn path(&self, disk: DiskId) -> PathBuf {
         self.folder.join(format!("{disk}.map"))
     }
 

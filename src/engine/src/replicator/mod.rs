@@ -22,6 +22,7 @@ mod flush_behind;
 pub mod hashes;
 mod joining;
 mod judge;
+pub mod kept;
 mod log_file;
 mod maps;
 mod notices;
@@ -237,7 +238,8 @@ async fn round(item: &Item) -> Result<Infallible, Trouble> {
     }
 }
 
-/// What is durable of this generation. Anything of another generation or VM is removed.
+/// What is durable of this generation. Anything of another generation or VM is removed, but for disks that were brought to
+/// a point of the replica: their maps stay.
 async fn load(item: &Item) -> Result<(ItemState, Vec<Waiting>, Maps), Trouble> {
     let (files, spec) = (item.files.clone(), item.spec.clone());
     blocking(move || {
@@ -255,6 +257,12 @@ async fn load(item: &Item) -> Result<(ItemState, Vec<Waiting>, Maps), Trouble> {
                 let spool = files.load_spool(&state)?;
                 let spool = spool.into_iter().map(Waiting::found).collect();
                 return Ok((state, spool, maps));
+            }
+            let maps = Maps::new(files.hashes().to_owned());
+            if let Some(state) = kept::carry_over(&files, &spec, state, &maps)? {
+                maps.open_all(&state, None);
+                files.load_spool(&state)?;
+                return Ok((state, Vec::new(), maps));
             }
             files.remove_all(&[])?;
         }

@@ -152,6 +152,21 @@ impl Keeper {
         self.keep(&mut kept, new).await
     }
 
+    /// The disks hold what the order of this number wants. Says nothing of another order.
+    pub async fn received(&self, epoch: Generation) -> io::Result<()> {
+        let mut kept = self.kept.lock().await;
+        let is_receiving = matches!(
+            kept.guard.order,
+            SourceOrder::Receive | SourceOrder::ReceiveRest
+        );
+        if kept.guard.epoch != epoch || !is_receiving || kept.guard.done {
+            return Ok(());
+        }
+        let mut new = kept.clone();
+        new.guard.done = true;
+        self.keep(&mut kept, new).await
+    }
+
     /// Wakes at each change.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

@@ -1,0 +1,89 @@
+//! The VM under an order to receive: held off, and written to by permission only.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hypervisor::{ErrorKind, PowerState};
+use protection::Generation;
+
+use super::{LocalDisk, ReceiveError, Target};
+use crate::replicator::Context;
+use crate::replicator::spec::Spec;
+use crate::source::{Critical, Keeper};
+
+/// A VM of this host, and the order in force.
+pub struct HeldVm {
+    /// The host.
+    pub context: Arc<Context>,
+    /// Which VM, and which disks of it.
+    pub spec: Spec,
+    /// The guard.
+    pub keeper: Arc<Keeper>,
+    /// The order that is obeyed; another one ends the right to write.
+    pub epoch: Generation,
+}
+
+#[async_trait]
+impl Target for HeldVm {
+    async fn disks(&self) -> Result<Vec<LocalDisk>, ReceiveError> {
+        let host = &self.context.hypervisor;
+        let machines = host.virtual_machines().await?;
+        let vm = machines
+            .into_iter()
+            .find(|vm| vm.id == self.spec.vm)
+            .ok_or_else(|| ReceiveError::VmMissing(self.spec.vm_name.clone()))?;
+        if vm.power_state != PowerState::Off {
+            return Err(ReceiveError::Running(self.spec.vm_name.clone()));
+        }
+        let mut disks = Vec::new();
+        for id in &self.spec.disks {
+            let disk = vm.disks.iter().find(|disk| disk.id == *id);
+            let disk = disk.ok_or(ReceiveError::DiskMissing(*id))?;
+            let path = match host.disk_path(self.spec.vm, *id).await {
+                Err(error) if error.kind() == ErrorKind::DiskNotFound => {
+                    return Err(ReceiveError::DiskMissing(*id));
+                }
+                other => other?,
+            };
+            disks.push(LocalDisk {
+                id: *id,
+                name: disk.name.clone(),
+                path,
+            });
+        }
+        Ok(disks)
+    }
+
+    async fn may_write(&self) -> Result<Box<dyn Send + '_>, ReceiveError> {
+        let critical = self.keeper.critical().await;
+        // Before the host is asked: another order makes that needless.
+        let guard = critical.kept().guard;
+        if guard.epoch != self.epoch || !guard.may_receive(false) {
+            return Err(ReceiveError::Withdrawn);
+        }
+        let running = self.is_running().await?;
+        if !guard.may_receive(running) {
+            return Err(ReceiveError::Running(self.spec.vm_name.clone()));
+        }
+        let critical: Box<Critical<'_>> = Box::new(critical);
+        Ok(critical)
+    }
+
+    async fn received(&self) -> Result<(), ReceiveError> {
+        self.keeper
+            .received(self.epoch)
+            .await
+            .map_err(ReceiveError::io("note that the disks are received"))
+    }
+}
+
+impl HeldVm {
+    async fn is_running(&self) -> Result<bool, ReceiveError> {
+        let machines = self.context.hypervisor.virtual_machines().await?;
+        let vm = machines.into_iter().find(|vm| vm.id == self.spec.vm);
+        match vm {
+            Some(vm) => Ok(vm.power_state != PowerState::Off),
+            None => Err(ReceiveError::VmMissing(self.spec.vm_name.clone())),
+        }
+    }
+}
