@@ -6,7 +6,9 @@
 //! [`StoreError::Conflict`] and leaves nothing.
 
 mod kept_life;
+mod place;
 pub mod records;
+mod recovery_side;
 pub mod sqlite;
 
 #[cfg(test)]

@@ -176,103 +176,6 @@ pub struct Item {
 }
 record!(Item, "item");
 
-/// What a failover decides about its recovered VM; whether it may run is told by the item's life.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecoverySide {
-    /// Recovery host's engine.
-    pub engine_id: String,
-    /// VM name.
-    pub name: String,
-    /// Recovery point; empty = the newest one when the VM is made.
-    pub point_id: String,
-    /// Instant of that point; 0 = not known yet.
-    pub point_ms: i64,
-    /// The recovery host is told of it. A plan waits with that for the VM's group.
-    pub due: bool,
-    /// Job that made it.
-    pub job: String,
-    /// When the job asked for it.
-    pub asked_unix_ms: i64,
-}
-
-/// A failover that went well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastFailover {
-    /// End.
-    pub time: String,
-    /// Whether it was planned.
-    pub planned: bool,
-}
-
-/// A container of an Azure storage account.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AzurePlace {
-    /// Blob endpoint without a slash at the end.
-    pub endpoint: String,
-    /// Container.
-    pub container: String,
-}
-
-/// A log storage account when protection began.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogStore {
-    /// Storage account's ARM id.
-    pub storage_id: String,
-    /// Its folder; empty for an account in Azure.
-    pub folder: String,
-    /// Its container in Azure.
-    #[serde(default)]
-    pub azure: Option<AzurePlace>,
-}
-
-/// The place of an item, a recovered VM or a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place<'a> {
-    /// Storage account's ARM id.
-    pub storage_id: &'a str,
-    /// Its folder; empty for an account in Azure.
-    pub folder: &'a str,
-    /// Its container in Azure.
-    pub azure: Option<&'a AzurePlace>,
-}
-
-macro_rules! placed {
-    ($name:ident) => {
-        impl $name {
-            /// Where it is.
-            #[must_use]
-            pub fn place(&self) -> Place<'_> {
-                Place {
-                    storage_id: &self.storage_id,
-                    folder: &self.folder,
-                    azure: self.azure.as_ref(),
-                }
-            }
-        }
-    };
-}
-
-placed!(Item);
-placed!(Recovered);
-placed!(LogStore);
-
-impl Item {
-    /// The storage accounts that it uses, with the property of the request that names each.
-    pub fn places(&self) -> impl Iterator<Item = (Place<'_>, &'static str)> {
-        let log = self.log.as_ref().map(LogStore::place);
-        [(self.place(), "targetStorageAccountId")]
-            .into_iter()
-            .chain(log.map(|log| (log, "logStorageAccountId")))
-    }
-
-    /// Whether it uses a storage account.
-    #[must_use]
-    pub fn uses(&self, storage_id: &str) -> bool {
-        self.places()
-            .any(|(place, _)| place.storage_id.eq_ignore_ascii_case(storage_id))
-    }
-}
-
 /// A recovery plan.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
@@ -456,6 +359,8 @@ record!(Fence, "fence");
 
 record!(JobRecord, "job");
 
+pub use super::place::{AzurePlace, LogStore, Place};
+pub use super::recovery_side::{LastFailover, RecoverySide};
 pub use crate::saga::state::JobRecord;
 
 /// Reads one record.
