@@ -243,7 +243,7 @@ impl View {
 
     /// Whether the applier has left the position alone up to now.
     fn check_kept(&self) -> Result<()> {
-        self.check(&*self.replica.manifest()?.value).map(drop)
+        self.check(&self.replica.manifest()?.value).map(drop)
     }
 }
 
