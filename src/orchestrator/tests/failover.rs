@@ -100,9 +100,11 @@ async fn a_planned_failover_ends_at_the_recovery_side_and_can_be_committed() {
     );
 
     // The migration is complete: the VM stays where it runs, and nothing is left of the item.
-    let body = json!({ "properties": { "disableProtectionReason": "MigrationComplete", "deleteReplica": false } });
+    let body = json!({ "properties": { "disableProtectionReason": "MigrationComplete" } });
     let removed = world.post(&format!("{web}/remove"), body).await;
     world.finish(&removed).await;
+    let job = world.job(&removed).await;
+    assert_eq!(property(&job, "scenarioName"), "CompleteMigration");
     assert_eq!(world.get(&web).await.status, StatusCode::NOT_FOUND);
     assert_eq!(engine.last().recovered_vms, []);
     world.orchestrator.stop().await;
@@ -232,6 +234,9 @@ async fn bad_requests_name_the_property_and_change_nothing() {
             "{action}"
         );
     }
+    let body = json!({ "properties": { "disableProtectionReason": "MigrationComplete" } });
+    let answer = world.post(&format!("{web}/remove"), body).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT, "it runs at its source");
     let after = engine.last();
     assert_eq!(after.replications, before.replications);
     world.orchestrator.stop().await;

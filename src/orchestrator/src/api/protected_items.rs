@@ -2,9 +2,10 @@
 //! [`super::item_answer`].
 
 use arm_model::ProtectedItemId;
+use arm_model::failover::MIGRATION_COMPLETE;
 use arm_model::protected_item::{DisableProtection, UpdateDetails, UpdateProtectedItem};
 use axum::http::StatusCode;
-use protection::Event;
+use protection::{Event, life};
 use serde_json::json;
 
 use super::entry::{Call, page, unknown_path};
@@ -184,7 +185,14 @@ async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
     let (vault, id, stored) = load::item(call).await?;
     call.precondition(Some(stored.etag))?;
     let body: DisableProtection = call.properties()?;
-    let delete_replica = body.delete_replica.unwrap_or(true);
+    // A VM that stays at the recovery side was made from the replica: it is let go of, not deleted.
+    let delete_replica =
+        body.delete_replica.unwrap_or(true) && !stored.record.life.is_at_recovery();
+    let completes = body.disable_protection_reason.as_deref() == Some(MIGRATION_COMPLETE);
+    if completes {
+        let complete = life::Event::Request(life::Request::CompleteMigration);
+        protection::step(stored.record.life, complete)?;
+    }
     protection::step(stored.record.life, Event::Disable { delete_replica })?;
     in_plan(call, &id).await?;
     if delete_replica {
@@ -201,8 +209,16 @@ async fn disable(call: &Call<'_>) -> Result<Reply, Fault> {
             vault: &vault,
             resource: &id,
             removes: true,
-            scenario: "DisableDr",
-            friendly_name: "Disable replication",
+            scenario: if completes {
+                "CompleteMigration"
+            } else {
+                "DisableDr"
+            },
+            friendly_name: if completes {
+                "Complete migration"
+            } else {
+                "Disable replication"
+            },
             target_name: &stored.record.vm_name,
             target_type: "ProtectionEntity",
             workflow: "disableProtection",
