@@ -464,10 +464,12 @@ fn orders_that_make_no_sense_are_told_and_not_obeyed() {
         passes(Duration::from_secs(300)).await;
         assert_eq!(stored(&world).await.len(), count, "without its licence");
         engine.order(&world, 9, SourceOrder::Receive);
-        let status = engine
-            .wait(&world, "a finding", has("FAILBACK_UNSUPPORTED"))
+        engine
+            .wait(&world, "off", |_| !world.host.is_running())
             .await;
-        assert!(status.source.is_none() && !world.host.is_running());
+        // It does not say from whom.
+        let status = engine.wait(&world, "a finding", has("ORDER_MISFIT")).await;
+        assert!(status.source.is_none());
         engine.stop().await;
     });
 }

@@ -108,6 +108,11 @@ impl ReceiveError {
         matches!(self, Self::Stopped | Self::Withdrawn)
     }
 
+    /// Whether somebody uses what is to be written.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::Running(_) | Self::InUse(_))
+    }
+
     /// For the item's status. `store` is what people call the store.
     pub fn finding(&self, vm_name: &str, store: &Path) -> Finding {
         let cause = chain(self);

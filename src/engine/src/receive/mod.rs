@@ -55,6 +55,9 @@ use crate::replicator::trouble::chain;
 /// Between two looks for a newer point.
 const POLL: Duration = Duration::from_secs(2);
 
+/// A VM or an image that is in use is no problem for a person before so many failures.
+const BUSY_TRIES: u32 = 3;
+
 /// Nothing was written yet; the record says where to.
 pub const UNDER_WAY: &str = "receive-under-way";
 /// Some blocks are written.
@@ -184,7 +187,10 @@ impl Receiver {
                         error = chain(&error),
                         "the disks can't be brought to the newest point now"
                     );
-                    tell(Some(&error));
+                    // A VM that is being turned off takes its time.
+                    if failures > BUSY_TRIES || !error.is_busy() {
+                        tell(Some(&error));
+                    }
                     backoff::ship_delay(failures)
                 }
             };

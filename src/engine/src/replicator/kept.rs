@@ -245,6 +245,9 @@ pub(super) fn carry_over(
     }
     let mut state = state;
     state.generation = spec.generation.0;
+    // Whatever was tracked was so for another activation.
+    state.tracking = None;
+    state.instant = Uuid::new_v4();
     files.store(&state)?;
     Record::remove(files.hashes())?;
     Ok(Some(state))

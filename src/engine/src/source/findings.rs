@@ -92,15 +92,15 @@ pub fn stopping(name: &str) -> Finding {
     )
 }
 
-/// Failback needs what this engine can't do.
-pub fn failback_not_there(name: &str) -> Finding {
+/// A failback was broken off in the middle.
+pub fn half_received(name: &str) -> Finding {
     finding(
-        "FAILBACK_UNSUPPORTED",
+        "FAILBACK_HALF_RECEIVED",
         format!(
-            "the disks of virtual machine {name:?} can't take over what its recovered copy wrote: the failback data path is not in this release yet"
+            "virtual machine {name:?} is not started: its disks hold a part of what its recovered copy wrote, and are of no point in time"
         ),
-        "The engine is older than the orchestrator's failback.",
-        "Cancel the failback; the recovered virtual machine runs on. The virtual machine stays off here.",
+        "A failback was cancelled, or failed, while it wrote to the disks.",
+        "Fail back again, to the end. The recovered virtual machine has everything.",
         true,
     )
 }

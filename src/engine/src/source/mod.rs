@@ -10,18 +10,18 @@
 //! | replicate | as ever | started if we had shut it down |
 //! | ship the rest | to the last write: [`crate::replicator::rest`] | shut down by its guest only |
 //! | run | none | started once |
-//! | hold, receive | none, all files stay | shut down, then turned off; again when somebody starts it |
+//! | receive | from the recovered VM: [`crate::receive`] | as hold |
+//! | hold | none, all files stay | shut down, then turned off; again when somebody starts it |
 //! | leave running | retired | as it is |
 //! | leave off | retired, once it is off | as hold |
 //!
 //! Promise: nothing is obeyed that is not on disk, nothing is said that is not true, and a VM is started only with proof
 //! that its licence is in force ([`power`]). A user's VM that is off by his own doing is not started.
-//!
-//! Failback's data path is not here: those orders hold the VM and say so.
 
 pub mod findings;
 mod keeper;
 mod power;
+mod receiving;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ use engine_protocol::orders::source_order;
 use engine_protocol::v1;
 use protection::Generation;
 use protection::life::{SourceOrder, Taken};
+use replication_log::KeyRing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -37,12 +38,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use keeper::{Critical, Keeper, Kept};
 
+use crate::receive::Until;
 use crate::replicator::rest::Rest;
 use crate::replicator::spec::{Spec, Wish};
 use crate::replicator::status::{Origin, StatusLine};
 use crate::replicator::{Context, Replicator};
 use crate::task::spawn_named;
 use power::Power;
+use receiving::{Job, Receiving};
 
 /// How long a guest may take to shut down before that is a problem, or before it is turned off where it must be off.
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(120);
@@ -152,6 +155,11 @@ enum Course {
     ShipRest,
     /// No replication.
     Still,
+    /// No replication; the recovered VM's disks are taken over.
+    Receive {
+        origin: u64,
+        until: Until,
+    },
     LeaveRunning {
         delete_replica: bool,
     },
@@ -176,13 +184,34 @@ impl Course {
         match kept.guard.order {
             SourceOrder::Replicate(_) => Self::Replicate,
             SourceOrder::ShipRest(_) => Self::ShipRest,
-            SourceOrder::Run(_)
-            | SourceOrder::Hold
-            | SourceOrder::Receive
-            | SourceOrder::ReceiveRest => Self::Still,
+            SourceOrder::Run(_) | SourceOrder::Hold => Self::Still,
+            SourceOrder::Receive => Self::receive(kept, message, Until::Stopped),
+            // What somebody may rely on is not touched again.
+            SourceOrder::ReceiveRest if kept.guard.done => Self::Still,
+            SourceOrder::ReceiveRest => Self::receive(kept, message, Until::Equal),
             SourceOrder::LeaveRunning => Self::LeaveRunning { delete_replica },
             SourceOrder::LeaveOff => Self::LeaveOff { delete_replica },
         }
+    }
+
+    /// Whose points are received is said by the message of that very order.
+    fn receive(kept: &Kept, message: &v1::Replication, until: Until) -> Self {
+        let order = message.order.as_ref().and_then(source_order);
+        match order {
+            Some((epoch, _)) if epoch == kept.guard.epoch && message.origin > 0 => Self::Receive {
+                origin: message.origin,
+                until,
+            },
+            Some((epoch, _)) if epoch == kept.guard.epoch => {
+                Self::Misfit("the order to receive does not say from which generation".to_owned())
+            }
+            _ => Self::Still,
+        }
+    }
+
+    /// Whether the VM is held and nothing is shipped.
+    fn is_still(&self) -> bool {
+        matches!(self, Self::Still | Self::Receive { .. })
     }
 }
 
@@ -197,6 +226,7 @@ pub struct Source {
     stop: CancellationToken,
     task: JoinHandle<Option<()>>,
     replicator: Option<Replicator>,
+    receiving: Option<Receiving>,
 }
 
 impl Source {
@@ -219,6 +249,7 @@ impl Source {
             let (context, spec) = (context.clone(), spec.clone());
             Replicator::ordered(context, spec, wish, line.clone(), rest)
         };
+        let keys = keys(&wish);
         let (course, replicator) = match (wanted, wish) {
             // What somebody may rely on is not begun again.
             (Course::ShipRest, _) if kept.guard.done => (Course::ShipRest, None),
@@ -238,6 +269,23 @@ impl Source {
             let found = findings::order_misfit(&spec.vm_name, cause);
             line.notice(Origin::Ship, Some(found));
         }
+        let job = |origin, until| Job {
+            context: context.clone(),
+            spec: spec.clone(),
+            keeper: keeper.clone(),
+            epoch: kept.guard.epoch,
+            origin,
+            until,
+            keys,
+            line: line.clone(),
+        };
+        let (receiving, progress) = match course {
+            Course::Receive { origin, until } => {
+                let (receiving, progress) = Receiving::start(job(origin, until));
+                (Some(receiving), Some(progress))
+            }
+            _ => (None, None),
+        };
         let (answer, answers) = watch::channel(answer(&kept, message, told));
         let stop = CancellationToken::new();
         let power = Power {
@@ -247,6 +295,7 @@ impl Source {
             line: line.clone(),
             course: course.clone(),
             answers,
+            progress,
             stop: stop.clone(),
         };
         let task = spawn_named(format!("power {}", spec.item_id), power.run());
@@ -260,6 +309,7 @@ impl Source {
             stop,
             task,
             replicator,
+            receiving,
         }
     }
 
@@ -283,10 +333,20 @@ impl Source {
     ) -> bool {
         let kept = self.keeper.kept().await;
         let course = Course::of(&kept, message);
+        // Carried out: its task has ended, or does in a moment.
+        let is_received = course == Course::Still
+            && matches!(self.course, Course::Receive { .. })
+            && kept.guard.done;
         if *spec != self.spec
             || kept.guard.epoch != self.epoch
-            || course != self.course
+            || (course != self.course && !is_received)
             || self.task.is_finished()
+        {
+            return false;
+        }
+        if let Some(receiving) = &self.receiving
+            && !is_received
+            && !receiving.has(&keys(wish))
         {
             return false;
         }
@@ -313,8 +373,19 @@ impl Source {
         if let Some(replicator) = self.replicator {
             replicator.stop().await;
         }
+        if let Some(receiving) = self.receiving {
+            receiving.stop().await;
+        }
         // A panic was logged by the task itself.
         self.task.await.ok();
+    }
+}
+
+/// Keys that journals may need.
+fn keys(wish: &Result<Wish, String>) -> KeyRing {
+    match wish {
+        Ok(Wish::Active(policy)) => policy.keys.clone(),
+        _ => KeyRing::new(),
     }
 }
 

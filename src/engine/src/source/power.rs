@@ -25,9 +25,11 @@ use tokio_util::sync::CancellationToken;
 use v1::replication_status::State;
 
 use super::keeper::{Critical, Keeper, Kept};
+use super::receiving::is_half_received;
 use super::{Answer, Course, GUEST_PATIENCE, findings};
 use crate::backoff;
 use crate::finding;
+use crate::receive::Progress;
 use crate::replicator::spec::{Spec, Wish};
 use crate::replicator::status::{Origin, StatusLine};
 use crate::replicator::trouble::chain;
@@ -54,6 +56,8 @@ pub(super) struct Power {
     pub line: StatusLine,
     pub course: Course,
     pub answers: watch::Receiver<Answer>,
+    /// Of an order to receive.
+    pub progress: Option<watch::Receiver<Progress>>,
     pub stop: CancellationToken,
 }
 
@@ -77,7 +81,7 @@ impl Power {
         let mut doing = Doing::default();
         let mut failures = 0;
         let mut changes = self.keeper.watch();
-        if self.course == Course::Still {
+        if self.course.is_still() {
             self.line.phase(State::Held);
         }
         loop {
@@ -149,7 +153,7 @@ impl Power {
             power = self.let_run(doing, kept, power).await?;
         }
         if power == PowerState::Off || !kept.guard.must_stop() {
-            self.line.notice(Origin::Power, self.lacking(kept));
+            self.line.notice(Origin::Power, None);
         }
         self.list_points(doing).await;
         let left = self.leave(doing, kept, power);
@@ -253,6 +257,9 @@ impl Power {
                     .to_owned(),
             };
             return Err(findings::start_withheld(&self.spec.vm_name, &cause).into());
+        }
+        if is_half_received(&self.context, &self.spec.item_id, self.spec.vm).await {
+            return Err(findings::half_received(&self.spec.vm_name).into());
         }
         let host = &self.context.hypervisor;
         let started = host.start(self.spec.vm).await;
@@ -366,17 +373,17 @@ impl Power {
         let kept = self.keeper.kept().await;
         let said = kept.guard.says(power == PowerState::Running);
         let point = kept.point.map_or_else(String::new, |id| id.to_string());
-        let report = said.map(|said| source_report(kept.guard.epoch, said, &point));
+        let mut report = said.map(|said| source_report(kept.guard.epoch, said, &point));
+        if let Some(progress) = &self.progress {
+            let progress = *progress.borrow();
+            let report = report.get_or_insert_with(|| v1::SourceReport {
+                epoch: kept.guard.epoch.0,
+                ..v1::SourceReport::default()
+            });
+            report.received_bytes = progress.received_bytes;
+            report.to_receive_bytes = progress.to_receive_bytes;
+        }
         self.line.say(report.filter(|_| left));
-    }
-
-    /// What the order wants and this engine can't do.
-    fn lacking(&self, kept: &Kept) -> Option<v1::Finding> {
-        let is_failback = matches!(
-            kept.guard.order,
-            SourceOrder::Receive | SourceOrder::ReceiveRest
-        );
-        is_failback.then(|| findings::failback_not_there(&self.spec.vm_name))
     }
 
     async fn note(
