@@ -275,6 +275,18 @@ async fn a_failback_waits_for_a_person_and_leads_back_to_protection() {
         .await;
     world.done(&committed).await;
 
+    let elsewhere = json!({ "properties": {
+        "failoverDirection": "RecoveryToPrimary",
+        "providerSpecificDetails": {
+            "instanceType": "HyperVReplicaAzureFailback",
+            "recoveryVmCreationOption": "CreateVmIfNotFound",
+            "providerIdForAlternateRecovery": format!("{}/replicationRecoveryServicesProviders/other", world.fabric()),
+        },
+    } });
+    let refused = world
+        .post(&format!("{web}/plannedFailover"), elsewhere)
+        .await;
+    assert_eq!(refused.code(), "AlternateHostNotSupported");
     let body = json!({ "properties": {
         "failoverDirection": "RecoveryToPrimary",
         "providerSpecificDetails": {

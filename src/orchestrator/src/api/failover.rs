@@ -13,9 +13,9 @@
 use arm_model::failover::{
     ApplyRecoveryPoint, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST, LATEST_APPLICATION_CONSISTENT,
     LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PRIMARY_TO_RECOVERY, PlanFailoverDetails,
-    PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover, RECOVERY_TO_PRIMARY,
-    ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT,
-    UnplannedFailover,
+    PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover, PlannedFailoverDetails,
+    RECOVERY_TO_PRIMARY, ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT,
+    USE_OWN_POINT, UnplannedFailover,
 };
 use arm_model::job::{FAILOVER_DETAILS, JobDetails};
 use arm_model::{ArmError, ArmId, ProtectedItemId, VaultId};
@@ -60,7 +60,9 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
             let details = body.provider_specific_details;
             if goes_back(body.failover_direction.as_deref())? {
                 let at = "properties.providerSpecificDetails.dataSyncOption";
-                let option = details.and_then(|details| details.data_sync_option);
+                let details = details.unwrap_or_default();
+                to_its_own_host(&details, &stored.record)?;
+                let option = details.data_sync_option;
                 let minimise = minimises_downtime(option.as_deref(), at)?;
                 return back(call, about, minimise, &[&stored]).await;
             }
@@ -391,6 +393,30 @@ fn minimises_downtime(option: Option<&str>, target: &str) -> Result<bool, Fault>
             ),
         )),
     }
+}
+
+/// A VM goes back to the host that it came from.
+fn to_its_own_host(details: &PlannedFailoverDetails, item: &Item) -> Result<(), Fault> {
+    let wanted = details.provider_id_for_alternate_recovery.as_deref();
+    let Some(wanted) = wanted.filter(|id| !id.is_empty()) else {
+        return Ok(());
+    };
+    let name = wanted.rsplit('/').next().unwrap_or_default();
+    if name.eq_ignore_ascii_case(&item.engine_id) {
+        return Ok(());
+    }
+    Err(Fault::refuse(
+        400,
+        ArmError::new(
+            "AlternateHostNotSupported",
+            format!("`{}` can only go back to the host that it came from.", item.vm_name),
+        )
+        .at("properties.providerSpecificDetails.providerIdForAlternateRecovery")
+        .advise(
+            "This release makes no VM anew on another host.",
+            "Leave the host out, and bring the VM's own host back first; or complete the migration.",
+        ),
+    ))
 }
 
 async fn back(
