@@ -25,15 +25,20 @@ use crate::view::View;
 /// Ranges of each disk: sorted, disjoint, neighbours joined. A disk that is not named may have changed anywhere.
 pub type Changed = BTreeMap<Uuid, Vec<Range<u64>>>;
 
-/// See [`crate::ReplicaView::changed_since`].
-pub(crate) fn since(view: &View, since: Position, by: Generation) -> Result<Option<Changed>> {
+/// See [`crate::ReplicaView::changed_since`]; whoever wrote the position when nobody is named.
+pub(crate) fn since(
+    view: &View,
+    since: Position,
+    by: Option<Generation>,
+) -> Result<Option<Changed>> {
     let (replica, shown) = (view.replica(), view.position());
     for _ in 0..RACES {
         let (seen, journal) = replica.settled()?;
         let manifest = seen.value;
         let base = view.check(&manifest)?;
         let owner = manifest.epoch_at(since);
-        if since < base || since > shown || owner.is_some_and(|owner| owner != by) {
+        let is_anothers = owner.is_some_and(|owner| by.is_some_and(|by| owner != by));
+        if since < base || since > shown || is_anothers {
             return Ok(None);
         }
         if !journal.contains_key(&shown) && shown != base {

@@ -207,7 +207,13 @@ impl ReplicaView {
         by: Generation,
     ) -> Result<Option<Changed>> {
         let view = self.view.clone();
-        blocking(move || changed::since(&view, position, by)).await
+        blocking(move || changed::since(&view, position, Some(by))).await
+    }
+
+    /// As [`ReplicaView::changed_since`], of the position of a point that is kept: whoever wrote it, it is what lies there.
+    pub async fn changed_behind(&self, point: &RecoveryPoint) -> Result<Option<Changed>> {
+        let (view, position) = (self.view.clone(), point.position);
+        blocking(move || changed::since(&view, position, None)).await
     }
 
     /// Reads from a disk, at most 64 MiB at once; every journal frame is verified. `Expired` once

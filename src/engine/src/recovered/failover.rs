@@ -26,6 +26,8 @@ use v1::recovered_vm_status::State;
 
 use super::guard::Place;
 use super::record::Record;
+use super::reverse::ShipRecord;
+use super::shipping::Shipping;
 use super::steps::Served;
 use super::{CONSOLE_POLL, POWER_POLL, RecoveryHost, making, places};
 use crate::backoff;
@@ -53,6 +55,8 @@ pub(super) struct Side {
     /// The newest message, whatever it orders: it has the newest keys.
     pub(super) newest: Message,
     pub(super) served: Option<Served>,
+    /// Of a failback.
+    pub(super) shipping: Option<Shipping>,
     /// Nothing to do with the order in force: one that could not be taken.
     pub(super) trouble: Option<v1::Finding>,
     failure: Option<v1::Finding>,
@@ -65,6 +69,8 @@ pub(super) struct There {
     pub(super) record: Option<Record>,
     /// It runs.
     pub(super) running: bool,
+    /// What it writes goes into the replica, and so far it is.
+    pub(super) ships: Option<ShipRecord>,
 }
 
 /// When the next turn is.
@@ -99,6 +105,7 @@ impl Failover {
             wish: None,
             newest: None,
             served: None,
+            shipping: None,
             trouble: None,
             failure: None,
             shown: shown.clone(),
@@ -137,7 +144,16 @@ impl Failover {
 }
 
 impl Side {
-    async fn live(mut self, mut messages: watch::Receiver<Message>, stop: CancellationToken) {
+    async fn live(mut self, messages: watch::Receiver<Message>, stop: CancellationToken) {
+        self.take_turns(messages, stop).await;
+        self.end_shipping().await;
+    }
+
+    async fn take_turns(
+        &mut self,
+        mut messages: watch::Receiver<Message>,
+        stop: CancellationToken,
+    ) {
         let mut failures = 0;
         loop {
             let message = messages.borrow_and_update().clone();
@@ -197,7 +213,10 @@ impl Side {
         let Some(guard) = self.guard else {
             return Ok(Next::Look(POWER_POLL));
         };
-        self.act(guard, there).await
+        // What keeps a VM from being shipped doesn't keep an order from being obeyed.
+        let shipping = self.ship(guard, &there).await;
+        let next = self.act(guard, there).await?;
+        shipping.map(|()| next)
     }
 
     /// Takes the order of a message; returns when it is on disk.
@@ -230,6 +249,10 @@ impl Side {
         } else {
             Taken::New
         };
+        if matches!(taken, Taken::New | Taken::Again) {
+            // Before the order: from then on it may be said that it is carried out.
+            self.note_shipping(message).await?;
+        }
         match taken {
             Taken::New => {
                 self.keep_guard(guard).await?;
@@ -289,12 +312,14 @@ impl Side {
             return Ok(There {
                 record: None,
                 running: false,
+                ships: None,
             });
         };
         let running = making::machines(&self.host).await?.iter().any(|machine| {
             machine.id == VmId(record.id) && machine.power_state == PowerState::Running
         });
         Ok(There {
+            ships: self.ships(&record).await?,
             record: Some(record),
             running,
         })
@@ -314,12 +339,15 @@ impl Side {
         };
         if guard.must_stop(instance) {
             if there.running {
-                return self.stop(guard, record).await;
+                return self.stop(guard, record, there.ships.is_some()).await;
             }
             if guard.must_remove(instance) {
                 return self.remove(record).await;
             }
             if guard.order == RecoveryOrder::Stop {
+                if there.ships.is_some() && !guard.done {
+                    return self.ship_rest(guard, record).await;
+                }
                 return self.stay_off(record).await;
             }
         } else if guard.must_remove(instance) {
@@ -340,14 +368,24 @@ impl Side {
             instance: there.instance(),
             running: there.running,
         })?;
-        // Its point is still held.
-        let early = said == RecoverySaid::Left && there.record.is_some();
+        let early = match said {
+            // Its point is still held.
+            RecoverySaid::Left => there.record.is_some(),
+            // Its last writes are not in the replica yet.
+            RecoverySaid::Stopped => there.ships.is_some() && !guard.done,
+            RecoverySaid::Running | RecoverySaid::Absent => false,
+        };
         (!early).then(|| orders::recovery_report(guard.epoch, said))
     }
 
     fn publish(&self, there: &There) {
         let recovery = self.said(there);
-        let findings = self.trouble.iter().chain(&self.failure).cloned().collect();
+        let findings = self.trouble.iter().chain(&self.failure).cloned();
+        let findings = findings.chain(self.shipping_problem()).collect();
+        let (shipped_bytes, shipped_unix_ms) = match &there.ships {
+            Some(ships) => (ships.sent_bytes, ships.point_unix_ms()),
+            None => (0, 0),
+        };
         let wants = matches!(
             self.guard.map(|guard| guard.order),
             Some(RecoveryOrder::Run { .. })
@@ -372,6 +410,8 @@ impl Side {
             status.set_state(state);
             status.recovery = recovery;
             status.findings = findings;
+            status.shipped_bytes = shipped_bytes;
+            status.shipped_unix_ms = shipped_unix_ms;
             status.console_path = console.unwrap_or_default();
             let point = record.as_ref().map(|record| record.point_id);
             let point = point.filter(|point| !point.is_nil());

@@ -7,14 +7,14 @@ use anyhow::{Context as _, anyhow};
 use engine_protocol::v1;
 use hypervisor::nbd::NbdServer;
 use hypervisor::{
-    DiskId, DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, VirtualMachine, VmId,
+    DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, VirtualMachine, VmId,
 };
 use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView, StoreTarget};
 use replication_log::KeyRing;
 use uuid::Uuid;
 
 use super::record::Record;
-use super::{RecoveryHost, view};
+use super::{RecoveryHost, reverse, view};
 use crate::replicator::policy;
 use crate::stores;
 use crate::task::blocking;
@@ -128,7 +128,7 @@ fn machine(
                 .with_context(|| format!("the replica has no disk {}", disk.id))?;
             Ok(NewDisk {
                 // A new identity for the copy, the same at every try.
-                id: DiskId(Uuid::new_v5(&id, disk.id.0.as_bytes())),
+                id: reverse::own_disk(id, disk.id),
                 source: DiskSource::Nbd {
                     socket: socket.to_owned(),
                     export: stored.id.to_string(),

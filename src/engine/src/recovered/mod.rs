@@ -19,7 +19,8 @@ mod making;
 pub mod places;
 mod read_ahead;
 mod record;
-mod reverse;
+pub mod reverse;
+mod shipping;
 mod steps;
 mod view;
 

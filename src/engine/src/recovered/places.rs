@@ -24,7 +24,10 @@ pub const DONE: &str = "recovery-done";
 /// Its point is let go; the record is there.
 pub const POINT_LET_GO: &str = "recovery-point-let-go";
 
-/// All of them.
+/// All that a VM of a failback wrote is in the replica, which is not noted.
+pub const REST_SHIPPED: &str = "recovered-rest-shipped";
+
+/// All of a failover.
 pub const PLACES: [&str; 11] = [
     ORDER_TAKEN,
     FENCE_RAISED,

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::failover::{Next, Side};
 use super::record::Record;
-use super::{POWER_POLL, making, places};
+use super::{POWER_POLL, making, places, reverse};
 use crate::engine::now_unix_ms;
 use crate::stores;
 use crate::task::blocking;
@@ -90,11 +90,7 @@ impl Side {
         if leaving && guard.done {
             return self.let_go(&record).await;
         }
-        if self
-            .served
-            .as_ref()
-            .is_none_or(|served| served.id != record.id)
-        {
+        if !self.serves(&record) {
             return self.serve(&mut record, takes).await;
         }
         let vm = VmId(record.id);
@@ -141,6 +137,7 @@ impl Side {
         &mut self,
         guard: Guard<RecoveryOrder>,
         mut record: Record,
+        ships: bool,
     ) -> anyhow::Result<Next> {
         let vm = VmId(record.id);
         let hypervisor = self.host.hypervisor.clone();
@@ -152,10 +149,15 @@ impl Side {
             {
                 tracing::warn!(vm = %record.id, error = format!("{error:#}"), "a recovered VM is shut down without its disks being served");
             }
-            let how = Stop::Shutdown {
-                timeout: self.host.shutdown_patience,
+            let patience = self.host.shutdown_patience;
+            let shut_down = if ships {
+                // What it wrote last need not be looked for then.
+                hypervisor.shut_down(vm, patience).await
+            } else {
+                let how = Stop::Shutdown { timeout: patience };
+                hypervisor.stop(vm, how).await
             };
-            if let Err(error) = hypervisor.stop(vm, how).await {
+            if let Err(error) = shut_down {
                 tracing::warn!(vm = %record.id, name = record.name, %error, "the guest of a recovered VM does not shut down; it is turned off");
                 hypervisor
                     .stop(vm, Stop::TurnOff)
@@ -181,7 +183,7 @@ impl Side {
     }
 
     /// The next order to run starts it, also if its guest shut it down before.
-    async fn note_stopped(&self, record: &mut Record) -> anyhow::Result<()> {
+    pub(super) async fn note_stopped(&self, record: &mut Record) -> anyhow::Result<()> {
         if record.started_unix_ms == 0 {
             return Ok(());
         }
@@ -194,11 +196,22 @@ impl Side {
     pub(super) async fn remove(&mut self, record: Record) -> anyhow::Result<Next> {
         self.served = None;
         making::remove(&self.host, self.place.records(), record.id).await?;
+        reverse::forget(self.place.records(), record.id).await?;
         self.host.pauses.pass(places::REMOVED).await;
         Ok(Next::Again)
     }
 
-    async fn serve(&mut self, record: &mut Record, takes: Generation) -> anyhow::Result<Next> {
+    /// Whether the disks of a VM are served.
+    pub(super) fn serves(&self, record: &Record) -> bool {
+        let served = self.served.as_ref();
+        served.is_some_and(|served| served.id == record.id)
+    }
+
+    pub(super) async fn serve(
+        &mut self,
+        record: &mut Record,
+        takes: Generation,
+    ) -> anyhow::Result<Next> {
         // One server a socket; that of another VM has no one to serve any more.
         self.served = None;
         let store = self.store(record)?;
@@ -302,7 +315,7 @@ impl Side {
     }
 
     /// Where the replica of a VM is.
-    fn store(&self, record: &Record) -> anyhow::Result<StoreTarget> {
+    pub(super) fn store(&self, record: &Record) -> anyhow::Result<StoreTarget> {
         if let Some(wish) = &self.wish {
             let (store, place) =
                 stores::target(wish.store.as_ref()).map_err(|problem| anyhow!(problem))?;

@@ -53,6 +53,14 @@ impl Gate for Open {
     async fn pass(&self, _bytes: u64, _changed_bytes: u64) {}
 }
 
+/// From where, and to where.
+pub(super) struct Way<'a> {
+    pub host: &'a RecoveryHost,
+    pub errand: &'a Errand,
+    pub ground: &'a Ground,
+    pub effort: &'a Effort,
+}
+
 /// A cycle on its way.
 struct Cycle<'a> {
     host: &'a RecoveryHost,
@@ -71,181 +79,150 @@ struct Cycle<'a> {
 
 /// The record of a VM under the errand's generation. What an earlier failback shipped says nothing of today's replica.
 pub(super) async fn record(errand: &Errand) -> anyhow::Result<ShipRecord> {
-    let (records, vm) = (errand.records.clone(), errand.vm.0);
-    let record = blocking(move || ShipRecord::read(&records, vm))
-        .await
-        .context("read how far the recovered VM is shipped")?;
-    Ok(record
+    Ok(super::known(&errand.records, errand.vm.0)
+        .await?
         .filter(|record| record.generation == errand.generation.0)
         .unwrap_or_else(|| ShipRecord::new(errand.vm.0, errand.generation.0)))
 }
 
-/// Ships one instant.
-pub(super) async fn ship(
-    host: &RecoveryHost,
-    errand: &Errand,
-    ground: &Ground,
-    effort: &Effort,
-    guest: Guest,
-) -> anyhow::Result<Round> {
-    let record = record(errand).await?;
-    let head = ground.head().await?;
-    let known = record
-        .shipped
-        .clone()
-        .filter(|known| known.replica == ground.replica && known.position <= head);
-    let point = freeze(host, errand, ground, known.as_ref(), guest).await?;
-    host.pauses.pass(pauses::FROZEN).await;
-    let tracking = point.tracking;
-    let shipped = ship_frozen(host, errand, ground, effort, &point, record, known, head).await;
-    let released = host.hypervisor.release(point).await;
-    let round = shipped?;
-    released.context("release the frozen disks of the recovered VM")?;
-    // Only what the record doesn't need any more.
-    host.hypervisor
-        .forget(errand.vm, tracking)
-        .await
-        .context("drop older tracking of the recovered VM")?;
-    Ok(round)
-}
-
-async fn freeze(
-    host: &RecoveryHost,
-    errand: &Errand,
-    ground: &Ground,
-    known: Option<&Instant>,
-    guest: Guest,
-) -> anyhow::Result<FrozenPoint> {
-    let hypervisor = &host.hypervisor;
-    let generation = errand.generation.0;
-    let mut ids = hypervisor
-        .tracking(errand.vm)
-        .await
-        .context("ask what is tracked of the recovered VM")?;
-    if ids.iter().any(|id| id.generation > generation) {
-        // Of a generation that was never in force; its ids would be in the way of ours.
-        hypervisor
-            .forget_all(errand.vm)
+impl Way<'_> {
+    /// Ships one instant.
+    pub async fn ship(&self, guest: Guest) -> anyhow::Result<Round> {
+        let record = record(self.errand).await?;
+        let head = self.ground.head().await?;
+        let known = record.shipped.clone();
+        let known =
+            known.filter(|known| known.replica == self.ground.replica && known.position <= head);
+        let point = self.freeze(known.as_ref(), guest).await?;
+        self.host.pauses.pass(pauses::FROZEN).await;
+        let tracking = point.tracking;
+        let shipped = self.ship_frozen(&point, record, known, head).await;
+        let released = self.host.hypervisor.release(point).await;
+        let round = shipped?;
+        released.context("release the frozen disks of the recovered VM")?;
+        // Only what the record doesn't need any more.
+        self.host
+            .hypervisor
+            .forget(self.errand.vm, tracking)
             .await
-            .context("drop tracking of the recovered VM")?;
-        ids.clear();
+            .context("drop older tracking of the recovered VM")?;
+        Ok(round)
     }
-    let since = known.map(|known| known.tracking);
-    let newest = ids.iter().copied().chain(since).max();
-    let number = newest
-        .filter(|newest| newest.generation == generation)
-        .map_or(1, |newest| newest.number + 1);
-    let next = TrackingId { generation, number };
-    let disks: Vec<DiskId> = ground.disks.iter().map(|disk| disk.own).collect();
-    let frozen = match guest {
-        Guest::On => {
-            let consistency = Consistency::Crash;
-            hypervisor.freeze(errand.vm, &disks, since, next, consistency)
-        }
-        Guest::Off => hypervisor.freeze_off(errand.vm, &disks, since, next),
-    };
-    frozen.await.context("freeze the recovered VM's disks")
-}
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what a cycle begins with; it has one caller"
-)]
-async fn ship_frozen(
-    host: &RecoveryHost,
-    errand: &Errand,
-    ground: &Ground,
-    effort: &Effort,
-    point: &FrozenPoint,
-    mut record: ShipRecord,
-    known: Option<Instant>,
-    head: Position,
-) -> anyhow::Result<Round> {
-    let tracked = |point: &FrozenPoint| {
-        let mut disks = point.disks.iter();
-        disks.all(|disk| matches!(disk.changes, Changes::Since(_)))
-    };
-    let behind: Behind = if tracked(point) {
-        None
-    } else {
-        tracing::info!(vm = %errand.vm, name = errand.name, "changes of a recovered VM are not tracked since what the store has; its writes are compared with the replica");
-        differ::behind(ground, head).await?
-    };
-    let view = ground
-        .writer
-        .last_view()
-        .await
-        .context("read the replica's head")?;
-    let mut cycle = Cycle {
-        host,
-        ground,
-        effort,
-        disks: Vec::new(),
-        time_unix_ms: instant(ground, point, known.as_ref()).await?,
-        position: head.next(),
-        outgoing: None,
-        waiting_bytes: 0,
-        changed_bytes: 0,
-        sent_bytes: 0,
-    };
-    if view.position() != head {
-        bail!("the replica has grown while its head was read: somebody else writes to it");
-    }
-    for (disk, frozen) in ground.disks.iter().zip(&point.disks) {
-        let head = view.disks().iter().find(|known| known.id == disk.source);
-        cycle.disks.push(DiskSpec {
-            id: disk.source,
-            // The source's disk may have grown behind the point; a cycle can't take that back, so it is zero there.
-            size_bytes: head
-                .map_or(0, |head| head.size_bytes)
-                .max(frozen.size_bytes),
-            name: disk.name.clone(),
-        });
-    }
-    for (at, frozen) in point.disks.iter().enumerate() {
-        let (source, size_bytes) = (cycle.disks[at].id, cycle.disks[at].size_bytes);
-        let candidates = differ::candidates(
-            host.hypervisor.as_ref(),
-            point,
-            frozen,
-            source,
-            &behind,
-            size_bytes,
-        )
-        .await?;
-        let mut pieces = Box::pin(differ::differing(frozen, source, &view, &candidates));
-        while let Some(runs) = pieces.try_next().await? {
-            cycle.add(source, runs).await?;
+    async fn freeze(&self, known: Option<&Instant>, guest: Guest) -> anyhow::Result<FrozenPoint> {
+        let (hypervisor, vm) = (&self.host.hypervisor, self.errand.vm);
+        let generation = self.errand.generation.0;
+        let mut ids = hypervisor
+            .tracking(vm)
+            .await
+            .context("ask what is tracked of the recovered VM")?;
+        if ids.iter().any(|id| id.generation > generation) {
+            // Of a generation that was never in force; its ids would be in the way of ours.
+            hypervisor
+                .forget_all(vm)
+                .await
+                .context("drop tracking of the recovered VM")?;
+            ids.clear();
         }
+        let since = known.map(|known| known.tracking);
+        let newest = ids.iter().copied().chain(since).max();
+        let number = newest
+            .filter(|newest| newest.generation == generation)
+            .map_or(1, |newest| newest.number + 1);
+        let next = TrackingId { generation, number };
+        let disks: Vec<DiskId> = self.ground.disks.iter().map(|disk| disk.own).collect();
+        let frozen = match guest {
+            Guest::On => hypervisor.freeze(vm, &disks, since, next, Consistency::Crash),
+            Guest::Off => hypervisor.freeze_off(vm, &disks, since, next),
+        };
+        frozen.await.context("freeze the recovered VM's disks")
     }
-    // An instant that is in the store already needs no other position. The head must be one of ours, though: the source
-    // takes nothing before it is.
-    let is_new =
-        cycle.changed_bytes > 0 || known.as_ref().is_none_or(|known| known.position != head);
-    let (changed_bytes, time_unix_ms) = (cycle.changed_bytes, cycle.time_unix_ms);
-    let (position, point_unix_ms) = if is_new {
-        let (position, sent_bytes) = cycle.end().await?;
-        record.sent_bytes += sent_bytes;
-        (position, time_unix_ms)
-    } else {
-        (head, known.map_or(0, |known| known.point_unix_ms))
-    };
-    record.shipped = Some(Instant {
-        replica: ground.replica,
-        position,
-        tracking: point.tracking,
-        point_unix_ms,
-    });
-    let (records, kept) = (errand.records.clone(), record.clone());
-    blocking(move || kept.write(&records))
-        .await
-        .context("keep how far the recovered VM is shipped")?;
-    host.pauses.pass(pauses::STATE_WRITTEN).await;
-    tracing::info!(vm = %errand.vm, name = errand.name, position = position.0, changed_bytes, is_new, "a cycle of a recovered VM is shipped");
-    Ok(Round {
-        record,
-        changed_bytes,
-    })
+
+    async fn ship_frozen(
+        &self,
+        point: &FrozenPoint,
+        mut record: ShipRecord,
+        known: Option<Instant>,
+        head: Position,
+    ) -> anyhow::Result<Round> {
+        let (ground, errand) = (self.ground, self.errand);
+        let view = ground
+            .writer
+            .last_view()
+            .await
+            .context("read the replica's head")?;
+        if view.position() != head {
+            bail!("the replica has grown while its head was read: somebody else writes to it");
+        }
+        let mut disks = point.disks.iter();
+        let behind: Behind = if disks.all(|disk| matches!(disk.changes, Changes::Since(_))) {
+            None
+        } else {
+            tracing::info!(vm = %errand.vm, name = errand.name, "changes of a recovered VM are not tracked since what the store has; its writes are compared with the replica");
+            view.changed_behind(&ground.origin)
+                .await
+                .context("ask what the replica changed behind the recovered VM's point")?
+        };
+        let mut cycle = Cycle {
+            host: self.host,
+            ground,
+            effort: self.effort,
+            disks: Vec::new(),
+            time_unix_ms: instant(ground, point, known.as_ref()).await?,
+            position: head.next(),
+            outgoing: None,
+            waiting_bytes: 0,
+            changed_bytes: 0,
+            sent_bytes: 0,
+        };
+        for (disk, frozen) in ground.disks.iter().zip(&point.disks) {
+            let head = view.disks().iter().find(|known| known.id == disk.source);
+            cycle.disks.push(DiskSpec {
+                id: disk.source,
+                // The source's disk may have grown behind the point; a cycle can't take that back, so it is zero there.
+                size_bytes: head
+                    .map_or(0, |head| head.size_bytes)
+                    .max(frozen.size_bytes),
+                name: disk.name.clone(),
+            });
+        }
+        for (spec, frozen) in cycle.disks.clone().iter().zip(&point.disks) {
+            let hypervisor = self.host.hypervisor.as_ref();
+            let candidates = differ::candidates(hypervisor, point, frozen, spec, &behind).await?;
+            let mut pieces = Box::pin(differ::differing(frozen, spec.id, &view, &candidates));
+            while let Some(runs) = pieces.try_next().await? {
+                cycle.add(spec.id, runs).await?;
+            }
+        }
+        // An instant that is in the store already needs no other position. The head must be one of ours, though: the source
+        // takes nothing before it is.
+        let is_new =
+            cycle.changed_bytes > 0 || known.as_ref().is_none_or(|known| known.position != head);
+        let (changed_bytes, time_unix_ms) = (cycle.changed_bytes, cycle.time_unix_ms);
+        let (position, point_unix_ms) = if is_new {
+            let (position, sent_bytes) = cycle.end().await?;
+            record.sent_bytes += sent_bytes;
+            (position, time_unix_ms)
+        } else {
+            (head, known.map_or(0, |known| known.point_unix_ms))
+        };
+        record.shipped = Some(Instant {
+            replica: ground.replica,
+            position,
+            tracking: point.tracking,
+            point_unix_ms,
+        });
+        let (records, kept) = (errand.records.clone(), record.clone());
+        blocking(move || kept.write(&records))
+            .await
+            .context("keep how far the recovered VM is shipped")?;
+        self.host.pauses.pass(pauses::STATE_WRITTEN).await;
+        tracing::info!(vm = %errand.vm, name = errand.name, position = position.0, changed_bytes, is_new, "a cycle of a recovered VM is shipped");
+        Ok(Round {
+            record,
+            changed_bytes,
+        })
+    }
 }
 
 /// The time of the cycle. Points are ordered by it, and this host's clock may be behind the source's.

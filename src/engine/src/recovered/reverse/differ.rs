@@ -8,16 +8,13 @@
 //!
 //! Everything is compared, tracked changes too: they are coarse, and after a kill they may be in the store already.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, Stream, StreamExt as _};
 use hypervisor::{Changes, Extent, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor};
-use replica_store::{Position, ReplicaView};
+use replica_store::{Changed, DiskSpec, ReplicaView};
 use uuid::Uuid;
 
-use super::ground::Ground;
 use crate::replicator::hashes::BLOCK;
 use crate::replicator::ranges;
 use crate::replicator::refine::{self, Run, Verdict};
@@ -25,26 +22,19 @@ use crate::replicator::refine::{self, Run, Verdict};
 /// Pieces that are read at once, each of up to [`ranges::PIECE`] and twice that in memory.
 const PIECES: usize = 4;
 
-/// What the journal changed behind the point that a VM was made from; `None` = it can't be told.
-pub(super) type Behind = Option<BTreeMap<Uuid, ExtentSet>>;
+/// What the journal changed behind the point that a VM was made from; `None`, or a disk that is not named = it can't be told.
+/// What was shipped already is in it: a host that lost power may have lost writes that the store has.
+pub(super) type Behind = Option<Changed>;
 
-/// See [`Behind`]. Includes what was shipped already: a host that lost power may have lost writes that the store has.
-pub(super) async fn behind(ground: &Ground, head: Position) -> anyhow::Result<Behind> {
-    if head == ground.origin.position {
-        return Ok(Some(BTreeMap::new()));
-    }
-    Ok(None)
-}
-
-/// The ranges of a disk that are to be compared, whole blocks that lie in `size_bytes`.
+/// The ranges of a disk that are to be compared, whole blocks that lie in what it is in the replica.
 pub(super) async fn candidates(
     hypervisor: &dyn Hypervisor,
     point: &FrozenPoint,
     disk: &FrozenDisk,
-    source: Uuid,
+    spec: &DiskSpec,
     behind: &Behind,
-    size_bytes: u64,
 ) -> anyhow::Result<Vec<Extent>> {
+    let size_bytes = spec.size_bytes;
     if let Changes::Since(changed) = &disk.changes {
         return Ok(blocks(changed, size_bytes));
     }
@@ -52,8 +42,9 @@ pub(super) async fn candidates(
         .own_extents(point, disk.disk)
         .await
         .context("ask what the recovered VM has written above its recovery point")?;
+    let behind = behind.as_ref().and_then(|behind| behind.get(&spec.id));
     let (Some(own), Some(behind)) = (own, behind) else {
-        tracing::info!(disk = %source, "what may differ from the replica is not known; all of the disk is compared");
+        tracing::info!(disk = %spec.id, "what may differ from the replica is not known; all of the disk is compared");
         return Ok(blocks(
             &[Extent {
                 offset: 0,
@@ -62,12 +53,12 @@ pub(super) async fn candidates(
             size_bytes,
         ));
     };
-    let own = ExtentSet::from_unsorted(own);
-    let all = match behind.get(&source) {
-        Some(journal) => own.union(journal),
-        None => own,
-    };
-    Ok(blocks(all.as_slice(), size_bytes))
+    let mut all = own;
+    all.extend(behind.iter().map(|range| Extent {
+        offset: range.start,
+        length: range.end - range.start,
+    }));
+    Ok(blocks(&all, size_bytes))
 }
 
 /// What of these ranges the head does not have, piece by piece in the order of the disk.

@@ -43,7 +43,6 @@ pub struct Errand {
 /// The open replica.
 pub(super) struct Ground {
     pub writer: ReplicaWriter,
-    pub reader: ReplicaReader,
     pub replica: Uuid,
     /// The point that the VM was made from.
     pub origin: RecoveryPoint,
@@ -104,7 +103,6 @@ impl Ground {
         Ok(Self {
             disks: mapped(errand.vm.0, &config),
             writer,
-            reader,
             replica,
             origin,
         })

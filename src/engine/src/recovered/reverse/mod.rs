@@ -19,12 +19,14 @@ mod differ;
 mod ground;
 mod record;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hypervisor::{HypervisorError, VmId};
 use replica_store::StoreError;
+use replication_log::KeyRing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -35,10 +37,10 @@ use super::RecoveryHost;
 use crate::backoff;
 use crate::replicator::outgoing::Effort;
 use crate::task::{blocking, spawn_named};
-use cycle::Guest;
+use cycle::{Guest, Way};
 use ground::Ground;
 pub use ground::{Errand, own_disk};
-use record::ShipRecord;
+pub use record::ShipRecord;
 
 /// From one point to the next while the VM runs. The message of a recovered VM names no interval.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -63,6 +65,7 @@ pub struct Seen {
 /// The task that ships one recovered VM.
 pub struct Shipper {
     seen: watch::Receiver<Seen>,
+    keys: watch::Sender<KeyRing>,
     stop: CancellationToken,
     task: JoinHandle<Option<()>>,
 }
@@ -73,6 +76,7 @@ struct Task {
     guest: Guest,
     effort: Effort,
     ground: Option<Ground>,
+    keys: watch::Receiver<KeyRing>,
     /// Something may be frozen that nobody holds.
     unclean: bool,
     /// The VM has been off since its last write was shipped.
@@ -95,6 +99,7 @@ impl Shipper {
 
     fn start(host: Arc<RecoveryHost>, errand: Errand, guest: Guest) -> Self {
         let (sender, seen) = watch::channel(Seen::default());
+        let (keys, newest_keys) = watch::channel(errand.keys.clone());
         let stop = CancellationToken::new();
         let name = format!("ship recovered {}", errand.vm);
         let task = Task {
@@ -103,12 +108,18 @@ impl Shipper {
             guest,
             effort: Effort::default(),
             ground: None,
+            keys: newest_keys,
             unclean: true,
             off: false,
             seen: sender,
         };
         let task = spawn_named(name, task.live(stop.clone()));
-        Self { seen, stop, task }
+        Self {
+            seen,
+            keys,
+            stop,
+            task,
+        }
     }
 
     /// How far it is.
@@ -116,11 +127,28 @@ impl Shipper {
         self.seen.borrow().clone()
     }
 
+    /// The vault's keys, which may have changed: the next cycle uses these.
+    pub fn set_keys(&self, keys: KeyRing) {
+        self.keys.send_if_modified(|known| {
+            let differs = *known != keys;
+            if differs {
+                *known = keys;
+            }
+            differs
+        });
+    }
+
     /// Waits until [`Shipper::seen`] has changed. Never ends when nothing changes any more.
     pub async fn changed(&mut self) {
         if self.seen.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Whether its task has died before its time, which was logged.
+    pub fn has_died(&self) -> bool {
+        let seen = self.seen.borrow();
+        self.task.is_finished() && !seen.rest_shipped && !seen.fenced
     }
 
     /// Ends it. Nothing of the VM is frozen afterwards; tracking goes on.
@@ -131,36 +159,44 @@ impl Shipper {
     }
 }
 
-/// Notes durably that a VM ships, before anybody relies on it; see [`ships`].
-pub async fn begin(
-    errand_records: &std::path::Path,
-    vm: Uuid,
-    generation: u64,
-) -> anyhow::Result<()> {
-    let records = errand_records.to_owned();
-    blocking(move || match ShipRecord::read(&records, vm)? {
-        Some(record) if record.generation == generation => Ok(()),
-        _ => ShipRecord::new(vm, generation).write(&records),
-    })
-    .await
-    .context("note that the recovered VM ships what it writes")
+/// Notes durably that a VM ships, before anybody relies on it. What it shipped under another generation is forgotten.
+pub async fn begin(records: &Path, vm: Uuid, generation: u64) -> anyhow::Result<()> {
+    let record = known(records, vm).await?;
+    if record.is_some_and(|record| record.generation == generation) {
+        return Ok(());
+    }
+    let records = records.to_owned();
+    blocking(move || ShipRecord::new(vm, generation).write(&records))
+        .await
+        .context("note that the recovered VM ships what it writes")
 }
 
-/// Whether a VM ships what it writes, by what is on disk.
-pub async fn ships(records: &std::path::Path, vm: Uuid) -> anyhow::Result<bool> {
+/// Whether a VM ships what it writes, by what is on disk, and how far it is. A damaged record says that it does, and nothing
+/// else: that costs a comparison, and nobody is told that the rest is shipped.
+pub async fn known(records: &Path, vm: Uuid) -> anyhow::Result<Option<ShipRecord>> {
     let records = records.to_owned();
-    let record = blocking(move || ShipRecord::read(&records, vm))
-        .await
-        .context("read whether the recovered VM ships what it writes")?;
-    Ok(record.is_some())
+    let read = blocking(move || ShipRecord::read(&records, vm)).await;
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            tracing::error!(%vm, %error, "the record of how far a recovered VM is shipped can't be read; it is compared with its replica");
+            Ok(Some(ShipRecord::new(vm, 0)))
+        }
+        other => other,
+    }
+        .context("read how far the recovered VM is shipped")
 }
 
 /// The VM ships no more: nothing of it is tracked from here on. Can be repeated.
-pub async fn end(host: &RecoveryHost, records: &std::path::Path, vm: Uuid) -> anyhow::Result<()> {
+pub async fn end(host: &RecoveryHost, records: &Path, vm: Uuid) -> anyhow::Result<()> {
     host.hypervisor
         .forget_all(VmId(vm))
         .await
         .context("drop tracking of the recovered VM")?;
+    forget(records, vm).await
+}
+
+/// Removes the record of a VM that is gone.
+pub async fn forget(records: &Path, vm: Uuid) -> anyhow::Result<()> {
     let records = records.to_owned();
     blocking(move || ShipRecord::remove(&records, vm))
         .await
@@ -208,7 +244,12 @@ impl Task {
 
     /// One cycle; how long to wait for the next one, counted from its begin. `None` = there is nothing more to ship.
     async fn once(&mut self) -> anyhow::Result<Option<Duration>> {
-        let (host, errand) = (self.host.clone(), self.errand.clone());
+        let keys = self.keys.borrow().clone();
+        let host = self.host.clone();
+        let errand = Errand {
+            keys: keys.clone(),
+            ..self.errand.clone()
+        };
         if self.unclean {
             host.hypervisor
                 .clean_up(errand.vm)
@@ -220,38 +261,29 @@ impl Task {
             Some(ground) => ground,
             None => Ground::open(&errand).await?,
         };
-        let shipped = cycle::ship(&host, &errand, &ground, &self.effort, self.guest).await;
-        let round = match (shipped, self.guest) {
-            (Err(error), Guest::On) if is_off(&error) => {
-                self.unclean = false;
-                self.ground = Some(ground);
-                if self.off {
-                    return Ok(Some(INTERVAL));
-                }
-                // It was shut down from inside.
-                self.unclean = true;
-                let ground = self.ground.take().context("the replica is open")?;
-                let round = cycle::ship(&host, &errand, &ground, &self.effort, Guest::Off).await?;
-                self.off = true;
-                self.ground = Some(ground);
-                round
-            }
-            (shipped, _) => {
-                let round = shipped?;
-                self.off = false;
-                self.ground = Some(ground);
-                round
-            }
+        ground.writer.set_keys(keys);
+        let way = Way {
+            host: &host,
+            errand: &errand,
+            ground: &ground,
+            effort: &self.effort,
         };
+        let (round, off) = match (way.ship(self.guest).await, self.guest) {
+            (Err(error), Guest::On) if is_off(&error) && self.off => (None, true),
+            // It was shut down from inside.
+            (Err(error), Guest::On) if is_off(&error) => (Some(way.ship(Guest::Off).await?), true),
+            (round, _) => (Some(round?), false),
+        };
+        self.off = off;
+        self.ground = Some(ground);
         self.unclean = false;
+        let Some(round) = round else {
+            return Ok(Some(INTERVAL));
+        };
         let rest_shipped = self.guest == Guest::Off;
         self.seen.send_replace(Seen {
             sent_bytes: round.record.sent_bytes,
-            point_unix_ms: round
-                .record
-                .shipped
-                .as_ref()
-                .map_or(0, |shipped| shipped.point_unix_ms),
+            point_unix_ms: round.record.point_unix_ms(),
             rest_shipped,
             fenced: false,
             problem: None,

@@ -60,6 +60,13 @@ impl ShipRecord {
         }
     }
 
+    /// Freeze of the newest point; 0 = there is none.
+    pub fn point_unix_ms(&self) -> i64 {
+        self.shipped
+            .as_ref()
+            .map_or(0, |shipped| shipped.point_unix_ms)
+    }
+
     /// The record of a VM.
     pub fn read(records: &Path, vm: Uuid) -> io::Result<Option<Self>> {
         let record: Option<Self> = durable::read_json(&file(records, vm))?;
