@@ -23,7 +23,7 @@ use super::maps::Maps;
 use super::spec::Spec;
 use super::state::{ImageMark, ItemDisk, ItemFiles, ItemState};
 use super::trouble::Trouble;
-use crate::receive::record::Record;
+use crate::receive::record::{Arrived, Record};
 
 /// What is kept of one item.
 #[derive(Clone, Debug)]
@@ -210,6 +210,31 @@ pub async fn marks(disks: &[Brought]) -> Result<Vec<Option<ImageMark>>, Trouble>
         })
         .collect();
     disks::marks(&disks).await
+}
+
+/// Notes that disks hold the newest shipped point, so that a failback need not read them to find out. `marks` are those of
+/// the state's disks. Only ever a short cut: without it the disks are compared with their maps.
+pub(super) fn note_shipped(
+    files: &ItemFiles,
+    state: &ItemState,
+    point: Uuid,
+    marks: Vec<Option<ImageMark>>,
+) -> io::Result<()> {
+    let at = Known {
+        position: Position(state.shipped),
+        by: Generation(state.generation),
+    };
+    let images = state.disks.iter().zip(marks);
+    let images = images.filter_map(|(disk, mark)| {
+        let mark = mark?;
+        Some(Arrived {
+            disk: disk.id,
+            mark,
+        })
+    });
+    Record::under_way(state.vm, state.replica, point, at)
+        .at(images.collect())
+        .write(files.hashes())
 }
 
 /// What a new activation takes over: disks that were brought to a point of the replica that it will replicate to. It

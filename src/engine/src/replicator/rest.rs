@@ -19,12 +19,14 @@ use super::cadence::Frozen;
 use super::capture::wait_for_fewer;
 use super::cycle::Taken;
 use super::disks::{find_vm, marks};
+use super::kept;
 use super::pauses;
 use super::shared::{Item, Shared};
 use super::state::ImageMark;
 use super::status::Origin;
 use super::trouble::Trouble;
 use crate::source::{GUEST_PATIENCE, Keeper, findings};
+use crate::task::blocking;
 
 /// Between two tries that did not come to the end: whatever they wait for takes longer.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -107,6 +109,15 @@ impl Rest {
         }
         item.status.points(&points);
         item.pass(pauses::REST_SHIPPED).await;
+        let (files, point) = (item.files.clone(), record.point_id);
+        let noted = blocking(move || kept::note_shipped(&files, &state, point, before)).await;
+        if let Err(error) = noted {
+            tracing::warn!(
+                item = item.spec.item_id,
+                %error,
+                "a failback will read all of the disks"
+            );
+        }
         self.keeper
             .shipped(record.point_id)
             .await

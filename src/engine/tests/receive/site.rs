@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use disk_image::{Access, CreateOptions, DiskImage, Format};
-use engine::receive::record::Record;
+use engine::receive::record::{Arrived, Record};
 use engine::receive::{Came, LocalDisk, Progress, ReceiveError, Receiver, Target};
 use engine::replicator::hashes::{self, BLOCK, BlockHash, BlockMap, Header};
+use engine::replicator::kept::{Brought, Known, marks};
 use engine::replicator::pauses::{NoPauses, Pauses};
 use engine::replicator::state::{ItemDisk, ItemFiles, ItemState};
 use engine::replicator::throttle::Unthrottled;
@@ -253,6 +254,41 @@ impl Site {
         state.shipped = SHIPPED;
         state.replica = replica;
         ItemFiles::new(&self.state(), ITEM).store(&state).unwrap();
+    }
+
+    /// As the end of a planned failover leaves it.
+    pub async fn note_shipped(&self) {
+        let replica = self.reader().await.replica_id().await.unwrap();
+        let disks: Vec<Brought> = (0..SIZES.len())
+            .map(|n| Brought {
+                id: DiskId(id(n)),
+                path: self.path(n),
+                name: format!("disk{n}"),
+                size_bytes: SIZES[n],
+            })
+            .collect();
+        let marks = marks(&disks).await.unwrap();
+        let images = disks.iter().zip(marks).map(|(disk, mark)| Arrived {
+            disk: disk.id,
+            mark: mark.unwrap(),
+        });
+        let at = Known {
+            position: Position(SHIPPED),
+            by: Generation(OURS),
+        };
+        Record::under_way(VM, replica, point(SHIPPED).id, at)
+            .at(images.collect())
+            .write(&self.maps())
+            .unwrap();
+    }
+
+    /// The map does not know a block any more.
+    pub fn forget_block(&self, n: usize, block: u64) {
+        let path = self.maps().join(format!("{}.map", DiskId(id(n))));
+        let file = hashes::open(&path).unwrap().unwrap();
+        let map = BlockMap::open(Box::new(file)).unwrap().unwrap();
+        map.set(block, &[BlockHash::UNKNOWN]).unwrap();
+        map.commit(|_| {}).unwrap();
     }
 
     /// Each kept map tells of `disks` at a position of a generation, block by block.

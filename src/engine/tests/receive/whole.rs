@@ -19,9 +19,9 @@ use replica_store::{
 };
 use uuid::Uuid;
 
-use crate::support::item::points;
+use crate::support::item::{has, points};
 use crate::support::ordered::{Engine, LICENCE, message, newest_is, says};
-use crate::support::{ITEM, VAULT, World, life};
+use crate::support::{ITEM, StopAt, VAULT, World, life};
 
 const ORIGIN: u64 = 5;
 const AGAIN: u64 = 9;
@@ -185,4 +185,52 @@ fn a_vm_that_failed_over_comes_back_with_everything_and_is_protected_without_ask
         assert!(key == before, "the maps of before are used");
     }
     assert!(now.iter().all(|(_, generation)| *generation == AGAIN));
+}
+
+#[test]
+fn a_vm_whose_disks_are_half_of_another_point_is_not_started() {
+    let world = World::new(78);
+    let mut theirs = life(async {
+        let engine = Engine::start(&world, Arc::new(NoPauses));
+        engine.order(&world, 1, SourceOrder::Replicate(LICENCE));
+        engine.wait(&world, "protected", points(3)).await;
+        engine.order(&world, 3, SourceOrder::ShipRest(LICENCE));
+        let shipped = says(3, SourceSaid::Shipped);
+        engine.wait(&world, "shipped", shipped).await;
+        engine.stop().await;
+        world.host.contents()
+    });
+    make_images(&world);
+    life(async {
+        let stop = StopAt::new(Some(engine::receive::WRITING), 0);
+        let engine = Engine::start(&world, stop.clone());
+        recovered_writes(&world, &mut theirs, 8192, 0x55).await;
+        engine.tell(receive(&world, 6, SourceOrder::Receive));
+        // Killed there.
+        stop.reached.notified().await;
+    });
+    life(async {
+        let engine = Engine::start(&world, Arc::new(NoPauses));
+        // With a licence above the recovered VM's nothing else would stand in the way.
+        engine.tell(v1::Replication {
+            generation: AGAIN,
+            ..message(&world, 7, SourceOrder::Run(Generation(AGAIN)))
+        });
+        let withheld = has("FAILBACK_HALF_RECEIVED");
+        engine.wait(&world, "a finding", withheld).await;
+        assert!(!world.host.is_running());
+        // To the end of the failback it may.
+        engine.tell(receive(&world, 8, SourceOrder::ReceiveRest));
+        let received = says(8, SourceSaid::Received);
+        engine.wait(&world, "everything received", received).await;
+        assert!(images(&world) == theirs);
+        engine.tell(v1::Replication {
+            generation: AGAIN,
+            ..message(&world, 9, SourceOrder::Run(Generation(AGAIN)))
+        });
+        engine
+            .wait(&world, "it runs", says(9, SourceSaid::Running))
+            .await;
+        engine.stop().await;
+    });
 }
