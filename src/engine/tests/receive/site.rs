@@ -133,11 +133,11 @@ impl Site {
             let written = scribble(&mut disks, 100 + position, 50);
             send(&writer, position, &disks, &written).await;
         }
-        for n in 0..SIZES.len() {
+        for (n, size) in SIZES.into_iter().enumerate() {
             let options = CreateOptions {
                 block_size: (format == Format::VhdxDynamic).then_some(1 << 20),
                 id: Some(id(n)),
-                ..CreateOptions::new(format, SIZES[n])
+                ..CreateOptions::new(format, size)
             };
             DiskImage::create(site.path(n), &options)
                 .unwrap()
