@@ -40,6 +40,7 @@ use uuid::Uuid;
 const ITEM: &str = "11111111-2222-3333-4444-555555555555";
 const VAULT: &str = "vault-0a1b2c3d";
 const VM: Uuid = Uuid::from_u128(0x5e);
+const KEY: Uuid = Uuid::from_u128(0x6b);
 /// Of the VM, and of its shipping.
 const INSTANCE: Generation = Generation(2);
 const PAGE: u64 = 4096;
@@ -248,7 +249,9 @@ impl World {
 
     /// The newest point, which must hold what the VM's disks hold, and be of a VM as the points before.
     async fn newest_is_the_vm(&self) -> RecoveryPoint {
-        let reader = ReplicaReader::open(&self.target(), &key()).await.unwrap();
+        let reader = ReplicaReader::open_with_keys(&self.target(), &key(), keys())
+            .await
+            .unwrap();
         let view = reader.view(PointSelector::Newest).await.unwrap();
         for (number, content) in self.model.iter().enumerate() {
             let got = view.read(source_disk(number).0, 0, SIZE as usize);
@@ -312,6 +315,23 @@ fn run() -> RecoveryOrder {
         instance: INSTANCE,
         takes: INSTANCE,
     }
+}
+
+/// What new objects are encrypted with.
+fn encryption() -> v1::Encryption {
+    v1::Encryption {
+        keys: vec![v1::EncryptionKey {
+            id: KEY.to_string(),
+            key: vec![9; 32],
+        }],
+        active_key_id: KEY.to_string(),
+    }
+}
+
+fn keys() -> KeyRing {
+    let mut keys = KeyRing::new();
+    keys.insert(KEY, &[9; 32]).unwrap();
+    keys
 }
 
 /// Lets a test do something while a shipper is at a place.
@@ -392,15 +412,20 @@ async fn the_first_cycle_has_what_the_guest_wrote_and_the_rest_is_there_before_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn from_an_older_point_the_replica_gets_what_it_had_there_and_no_disk_as_a_whole() {
+async fn from_an_older_point_the_replica_gets_what_it_had_there_encrypted_and_no_disk_as_a_whole() {
     let mut world = World::new(false).await;
     let mut engine = world.engine(Arc::new(NoPauses));
     started(&world, &mut engine).await;
     world.write(0, 8 * MIB, BLOCK).await;
     // What both wrote counts once.
     world.write(1, 3 * BLOCK, PAGE).await;
-    engine.tell(&world.listed(10, run(), true)).await;
+    let mut message = world.listed(10, run(), true);
+    message.encryption = Some(encryption());
+    engine.tell(&message).await;
     engine.ships_beyond(0).await;
+    let reader = ReplicaReader::open(&world.target(), &key()).await.unwrap();
+    let without = reader.view(PointSelector::Newest).await.unwrap_err();
+    assert_eq!(without.kind(), replica_store::ErrorKind::MissingKey);
     let first = world.newest_is_the_vm().await;
     assert_eq!(first.changed_bytes, (world.behind.len() as u64 + 1) * BLOCK);
     engine.vms.stop().await;

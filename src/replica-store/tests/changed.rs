@@ -177,6 +177,12 @@ async fn a_position_that_another_generation_wrote_is_not_ours() {
     // We believe to be at 5, which was never heard: what lies at 5 is the recovered VM's.
     assert_eq!(since(5, 1).await.unwrap(), None);
     assert!(since(5, 2).await.unwrap().is_some());
+    // A point that is kept is what lies there, whoever wrote it.
+    for at in [2, 5] {
+        let changed = view.changed_behind(&point(at)).await.unwrap().unwrap();
+        let whose = if at < 5 { 1 } else { 2 };
+        assert_eq!(Some(changed), since(at, whose).await.unwrap());
+    }
     let at_head = since(LAST, 2).await.unwrap().unwrap();
     assert!(at_head.values().all(Vec::is_empty) && at_head.len() == SIZES.len());
 }

@@ -187,7 +187,7 @@ mod tests {
         Record::new(id, "vm".into(), "/s".into(), "vault".into(), "item".into())
             .write(place.records())
             .unwrap();
-        assert_eq!(Record::all(folder.path()).unwrap(), []);
+        assert!(Record::all(folder.path()).unwrap().is_empty());
         let item = Place::of_vm(folder.path(), id).unwrap().unwrap();
         assert_eq!(&item, place.key());
         assert_eq!(Place::of_vm(folder.path(), Uuid::new_v4()).unwrap(), None);

@@ -67,7 +67,10 @@ impl Side {
         if self.wish.as_ref().is_some_and(|wish| !wish.ships) {
             return Ok(None);
         }
-        reverse::known(self.place.records(), record.id).await
+        let known = reverse::known(self.place.records(), record.id).await?;
+        // A message that came before there was anything of the item could not be noted.
+        let wish = self.wish.as_ref().filter(|wish| wish.ships);
+        Ok(known.or_else(|| wish.map(|wish| ShipRecord::new(record.id, wish.ship_generation))))
     }
 
     /// Lets a shipper run when, and only when, there is something to ship.
