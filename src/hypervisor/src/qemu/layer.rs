@@ -132,6 +132,7 @@ impl QemuDriver {
             let text = format!("{step}: a point is frozen already");
             return Err(HypervisorError::new(ErrorKind::Busy, text));
         }
+        end_servers(found).await?;
         let mut frozen = Vec::with_capacity(disks.len());
         let mut seen: Vec<usize> = Vec::new();
         for disk in disks {
@@ -178,8 +179,12 @@ async fn end_servers(found: &FoundVm) -> Result<(), HypervisorError> {
     for files in servers(found).map_err(failed)? {
         files.end();
         let deadline = Instant::now() + END_TIMEOUT;
-        while files.pid().is_some() {
+        while files.holds_images() {
             if Instant::now() >= deadline {
+                if files.pid().is_none() {
+                    // The number was given to something without a command line.
+                    break;
+                }
                 let text = format!("{}: one does not end", step());
                 return Err(HypervisorError::new(ErrorKind::Timeout, text));
             }
@@ -336,6 +341,26 @@ impl Files {
             .then(|| Pid::from_raw(pid))
     }
 
+    /// Whether the process may still have the images open. One that is ending has no command line any more before it closes
+    /// its files; as a zombie it has closed them.
+    fn holds_images(&self) -> bool {
+        if self.pid().is_some() {
+            return true;
+        }
+        let Ok(text) = std::fs::read_to_string(&self.pid) else {
+            return false;
+        };
+        let process = Path::new("/proc").join(text.trim());
+        let is_bare = std::fs::read(process.join("cmdline")).is_ok_and(|line| line.is_empty());
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        // "pid (name) state ...", and the name may hold anything.
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        is_bare && !matches!(state, None | Some('Z' | 'X'))
+    }
+
     fn end(&self) {
         if let Some(pid) = self.pid() {
             // It may have ended just now, which is what is wanted.
@@ -356,10 +381,7 @@ impl Files {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Its files stay until it is known to have let the images go: see `end_layer_servers`.
         self.files.end();
-        // Others are removed by the next server of the disk; the pid file says that there is none.
-        if self.files.pid().is_none() {
-            self.files.remove().ok();
-        }
     }
 }

@@ -256,6 +256,7 @@ impl Hypervisor for QemuDriver {
         drop(disks);
         let _lock = self.lock(vm).await;
         self.still.release(vm, tracking);
+        self.end_layer_servers(vm).await?;
         self.sweep_vm(vm).await
     }
 
