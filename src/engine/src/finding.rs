@@ -179,8 +179,8 @@ pub fn order_not_taken(name: &str, cause: &str) -> Finding {
     )
 }
 
-/// What a failover has ordered can't be done at the moment.
-pub fn order_not_carried_out(name: &str, cause: &str) -> Finding {
+/// What a failover has ordered can't be done at the moment. Once it `lasts` it is critical: whoever waits may give up.
+pub fn order_not_carried_out(name: &str, cause: &str, lasts: bool) -> Finding {
     finding(
         "ORDER_NOT_CARRIED_OUT",
         format!(
@@ -188,7 +188,7 @@ pub fn order_not_carried_out(name: &str, cause: &str) -> Finding {
         ),
         "The storage account is away, the recovery point is gone or damaged, or the recovery host lacks memory, space or firmware.",
         "The engine tries again by itself. See the engine's log on the recovery host.",
-        true,
+        lasts,
     )
 }
 

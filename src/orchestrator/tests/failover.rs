@@ -200,6 +200,11 @@ async fn bad_requests_name_the_property_and_change_nothing() {
             "properties.failoverDirection",
         ),
         (
+            "plannedFailover",
+            json!({ "failoverDirection": "PrimaryToRecovery", "providerSpecificDetails": { "instanceType": "HyperVReplicaAzure", "recoveryPointId": format!("{web}/recoveryPoints/any") } }),
+            "properties.providerSpecificDetails.recoveryPointId",
+        ),
+        (
             "unplannedFailover",
             json!({ "failoverDirection": "RecoveryToPrimary" }),
             "properties.failoverDirection",

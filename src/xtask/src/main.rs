@@ -42,6 +42,8 @@ enum Word {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Real VMs of both generations fail over, planned and after a disaster, and come back; the checkers in them decide
+    Circle,
     /// The power goes off at every write and every flush of journal, block hashes, manifest, points and images
     Crash {
         /// Only components whose name has this in it
@@ -114,6 +116,18 @@ fn main() -> Result<()> {
                 "--",
                 "-D",
                 "warnings",
+            ])
+        }
+        Word::Circle => {
+            cargo(&["build", "--workspace", "--bins"])?;
+            cargo(&[
+                "nextest",
+                "run",
+                "-p",
+                "system-tests",
+                "--test",
+                "circle",
+                "--no-capture",
             ])
         }
         Word::Soak { minutes, seed } => {

@@ -34,6 +34,9 @@ use crate::backoff;
 use crate::finding;
 use crate::task::{blocking, spawn_named};
 
+/// Turns in a row that fail before who waits is told to give up: about half a minute.
+const LASTS: u32 = 6;
+
 /// What a message says of an item; `None` = it is not listed, which orders nothing.
 type Message = Option<v1::RecoveredVm>;
 
@@ -174,7 +177,8 @@ impl Side {
                 }
                 Err(error) => {
                     failures += 1;
-                    self.fail(&format!("{error:#}"), message.as_ref());
+                    let lasts = failures >= LASTS;
+                    self.fail(&format!("{error:#}"), lasts, message.as_ref());
                     Next::Look(backoff::ship_delay(failures))
                 }
             };
@@ -429,11 +433,11 @@ impl Side {
     }
 
     /// Shows why a turn failed, whatever could be seen in it.
-    fn fail(&mut self, error: &str, message: Option<&v1::RecoveredVm>) {
+    fn fail(&mut self, error: &str, lasts: bool, message: Option<&v1::RecoveredVm>) {
         let name = message.or(self.newest.as_ref()).map(|vm| vm.name.clone());
         let name = name.unwrap_or_else(|| self.place.key().to_string());
         tracing::error!(item = %self.place.key(), name, error, "the recovery side of a failover");
-        let failure = finding::order_not_carried_out(&name, error);
+        let failure = finding::order_not_carried_out(&name, error, lasts);
         let findings = self.trouble.iter().chain([&failure]).cloned().collect();
         let mut id = lock(&self.shown).clone();
         if id.is_empty() {

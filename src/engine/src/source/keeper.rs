@@ -116,6 +116,10 @@ impl Keeper {
                 new.owes_start = false;
             }
             new.owes_start |= matches!(order, SourceOrder::Run(_));
+            if order == SourceOrder::LeaveOff {
+                // It lives elsewhere for good: whoever protects it anew must not have us start it beside that copy.
+                new.owes_start = false;
+            }
             new.point = None;
             self.keep(&mut kept, new).await?;
         }
@@ -264,6 +268,19 @@ mod tests {
         let other = keeper.take(VM, Generation(9), SourceOrder::LeaveOff).await;
         assert_eq!(other.unwrap(), Taken::Contradiction);
         assert_eq!(keeper.kept().await.guard.order, SourceOrder::Hold);
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_was_left_for_good_is_not_started_when_it_is_protected_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = begin(folder.path()).await;
+        keeper.owe_start().await.unwrap();
+        let left = keeper.take(VM, Generation(9), SourceOrder::LeaveOff).await;
+        assert_eq!(left.unwrap(), Taken::New);
+        let anew = SourceOrder::Replicate(Generation(10));
+        let keeper = again(folder.path()).await;
+        keeper.take(VM, Generation(10), anew).await.unwrap();
+        assert!(!keeper.kept().await.owes_start);
     }
 
     #[tokio::test]

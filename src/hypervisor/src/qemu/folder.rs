@@ -113,10 +113,13 @@ impl VmFolder {
     }
 
     fn is_ours(&self, pid: i32) -> bool {
-        // Empty for a process that has ended and was not yet collected.
         let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
             return false;
         };
+        if line.is_empty() {
+            // A process that is ending loses its command line before it closes its files.
+            return is_ending(pid);
+        }
         let pid_file = self.pid_file();
         line.split(|byte| *byte == 0)
             .any(|argument| argument == pid_file.as_os_str().as_bytes())
@@ -170,6 +173,22 @@ impl VmFolder {
         }
         Ok(())
     }
+}
+
+/// Whether a process is on its way out and may still have files open; as a zombie without further threads it has closed them.
+fn is_ending(pid: i32) -> bool {
+    /// `PF_EXITING` of the kernel; a kernel thread, which has no command line either, is without it.
+    const EXITING: u64 = 0x4;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // "pid (name) state ppid pgrp session tty tpgid flags ...", and the name may hold anything.
+    let Some((_, rest)) = stat.rsplit_once(") ") else {
+        return false;
+    };
+    let mut words = rest.split(' ');
+    let state = words.next().unwrap_or_default();
+    let flags: u64 = words.nth(5).and_then(|word| word.parse().ok()).unwrap_or(0);
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    (!matches!(state, "Z" | "X") || threads > 1) && flags & EXITING != 0
 }
 
 #[cfg(test)]

@@ -121,10 +121,19 @@ pub fn qemu_pid(folder: &Path) -> Option<i32> {
 }
 
 /// Kills a QEMU as a power cut would, and waits until it is gone.
+fn runs(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !matches!(state, None | Some(None | Some('Z' | 'X'))) || threads > 1
+}
+
 pub async fn kill_qemu(folder: &Path) {
     let pid = qemu_pid(folder).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    while qemu_pid(folder).is_some() {
+    // A process that is ending loses its command line before it closes its files; as a zombie without further threads it
+    // has closed them.
+    while runs(pid) {
         tokio::task::yield_now().await;
     }
 }

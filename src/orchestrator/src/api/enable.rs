@@ -8,6 +8,7 @@ use arm_model::{
 };
 use engine_protocol::v1;
 use protection::Generation;
+use protection::life::Phase;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -422,6 +423,13 @@ fn present_allows(present: Option<&Item>, wanted: &Item) -> Result<(), Fault> {
         return refuse(
             "Protection of the VM is being switched off.",
             "Wait until that has ended.",
+        );
+    }
+    if present.life.phase != Phase::AtSource {
+        let (state, _) = present.life.texts();
+        return refuse(
+            &format!("The VM is in state `{state}`: it is not at its source, or on its way."),
+            "End the failover first: `allowedOperations` of the item tells how.",
         );
     }
     if enable_protection::goes_on(present, wanted) {

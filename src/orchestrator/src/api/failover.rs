@@ -67,8 +67,11 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
                 return back(call, about, minimise, &[&stored]).await;
             }
             let wanted = details.and_then(|details| details.recovery_point_id);
-            let point = point(call, &id, &stored, wanted.as_deref(), POINT)?;
-            begin(call, about, one(point, true, true), &[&stored]).await
+            if wanted.is_some_and(|wanted| !wanted.is_empty()) {
+                return Err(no_choice(POINT));
+            }
+            let input = one(PointChoice::Newest, true, true);
+            begin(call, about, input, &[&stored]).await
         }
         Some("unplannedfailover") => {
             let body: UnplannedFailover = call.properties()?;
@@ -141,6 +144,9 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
                 return back(call, about, minimise, &all).await;
             }
             let input = of_plan(&body.provider_specific_details, true, true)?;
+            if input.common_point || input.point != PointChoice::Newest {
+                return Err(no_choice("properties.providerSpecificDetails[0]"));
+            }
             begin(call, about, input, &all).await
         }
         Some("unplannedfailover") => {
@@ -221,12 +227,20 @@ impl<'a> About<'a> {
 async fn begin(
     call: &Call<'_>,
     about: About<'_>,
-    input: FailoverInput,
+    mut input: FailoverInput,
     items: &[&Stored<Item>],
 ) -> Result<Reply, Fault> {
-    for item in items {
-        protection::step(item.record.life, Event::Request(input.request()))?;
+    // A plan that failed half-way is started again for the rest.
+    let ready = ready(items, input.request(), about.is_plan)?;
+    let waits = |id: &String| {
+        let mut ids = ready.iter().map(|item| &item.record.id);
+        ids.any(|known| known.eq_ignore_ascii_case(id))
+    };
+    for group in &mut input.groups {
+        group.retain(waits);
     }
+    input.groups.retain(|group| !group.is_empty());
+    let items = ready.as_slice();
     let (scenario, friendly) = if input.planned {
         ("PlannedFailover", "Planned failover")
     } else {
@@ -235,6 +249,31 @@ async fn begin(
     let tasks = failover::tasks(&input);
     let head = (scenario, friendly, "failover");
     job(call, about, head, &input, tasks, items).await
+}
+
+/// The items that a request is possible for. An item alone has to be; of a plan, those that are at the recovery side
+/// already, or have come back already, are left out.
+fn ready<'a>(
+    items: &[&'a Stored<Item>],
+    request: Request,
+    is_plan: bool,
+) -> Result<Vec<&'a Stored<Item>>, Fault> {
+    let asked = |item: &Stored<Item>| protection::step(item.record.life, Event::Request(request));
+    let ready: Vec<&Stored<Item>> = items
+        .iter()
+        .copied()
+        .filter(|item| asked(item).is_ok())
+        .collect();
+    for item in items {
+        let is_done = match request {
+            Request::Failback(_) => !item.record.life.is_at_recovery(),
+            _ => item.record.life.is_at_recovery(),
+        };
+        if !is_plan || !is_done || ready.is_empty() {
+            asked(item)?;
+        }
+    }
+    Ok(ready)
 }
 
 async fn step(
@@ -303,6 +342,22 @@ async fn job(
     )
     .await?;
     Ok(Reply::accepted(job, about.resource))
+}
+
+/// A planned failover loses nothing, so it has no choice.
+fn no_choice(target: &str) -> Fault {
+    Fault::refuse(
+        400,
+        ArmError::new(
+            "RecoveryPointNotSelectable",
+            "A planned failover uses the point that holds the last write at the source.",
+        )
+        .at(target)
+        .advise(
+            "A recovery point was chosen.",
+            "Leave it out, and change the recovery point before the commit; or start an unplanned failover.",
+        ),
+    )
 }
 
 /// The point of an item that a request names; the newest one when it names none.
@@ -430,9 +485,7 @@ async fn back(
     } else {
         DataOption::FullDownload
     };
-    for item in items {
-        protection::step(item.record.life, Event::Request(Request::Failback(option)))?;
-    }
+    let items = &ready(items, Request::Failback(option), about.is_plan)?;
     let input = FailbackInput {
         items: items.iter().map(|item| item.record.id.clone()).collect(),
         minimise_downtime,

@@ -5,6 +5,7 @@ use arm_model::ProtectedItemId;
 use arm_model::failover::MIGRATION_COMPLETE;
 use arm_model::protected_item::{DisableProtection, UpdateDetails, UpdateProtectedItem};
 use axum::http::StatusCode;
+use protection::life::{Awaited, Phase};
 use protection::{Event, life};
 use serde_json::json;
 
@@ -263,7 +264,33 @@ async fn in_plan(call: &Call<'_>, id: &ProtectedItemId) -> Result<(), Fault> {
     }
 }
 
-/// DELETE: drops the record without the host; works with the host away and whatever state the item is in.
+/// Nobody would look after a recovered VM without its record, and the source could be started beside it. Once it has been
+/// made independent, or while its host is away as well, there is no other way to get rid of the record.
+fn not_at_recovery(call: &Call<'_>, item: &Item) -> Result<(), Fault> {
+    let Some(side) = item
+        .recovery
+        .as_ref()
+        .filter(|_| item.life.instance.is_some())
+    else {
+        return Ok(());
+    };
+    let is_left = matches!(
+        item.life.phase,
+        Phase::Leaving(Awaited::Source) | Phase::Gone
+    );
+    if is_left || !call.app.fleet.connected(&side.engine_id, call.app.now_ms()) {
+        return Ok(());
+    }
+    Err(Fault::conflict(
+        "OperationNotAllowed",
+        &item.id,
+        format!("The recovered VM `{}` would be left to itself.", side.name),
+        "Take the failover back, complete the migration, or bring the VM back to its source.",
+    ))
+}
+
+/// DELETE: drops the record without the host; works with the host away and whatever state the item is in, but not under a
+/// recovered VM that runs.
 async fn purge(call: &Call<'_>) -> Result<Reply, Fault> {
     let (vault, id, stored) = match load::item(call).await {
         Ok(found) => found,
@@ -272,6 +299,7 @@ async fn purge(call: &Call<'_>) -> Result<Reply, Fault> {
     };
     call.precondition(Some(stored.etag))?;
     in_plan(call, &id).await?;
+    not_at_recovery(call, &stored.record)?;
     // Without its record nobody would hold an engine back from the points any more.
     immutability::allows_deletion(
         call.app,

@@ -85,11 +85,12 @@ async fn find(call: &Call<'_>) -> Result<(FabricId, EngineRecord), Fault> {
 }
 
 async fn items_of(call: &Call<'_>, engine: &EngineRecord) -> Result<u64, Fault> {
-    let below = format!("{}/", engine.fabric_id.to_ascii_lowercase());
+    let (vault, _) = load::vault(call).await?;
+    let below = format!("{}/", vault.key());
     let items = records::list::<Item>(call.app.store.as_ref(), &below).await?;
     let count = items
         .iter()
-        .filter(|item| item.record.engine_id == engine.engine_id)
+        .filter(|item| item.record.needs_engine(&engine.engine_id))
         .count();
     Ok(u64::try_from(count).unwrap_or(u64::MAX))
 }

@@ -23,6 +23,7 @@ pub fn carry_over(known: &v1::EngineReport, mut next: v1::EngineReport) -> v1::E
                 state: status.state,
                 findings: std::mem::take(&mut status.findings),
                 backlog_cycles: status.backlog_cycles,
+                source: status.source.take(),
                 ..old.clone()
             };
         }

@@ -258,19 +258,31 @@ async fn failed_over(
         isolated: false,
         power: power.into(),
         boot_after: String::new(),
-        encryption: keys_to_read(app, item).await?,
+        // Who ships writes: then a policy that encrypts holds for it too.
+        encryption: keys(app, item, failover::ship_generation(&item.life) > 0).await?,
+        policy: policy_to_ship(app, item).await?,
         order: Some(orders::recovery_message(epoch, order)),
         ships: failover::ship_generation(&item.life) > 0,
         ship_generation: failover::ship_generation(&item.life),
     }))
 }
 
-/// The keys that an item's objects may need.
-async fn keys_to_read(app: &App, item: &Item) -> Result<Option<v1::Encryption>, StoreError> {
+/// The keys that an item's objects may need, and the one for new objects if there will be some.
+async fn keys(app: &App, item: &Item, writes: bool) -> Result<Option<v1::Encryption>, StoreError> {
     let key = item.policy_id.to_ascii_lowercase();
     let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
     let encrypts = policy.is_some_and(|policy| vault_keys::encrypts(&policy.record));
-    encryption(app, item, encrypts, false).await
+    encryption(app, item, encrypts, encrypts && writes).await
+}
+
+/// The policy of points that a recovered VM ships.
+async fn policy_to_ship(app: &App, item: &Item) -> Result<Option<v1::Policy>, StoreError> {
+    if failover::ship_generation(&item.life) == 0 {
+        return Ok(None);
+    }
+    let key = item.policy_id.to_ascii_lowercase();
+    let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
+    Ok(policy.map(|policy| policy_of(&policy.record, app.now_ms())))
 }
 
 async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreError> {
@@ -281,7 +293,7 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
     };
     let store = app.store.as_ref();
     let encryption = match records::get::<Item>(store, &vm.item.to_ascii_lowercase()).await? {
-        Some(item) => keys_to_read(app, &item.record).await?,
+        Some(item) => keys(app, &item.record, false).await?,
         None => None,
     };
     let target = access::target(app, vm.place(), vm.log.as_ref()).await?;

@@ -6,7 +6,7 @@ use arm_model::ArmError;
 use arm_model::job::Task;
 use async_trait::async_trait;
 use protection::Event;
-use protection::life::Phase;
+use protection::life::{Awaited, Phase};
 
 use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
@@ -39,16 +39,34 @@ pub fn tasks() -> Vec<Task> {
 }
 
 /// A host that has something to do before the item can go, and is away. After a failover the recovery host makes its VM
-/// independent of the replica.
+/// independent of the replica, which can be done while the source is lost.
 #[must_use]
 pub fn needed_and_away<'a>(app: &App, item: &'a Item) -> Option<&'a str> {
     let recovery = item.recovery.as_ref().filter(|side| side.due);
-    let engines = [
-        Some(item.engine_id.as_str()),
-        recovery.map(|side| side.engine_id.as_str()),
-    ];
-    let mut engines = engines.into_iter().flatten();
-    engines.find(|engine| !app.fleet.connected(engine, app.now_ms()))
+    let engine = match recovery {
+        Some(side) if item.life.is_at_recovery() => &side.engine_id,
+        _ => &item.engine_id,
+    };
+    (!app.fleet.connected(engine, app.now_ms())).then_some(engine)
+}
+
+/// The recovered VM is on its own feet, and the source can't confirm that it stays off.
+fn source_is_lost(item: &Item) -> Fault {
+    Fault::refuse(
+        409,
+        ArmError::new(
+            "SourceHostDisconnected",
+            format!(
+                "The recovered VM of `{}` no longer needs the replica; its source is away and could not be told to stay off.",
+                item.vm_name
+            ),
+        )
+        .at(item.id.clone())
+        .advise(
+            "The source's host is lost.",
+            "Remove the record with DELETE. Should the host come back, it starts the VM only with the orchestrator's permission.",
+        ),
+    )
 }
 
 #[async_trait]
@@ -79,6 +97,11 @@ impl Workflow for DisableProtection {
                 app.store.apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?]).await?;
                 app.ring();
                 Ok(Outcome::Done)
+            }
+            _ if item.record.life.phase == Phase::Leaving(Awaited::Source)
+                && run.is_away(&item.record.engine_id, app.patience.engine_ms) =>
+            {
+                Err(source_is_lost(&item.record))
             }
             _ if run.waited_ms() > app.patience.removal_ms => Err(Fault::refuse(
                 504,

@@ -305,6 +305,10 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
                 .last_test_failover
                 .clone_from(&present.record.last_test_failover);
             wanted.drill_job.clone_from(&present.record.drill_job);
+            wanted.recovery.clone_from(&present.record.recovery);
+            wanted
+                .last_failover
+                .clone_from(&present.record.last_failover);
             if present.record.life.item.generation != generation {
                 match protection::step(wanted.life, Event::Activate { generation }) {
                     Ok((life, _)) => wanted.life = life,

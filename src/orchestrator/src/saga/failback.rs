@@ -257,9 +257,7 @@ async fn follow(
         let status = live.replication(item_name(&item.id));
         let recovery = item.recovery.as_ref().map(|side| &side.engine_id);
         for engine in [Some(&item.engine_id), recovery].into_iter().flatten() {
-            if !app.fleet.connected(engine, app.now_ms())
-                && run.waited_ms() > app.patience.engine_ms
-            {
+            if run.is_away(engine, app.patience.engine_ms) {
                 return Err(host_disconnected(app, engine));
             }
         }

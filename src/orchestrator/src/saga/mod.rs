@@ -70,6 +70,16 @@ impl Run<'_> {
             .saturating_sub(self.job.node_since_unix_ms)
     }
 
+    /// Whether an engine has been away for longer than `patience_ms`. Before the present node, or while this process was
+    /// not there, nobody could hear it.
+    #[must_use]
+    pub fn is_away(&self, engine_id: &str, patience_ms: i64) -> bool {
+        let now = self.app.now_ms();
+        let live = self.app.fleet.get(engine_id).unwrap_or_default();
+        let heard = live.last_seen_unix_ms.max(self.job.node_since_unix_ms);
+        !live.connected(now) && now.saturating_sub(heard) > patience_ms
+    }
+
     /// Text parameter of the workflow.
     #[must_use]
     pub fn input(&self, name: &str) -> &str {

@@ -156,7 +156,8 @@ async fn nothing_is_left(run: &Run<'_>) -> Result<(), Fault> {
         sites.iter().any(|site| item.key.starts_with(site))
             || engines
                 .iter()
-                .any(|engine| engine.as_str() == Some(item.record.engine_id.as_str()))
+                .filter_map(Value::as_str)
+                .any(|engine| item.record.needs_engine(engine))
     });
     match left {
         None => Ok(()),

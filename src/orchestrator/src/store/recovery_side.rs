@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::records::Item;
+
 /// What a failover decides about its recovered VM; whether it may run is told by the item's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoverySide {
@@ -28,4 +30,13 @@ pub struct LastFailover {
     pub time: String,
     /// Whether it was planned.
     pub planned: bool,
+}
+
+impl Item {
+    /// Whether an engine has the VM, or its recovered one.
+    #[must_use]
+    pub fn needs_engine(&self, engine_id: &str) -> bool {
+        let recovery = self.recovery.as_ref();
+        self.engine_id == engine_id || recovery.is_some_and(|side| side.engine_id == engine_id)
+    }
 }

@@ -107,8 +107,11 @@ fn source_said(next: &mut Life, said: SourceSaid) {
             next.phase = Phase::Synchronised(kind);
         }
         (Phase::Receiving(kind), SourceSaid::Received) => {
-            // A new licence, above every fence that a recovered VM raised.
-            next.item = Item::new(next.draw());
+            // A new licence, above every fence that a recovered VM raised; the points are still there.
+            next.item = Item {
+                copied_once: next.item.copied_once,
+                ..Item::new(next.draw())
+            };
             next.phase = Phase::StartingSource(kind);
         }
         (Phase::StartingSource(kind), SourceSaid::Running) => {

@@ -74,8 +74,8 @@ fn the_whole_circle_ends_where_it_began() {
     let life = ask(life, Request::ReverseReplicate);
     assert_eq!(
         names(&life),
-        ["DisableProtection"],
-        "no failover before there is a point again"
+        ["UnplannedFailover", "DisableProtection"],
+        "in a disaster the points of before are better than none"
     );
     let life = protected(life);
     assert_eq!(state(&life), ("Protected", "Primary"));

@@ -61,19 +61,65 @@ pub(super) async fn preflight(run: &mut Run<'_>, input: &FailoverInput) -> Resul
             || input.point.clone(),
             |id| PointChoice::OfGroup(id.clone()),
         );
-        let point = choose::point(app, item, &choice)?;
         let is_open = later && common.is_none();
-        vms.push(Chosen {
-            item: item.id.to_ascii_lowercase(),
-            engine_id: choose::recovery_engine(app, item).await?,
-            point_id: if is_open { String::new() } else { point.id },
-            point_ms: if is_open { 0 } else { point.time_unix_ms },
-            group: *group,
-        });
+        match choose(run, item, &choice).await {
+            Ok((engine_id, point)) => vms.push(Chosen {
+                item: item.id.to_ascii_lowercase(),
+                engine_id,
+                point_id: if is_open { String::new() } else { point.id },
+                point_ms: if is_open { 0 } else { point.time_unix_ms },
+                group: *group,
+            }),
+            // In a disaster one VM without a point does not keep the others down.
+            Err(Fault::Refused { error, .. }) if goes_on(input) => {
+                note_failure(run, &item.id, error);
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+    if vms.is_empty() {
+        return Err(first_failure(run).unwrap_or_else(|| Fault::not_found(&run.job.resource)));
     }
     let memo = serde_json::to_value(&vms).unwrap_or_default();
     run.job.remember("vms", memo);
     Ok(Outcome::Done)
+}
+
+/// Host and point of one VM.
+async fn choose(
+    run: &Run<'_>,
+    item: &Item,
+    choice: &PointChoice,
+) -> Result<(String, v1::RecoveryPoint), Fault> {
+    let point = choose::point(run.app, item, choice)?;
+    Ok((choose::recovery_engine(run.app, item).await?, point))
+}
+
+/// Whether the others go on when one VM can't be recovered: in an unplanned failover of a plan.
+fn goes_on(input: &FailoverInput) -> bool {
+    input.plan.is_some() && !input.planned
+}
+
+/// Remembers why a VM was left behind; the job ends with it when the others are up.
+fn note_failure(run: &mut Run<'_>, item: &str, error: ArmError) {
+    let mut failures = failures(run);
+    let item = item.to_ascii_lowercase();
+    if !failures.iter().any(|(known, _)| *known == item) {
+        tracing::warn!(job = %run.job.id, item, code = %error.code, message = %error.message, "a VM of the plan is left behind");
+        failures.push((item, error));
+        let memo = serde_json::to_value(&failures).unwrap_or_default();
+        run.job.remember("failures", memo);
+    }
+}
+
+fn failures(run: &Run<'_>) -> Vec<(String, ArmError)> {
+    let memo = run.job.recall("failures").cloned().unwrap_or_default();
+    serde_json::from_value(memo).unwrap_or_default()
+}
+
+fn first_failure(run: &Run<'_>) -> Option<Fault> {
+    let (_, error) = failures(run).into_iter().next()?;
+    Some(Fault::refuse(409, error))
 }
 
 fn source_away(run: &Run<'_>, item: &Item) -> Fault {
@@ -104,6 +150,14 @@ async fn ask(run: &Run<'_>, input: &FailoverInput, vm: &Chosen) -> Result<Item, 
     }
     let (job, now) = (run.job.id.clone(), run.app.now_ms());
     let side = |item: &Item| {
+        // The source died while it took the VM back: the recovered VM that is kept goes on, where it is.
+        if let (Some(_), Some(kept)) = (item.life.instance, &item.recovery) {
+            return Some(RecoverySide {
+                job: job.clone(),
+                asked_unix_ms: now,
+                ..kept.clone()
+            });
+        }
         let name = item.request.target_azure_vm_name.as_ref();
         Some(RecoverySide {
             engine_id: vm.engine_id.clone(),
@@ -133,10 +187,12 @@ pub(super) async fn shut_down(run: &mut Run<'_>, input: &FailoverInput) -> Resul
                 continue;
             }
             let asked = ours(run, &item).map_or(app.now_ms(), |side| side.asked_unix_ms);
-            let waited = app.now_ms().saturating_sub(asked);
-            let is_away = !app.fleet.connected(&item.engine_id, app.now_ms());
+            // While this process was not there, nobody could hear the source.
+            let since = asked.max(run.job.node_since_unix_ms);
+            let waited = app.now_ms().saturating_sub(since);
+            let is_away = run.is_away(&item.engine_id, app.patience.engine_ms);
             if input.planned {
-                if is_away && waited > app.patience.engine_ms {
+                if is_away {
                     return Err(source_away(run, &item));
                 }
                 if waited > app.patience.shut_down_ms {
@@ -187,7 +243,7 @@ pub(super) async fn prepare(run: &mut Run<'_>, input: &FailoverInput) -> Result<
         let item = ask(run, input, &vm).await?;
         if !matches!(
             item.life.phase,
-            Phase::StartingRecovered(..) | Phase::FailedOver(_)
+            Phase::StartingRecovered(..) | Phase::FailedOver(_) | Phase::Committed(_)
         ) {
             return Err(Fault::conflict(
                 "OperationNotAllowed",
@@ -213,13 +269,31 @@ pub(super) async fn start(
 ) -> Result<Outcome, Fault> {
     let vms = chosen(run);
     let mut all_up = true;
-    for vm in vms.iter().filter(|vm| vm.group == group) {
-        let item = due(run, vm).await?;
-        all_up &= is_up(run, &item, until)?;
+    let behind: Vec<String> = failures(run).into_iter().map(|(item, _)| item).collect();
+    let members = vms.iter().filter(|vm| vm.group == group);
+    for vm in members.filter(|vm| !behind.contains(&vm.item)) {
+        let up = match due(run, vm).await {
+            Ok(item) => is_up(run, &item, until),
+            Err(fault) => Err(fault),
+        };
+        match up {
+            Ok(up) => all_up &= up,
+            Err(Fault::Refused { error, .. }) if goes_on(input) => {
+                note_failure(run, &vm.item, error);
+            }
+            Err(fault) => return Err(fault),
+        }
     }
     run.app.ring();
     show(run, input).await?;
-    Ok(if all_up { Outcome::Done } else { Outcome::Wait })
+    if !all_up {
+        return Ok(Outcome::Wait);
+    }
+    let is_last = group + 1 == input.groups.len() && until == Until::Booted;
+    match first_failure(run).filter(|_| is_last) {
+        Some(failure) => Err(failure),
+        None => Ok(Outcome::Done),
+    }
 }
 
 /// Tells the recovery host of the VM.
@@ -274,8 +348,14 @@ pub(super) fn is_up(run: &Run<'_>, item: &Item, until: Until) -> Result<bool, Fa
     let live: Live = app.fleet.get(&side.engine_id).unwrap_or_default();
     let id = vm_id(item).map(|id| id.to_string()).unwrap_or_default();
     let status = live.recovered(&id);
-    let runs = !matches!(item.life.phase, Phase::StartingRecovered(..));
-    match status.map(v1::RecoveredVmStatus::state) {
+    let state = status.map(v1::RecoveredVmStatus::state);
+    let runs = match item.life.phase {
+        Phase::StartingRecovered(..) => false,
+        // A kept VM that is started again: its life does not wait for it.
+        Phase::Committed(_) => matches!(state, Some(State::Running | State::Booted)),
+        _ => true,
+    };
+    match state {
         Some(State::Booted) if runs => return Ok(true),
         Some(State::Failed) => {
             let given_up =
@@ -292,7 +372,7 @@ pub(super) fn is_up(run: &Run<'_>, item: &Item, until: Until) -> Result<bool, Fa
     if runs {
         return Ok(false);
     }
-    if !live.connected(app.now_ms()) && run.waited_ms() > patience.engine_ms {
+    if run.is_away(&side.engine_id, patience.engine_ms) {
         return Err(host_disconnected(app, &side.engine_id));
     }
     if run.waited_ms() > patience.boot_ms {

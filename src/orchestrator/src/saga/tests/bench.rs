@@ -36,6 +36,8 @@ pub(super) struct Bench {
     points: BTreeMap<String, String>,
     /// The source says nothing of its orders.
     pub(super) mute_source: bool,
+    /// This item has no recovery point.
+    pub(super) pointless: Option<String>,
 }
 
 impl Bench {
@@ -54,6 +56,7 @@ impl Bench {
             ),
             points: BTreeMap::new(),
             mute_source: false,
+            pointless: None,
         };
         let fabric = bench.vault.fabric("f");
         let policy = bench.vault.policy("p");
@@ -122,7 +125,7 @@ impl Bench {
     /// The engine does everything at once and reports it.
     pub(super) async fn report(&mut self, app: &App) {
         let wanted = desired::refresh(app, ENGINE).await.expect("desired state");
-        let mute = self.mute_source;
+        let (mute, pointless) = (self.mute_source, self.pointless.clone());
         let replications = wanted.replications.iter().map(|one| {
             let state = if one.phase() == v1::replication::Phase::Retired {
                 replication_status::State::Retired
@@ -137,11 +140,15 @@ impl Bench {
                 item_id: one.item_id.clone(),
                 generation: one.generation,
                 state: state.into(),
-                recovery_points: vec![v1::RecoveryPoint {
-                    id: point.clone(),
-                    time_unix_ms: 1_000,
-                    ..Default::default()
-                }],
+                recovery_points: if pointless.as_ref() == Some(&one.item_id) {
+                    Vec::new()
+                } else {
+                    vec![v1::RecoveryPoint {
+                        id: point.clone(),
+                        time_unix_ms: 1_000,
+                        ..Default::default()
+                    }]
+                },
                 disks: one
                     .disk_ids
                     .iter()

@@ -39,6 +39,7 @@ pub(super) enum Case {
     Unplanned,
     UnplannedAttempt,
     PlanFailover,
+    UnplannedPlan,
     Commit,
     ChangePoint,
     Cancel,
@@ -49,11 +50,12 @@ pub(super) enum Case {
     ReProtect,
 }
 
-pub(super) const ALL: [Case; 22] = [
+pub(super) const ALL: [Case; 23] = [
     Case::Planned,
     Case::Unplanned,
     Case::UnplannedAttempt,
     Case::PlanFailover,
+    Case::UnplannedPlan,
     Case::Commit,
     Case::ChangePoint,
     Case::Cancel,
@@ -94,7 +96,7 @@ impl Case {
             | Self::CommitFailback
             | Self::ReProtect
             | Self::Resynchronize => bench.protected("vm-a").await,
-            Self::PlanDrill | Self::PlanFailover | Self::Cleanup => {
+            Self::PlanDrill | Self::PlanFailover | Self::UnplannedPlan | Self::Cleanup => {
                 bench.protected("vm-a").await;
                 bench.protected("vm-b").await;
                 let plan = bench.vault.plan("plan");
@@ -249,9 +251,9 @@ impl Case {
                 let tasks = failover::tasks(&input);
                 (a.clone(), "failover", json!(input), tasks)
             }
-            Self::PlanFailover => {
+            Self::PlanFailover | Self::UnplannedPlan => {
                 let groups = vec![vec![text(&b)], vec![text(&a)]];
-                let input = failover(Some(text(&plan)), groups, true);
+                let input = failover(Some(text(&plan)), groups, self == Self::PlanFailover);
                 let tasks = failover::tasks(&input);
                 (plan.clone(), "failover", json!(input), tasks)
             }
@@ -348,10 +350,13 @@ impl Case {
             | Self::Unplanned
             | Self::UnplannedAttempt
             | Self::PlanFailover
+            | Self::UnplannedPlan
             | Self::ChangePoint => {
                 let item = item.expect("item");
                 let kind = match self {
-                    Self::Unplanned | Self::UnplannedAttempt => Kind::Unplanned,
+                    Self::Unplanned | Self::UnplannedAttempt | Self::UnplannedPlan => {
+                        Kind::Unplanned
+                    }
                     _ => Kind::Planned,
                 };
                 assert_eq!(item.life.phase, Phase::FailedOver(kind));
@@ -440,7 +445,11 @@ impl Case {
             | Self::ReProtect => 2,
             Self::Failback | Self::FullDownload => 6,
             Self::Enable | Self::PlanDrill => 5,
-            Self::Planned | Self::Unplanned | Self::UnplannedAttempt | Self::PlanFailover => 5,
+            Self::Planned
+            | Self::Unplanned
+            | Self::UnplannedAttempt
+            | Self::PlanFailover
+            | Self::UnplannedPlan => 5,
             Self::Migrate | Self::Disable | Self::Cleanup | Self::Reshape | Self::Resynchronize => {
                 3
             }

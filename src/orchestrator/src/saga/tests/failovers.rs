@@ -273,3 +273,44 @@ async fn a_failback_waits_for_a_person_before_the_recovered_vm_stops() {
     assert_eq!(state, JobState::Succeeded);
     Case::Failback.check(&bench).await;
 }
+
+/// The source dies while it takes the VM back: the recovered VM that is kept goes on, at its host, with its disks.
+#[tokio::test]
+async fn an_unplanned_failover_in_a_failback_starts_the_kept_vm_again() {
+    let mut bench = Bench::new().await;
+    Case::CommitFailback.prepare(&mut bench).await;
+    let before = item(&bench, "vm-a").await;
+    assert_eq!(before.life.phase, Phase::FailedBack(Kind::Planned));
+    let key = Case::Unplanned.begin(&mut bench).await;
+    let state = run(&mut bench, &key, Trial::default(), true).await;
+    assert_eq!(state, JobState::Succeeded);
+    let after = item(&bench, "vm-a").await;
+    assert_eq!(after.life.phase, Phase::Committed(Kind::Unplanned));
+    assert_eq!(after.life.instance, before.life.instance);
+    let (kept, side) = (
+        before.recovery.expect("kept"),
+        after.recovery.expect("side"),
+    );
+    assert!(side.due, "the recovery host is told");
+    assert_eq!(
+        (side.engine_id, side.point_id),
+        (kept.engine_id, kept.point_id)
+    );
+}
+
+#[tokio::test]
+async fn one_vm_that_can_not_be_recovered_does_not_keep_the_others_of_a_plan_down() {
+    let mut bench = Bench::new().await;
+    Case::PlanFailover.prepare(&mut bench).await;
+    bench.pointless = Some("vm-b".to_owned());
+    let key = Case::UnplannedPlan.begin(&mut bench).await;
+    let state = run(&mut bench, &key, Trial::default(), false).await;
+    assert_eq!(state, JobState::Failed, "one is missing, and that is said");
+    let job = records::get::<JobRecord>(&bench.store, &key).await;
+    let error = job.expect("get").expect("job").record.failure.expect("why");
+    assert_eq!(error.code, "RecoveryPointNotFound");
+    let there = item(&bench, "vm-a").await;
+    assert_eq!(there.life.phase, Phase::FailedOver(Kind::Unplanned));
+    is_back(&item(&bench, "vm-b").await);
+    assert!(has_no_locks(&bench).await);
+}
