@@ -192,8 +192,21 @@ impl Side {
     /// Why a VM is not shipped as it should be.
     pub(super) fn shipping_problem(&self) -> Option<v1::Finding> {
         let shipping = self.shipping.as_ref()?;
-        let problem = shipping.shipper.seen().problem?;
+        let seen = shipping.shipper.seen();
         let name = self.wish.as_ref().map(|wish| wish.name.as_str());
+        if seen.fenced {
+            return Some(finding::finding(
+                "SHIPPING_BACK_FENCED",
+                format!(
+                    "what recovered virtual machine {:?} writes can't be shipped into its replica: a newer activation owns it",
+                    name.unwrap_or_default()
+                ),
+                "The VM was protected anew, or failed over again, while it was on its way back.",
+                "Cancel the failback, and find out who protects the VM: `siterecovery-engine inspect` names the owner of the replica.",
+                true,
+            ));
+        }
+        let problem = seen.problem?;
         Some(finding::finding(
             "SHIPPING_BACK_FAILED",
             format!(
