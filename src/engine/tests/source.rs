@@ -229,6 +229,21 @@ fn hold_stops_a_running_vm_keeps_everything_and_says_so_only_when_it_is_off() {
 }
 
 #[test]
+fn a_held_vm_that_can_not_be_shut_down_in_order_is_turned_off_all_the_same() {
+    let world = World::new(5);
+    world.host.refuse_power_button();
+    protect(&world, 2);
+    life(async {
+        let engine = Engine::start(&world, Arc::new(NoPauses));
+        engine.order(&world, 2, SourceOrder::Hold);
+        engine.wait(&world, "held", says(2, SourceSaid::Held)).await;
+        assert!(!world.host.is_running());
+        assert_eq!(world.host.powered().turned_off, 1);
+        engine.stop().await;
+    });
+}
+
+#[test]
 fn a_held_vm_runs_and_is_replicated_again_when_that_is_ordered_but_not_one_that_a_user_turned_off()
 {
     for by_user in [true, false] {

@@ -159,6 +159,10 @@ impl Receiver {
             let (path, kept) = (local.path.clone(), kept.clone());
             let (lock, image, found) = off(move || {
                 let lock = Lock::take(&path)?;
+                // What an earlier round could not flush may still be in memory, and looks as if it had arrived.
+                image::forget_pages(&path).map_err(ReceiveError::io(
+                    "read the disk and not what memory holds of it",
+                ))?;
                 let image = image::open(&path, Access::ReadOnly)?;
                 let map = kept
                     .map(local.id, replica, size)

@@ -80,7 +80,7 @@ async fn once(
 ) -> anyhow::Result<std::convert::Infallible> {
     let (mut record, view) = open(host, id, wish).await?;
     // Served as long as this future lives.
-    let _server = making::make(host, id, &wish.name, &view).await?;
+    let _server = making::make(host, id, &wish.name, &view, false).await?;
     let vm = VmId(id);
     let console = host
         .hypervisor

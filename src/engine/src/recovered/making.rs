@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use engine_protocol::v1;
 use hypervisor::nbd::NbdServer;
 use hypervisor::{
@@ -81,6 +81,7 @@ pub(super) async fn make(
     id: Uuid,
     name: &str,
     view: &ReplicaView,
+    made: bool,
 ) -> anyhow::Result<NbdServer> {
     let folder = host.folder.join(id.to_string());
     blocking({
@@ -94,11 +95,38 @@ pub(super) async fn make(
         .await
         .context("serve the disks of the recovery point")?;
     let machine = machine(id, name, view, &folder, &socket)?;
+    if made {
+        has_its_layers(&machine, &folder).await?;
+    }
     host.hypervisor
         .create(machine)
         .await
         .context("create the virtual machine")?;
     Ok(server)
+}
+
+/// A layer made anew would be empty: its disk would be as at the point, beside others that are not, without a word.
+async fn has_its_layers(machine: &NewVirtualMachine, folder: &Path) -> anyhow::Result<()> {
+    for disk in &machine.disks {
+        let DiskSource::Nbd { overlay, .. } = &disk.source else {
+            continue;
+        };
+        let path = folder.join(overlay);
+        let is_there = blocking({
+            let path = path.clone();
+            move || path.try_exists()
+        });
+        if !is_there
+            .await
+            .context("look for the virtual machine's disks")?
+        {
+            bail!(
+                "{} is gone, with all that the guest wrote to that disk: bring it back, choose a recovery point anew, or undo the failover",
+                path.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 fn machine(

@@ -239,7 +239,7 @@ impl Side {
         let records = self.place.records();
         let view = making::open(records, record, &reader, wanted).await?;
         self.host.pauses.pass(places::POINT_HELD).await;
-        let server = making::make(&self.host, record.id, &record.name, &view).await?;
+        let server = making::make(&self.host, record.id, &record.name, &view, record.made).await?;
         let console = self.host.hypervisor.console(VmId(record.id)).await;
         self.served = Some(Served {
             id: record.id,

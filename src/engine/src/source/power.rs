@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use engine_protocol::orders::source_report;
 use engine_protocol::v1;
-use hypervisor::{ErrorKind, HypervisorError, PowerState, Stop};
+use hypervisor::{HypervisorError, PowerState, Stop};
 use protection::Generation;
 use protection::life::{Proof, SourceOrder};
 use replica_store::ReplicaReader;
@@ -201,8 +201,10 @@ impl Power {
         };
         match stopped {
             Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Timeout => {}
-            Err(error) => return Err(self.failed("shut down", &error)),
+            // A guest that does not react, or a hypervisor that does not listen: either way it must end.
+            Err(error) => {
+                tracing::warn!(item = self.spec.item_id, vm = self.spec.vm_name, %error, "it could not be shut down in order");
+            }
         }
         // A copy runs elsewhere, or will: here it must end.
         let critical = self.keeper.critical().await;
@@ -210,7 +212,7 @@ impl Power {
             tracing::warn!(
                 item = self.spec.item_id,
                 vm = self.spec.vm_name,
-                "its guest does not shut down: turning it off"
+                "turning it off"
             );
             let turned_off = host.stop(self.spec.vm, Stop::TurnOff).await;
             turned_off.map_err(|error| self.failed("turned off", &error))?;

@@ -208,6 +208,16 @@ impl Hypervisor for Host {
     }
 
     async fn create(&self, new: NewVirtualMachine) -> Result<(), HypervisorError> {
+        // As a real one: a layer that is missing is made, empty.
+        for disk in &new.disks {
+            if let DiskSource::Nbd { overlay, .. } = &disk.source {
+                let made = std::fs::OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(new.folder.join(overlay));
+                made.map_err(|_| error(ErrorKind::Io))?;
+            }
+        }
         let mut machines = self.machines.lock().unwrap();
         machines.entry(new.id.0).or_insert_with(|| Machine {
             new,

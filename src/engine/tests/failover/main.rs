@@ -334,6 +334,31 @@ fn a_vm_that_somebody_removed_by_hand_is_not_made_anew_from_its_point() {
 }
 
 #[test]
+fn a_layer_that_is_gone_is_not_made_anew_beside_the_others() {
+    let world = World::new();
+    let layer = world.recovery().join(id(A).to_string()).join("disk0.qcow2");
+    life(async {
+        let mut engine = world.engine(no_pauses());
+        engine.tell(&world.listed(10, run(A), A)).await;
+        engine.says(10, RecoverySaid::Running).await;
+        engine.tell(&world.listed(11, RecoveryOrder::Stop, A)).await;
+        engine.says(11, RecoverySaid::Stopped).await;
+        engine.vms.stop().await;
+        std::fs::remove_file(&layer).unwrap();
+        let mut engine = world.engine(no_pauses());
+        engine.tell(&world.listed(12, run(A), A)).await;
+        engine
+            .until("it fails", |all| {
+                all.iter().any(|vm| codes(vm) == ["ORDER_NOT_CARRIED_OUT"])
+            })
+            .await;
+        assert!(!layer.exists());
+        engine.tell(&world.listed(13, run(B), B)).await;
+        engine.says(13, RecoverySaid::Running).await;
+    });
+}
+
+#[test]
 fn a_damaged_guard_permits_nothing() {
     let world = World::new();
     std::fs::create_dir_all(world.guard().parent().unwrap()).unwrap();

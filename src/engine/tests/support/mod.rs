@@ -68,6 +68,8 @@ struct Inner {
     tracking_survives: bool,
     /// The guest ignores the power button.
     stubborn: bool,
+    /// The host refuses an orderly shutdown.
+    refuses_button: bool,
     /// How often the VM was started, shut down by its guest, and turned off.
     powered: power::Counts,
 }
@@ -113,6 +115,7 @@ impl FakeHost {
                 forgotten_disk: None,
                 tracking_survives: false,
                 stubborn: false,
+                refuses_button: false,
                 powered: power::Counts::default(),
             })),
         };

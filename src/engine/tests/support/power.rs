@@ -26,6 +26,11 @@ impl FakeHost {
         self.inner.lock().unwrap().stubborn = stubborn;
     }
 
+    /// From now on the host refuses to press the power button.
+    pub fn refuse_power_button(&self) {
+        self.inner.lock().unwrap().refuses_button = true;
+    }
+
     /// What each disk holds now.
     pub fn contents(&self) -> Vec<Vec<u8>> {
         let inner = self.inner.lock().unwrap();
@@ -48,6 +53,9 @@ impl FakeHost {
         match how {
             Stop::TurnOff => self.inner.lock().unwrap().powered.turned_off += 1,
             Stop::Shutdown { timeout } => {
+                if self.inner.lock().unwrap().refuses_button {
+                    return Err(error(ErrorKind::Refused));
+                }
                 if self.inner.lock().unwrap().stubborn {
                     tokio::time::sleep(timeout).await;
                     return Err(error(ErrorKind::Timeout));

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, Stream, StreamExt as _};
 use hypervisor::{Changes, Extent, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor};
-use replica_store::{Changed, DiskSpec, ReplicaView};
+use replica_store::{Changed, DiskSpec, ErrorKind, ReplicaView, StoreError};
 use uuid::Uuid;
 
 use crate::replicator::hashes::BLOCK;
@@ -81,10 +81,24 @@ pub(super) fn differing<'a>(
                 let read = view.read(source, piece.offset, length);
                 read.await.context("read the replica's head")
             });
-            let (ours, theirs) = futures::try_join!(ours, theirs)?;
+            let (ours, theirs) = futures::join!(ours, theirs);
+            let ours = ours?;
+            let theirs = match theirs {
+                // Damaged there: it goes there again, whole.
+                Err(error) if is_corrupt(&error) => ours.iter().map(|byte| !byte).collect(),
+                other => other?,
+            };
             Ok(compared(piece.offset, &ours, &theirs))
         })
         .buffered(PIECES)
+}
+
+fn is_corrupt(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<StoreError>()
+            .is_some_and(|error| error.kind() == ErrorKind::Corrupt)
+    })
 }
 
 /// Whole blocks around the ranges, up to the end of the disk.
