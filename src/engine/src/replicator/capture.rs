@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use engine_protocol::v1::replication_status::State;
 use hypervisor::{DiskId, FreezeRequest, FrozenPoint, TrackingId};
-use replica_store::PointKind;
+use replica_store::{PointKind, ReplicaWriter};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::cadence::{Cadence, Done, FreezeKind, Frozen};
 use super::copy;
@@ -135,8 +136,14 @@ async fn step(item: &Item, shared: &Shared, pace: &mut Pace<'_>) -> Result<(), T
     if !shared.state().await.complete {
         // The store wants to know the disks before anything else.
         let vm = find_vm(item).await?;
-        learn_disks(item, shared, &vm).await?;
-        let writer = shared.writer(item).await?;
+        let disks = learn_disks(item, shared, &vm).await?;
+        let mut writer = shared.writer(item).await?;
+        let sizes = disks.iter().map(|disk| (disk.id.0, disk.size_bytes));
+        if !has_disks(&writer, sizes).await? {
+            // Resized since an earlier try opened the store: base of such a disk begins anew.
+            shared.close_store().await;
+            writer = shared.writer(item).await?;
+        }
         let base_is_empty = match writer.state().await? {
             replica_store::ReplicaState::Complete { head_position, .. } => {
                 let members = writer.disks().await?;
@@ -224,6 +231,23 @@ async fn raise_asked(item: &Item, shared: &Shared) -> Result<(), Trouble> {
             state.resynchronize_raised = asked;
         })
         .await
+}
+
+/// Whether the replica has exactly these disks, of these sizes.
+pub(super) async fn has_disks(
+    writer: &ReplicaWriter,
+    disks: impl Iterator<Item = (Uuid, u64)>,
+) -> Result<bool, Trouble> {
+    let mut there: Vec<_> = writer
+        .disks()
+        .await?
+        .into_iter()
+        .map(|disk| (disk.id, disk.size_bytes))
+        .collect();
+    let mut wanted: Vec<_> = disks.collect();
+    there.sort_unstable();
+    wanted.sort_unstable();
+    Ok(there == wanted)
 }
 
 pub(super) async fn wait_for_fewer(shared: &Shared, limit: usize) {

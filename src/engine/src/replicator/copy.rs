@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::buffers;
-use super::capture::allocated_bytes;
+use super::capture::{allocated_bytes, has_disks};
 use super::flush_behind::FlushBehind;
 use super::hashes::{BLOCK, BlockHash, BlockMap};
 use super::judge::{Judge, whole_blocks};
@@ -49,6 +49,18 @@ pub(super) async fn initial(
     base_is_empty: bool,
 ) -> Result<(), Trouble> {
     let writer = shared.writer(item).await?;
+    let sizes = point
+        .disks
+        .iter()
+        .map(|disk| (disk.disk.0, disk.size_bytes));
+    if !has_disks(&writer, sizes).await? {
+        // Between the look at the disks and the freeze. Base would tell of another size than the point has.
+        shared.close_store().await;
+        return Err(Trouble::Io {
+            doing: "fill base".to_owned(),
+            source: std::io::Error::other("a disk was resized meanwhile; its base begins anew"),
+        });
+    }
     let total = if base_is_empty {
         allocated_bytes(point)
     } else {
