@@ -101,7 +101,11 @@ pub async fn stop(config: &Config) -> anyhow::Result<String> {
         }
         return Ok("engine is not running".to_owned());
     }
-    let process = held.then(|| running_process(config)).transpose()?;
+    let process = match held.then(|| running_process(config)).transpose() {
+        // By the supervisor's hand it may be ending already, and its file goes before its lock.
+        Err(_) if supervisor.is_some() => None,
+        other => other?,
+    };
     if let (Some(process), None) = (process, supervisor) {
         kill(process, Signal::SIGTERM).with_context(|| format!("signal process {process}"))?;
     }
