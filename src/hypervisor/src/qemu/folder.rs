@@ -116,19 +116,28 @@ impl VmFolder {
         let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
             return false;
         };
-        if line.is_empty() {
-            // A process that is ending loses its command line before it closes its files.
-            return is_ending(pid);
-        }
+        // Empty for a process that is ending, or has ended and was not yet collected.
         let pid_file = self.pid_file();
         line.split(|byte| *byte == 0)
             .any(|argument| argument == pid_file.as_os_str().as_bytes())
     }
 
+    /// Waits for a process of before that is ending and may still hold the images; it does not count as running.
+    pub(super) async fn settle(&self) {
+        let text = std::fs::read_to_string(self.pid_file()).unwrap_or_default();
+        if let Ok(pid) = text.trim().parse::<i32>()
+            && !self.is_ours(pid)
+        {
+            self.wait_gone(Pid::from_raw(pid), Duration::from_secs(5))
+                .await;
+        }
+    }
+
     /// Waits until the process has ended; `false` when it still runs after `patience`.
     pub(super) async fn wait_gone(&self, pid: Pid, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        while self.is_ours(pid.as_raw()) {
+        // A process that is ending loses its command line before it closes its files.
+        while self.is_ours(pid.as_raw()) || is_ending(pid.as_raw()) {
             if Instant::now() >= deadline {
                 return false;
             }

@@ -34,6 +34,7 @@ impl QemuDriver {
             Some(Power::Off) => self.power_off(&found, Stop::TurnOff).await?,
             None => {}
         }
+        folder.settle().await;
         self.still.forget_all(vm);
         let step = format!("start vm {}", config.name);
         let io_failed =
