@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::HYPER_V_REPLICA_AZURE;
 use crate::envelope::Extra;
 
 /// `failoverDirection` of a failover, and of `reProtect` after a failback.
@@ -251,13 +252,102 @@ pub struct PlanFailoverDetails {
     pub extra: Extra,
 }
 
+// === impl PlannedFailover ===
+
+impl PlannedFailover {
+    /// To the recovery side.
+    #[must_use]
+    pub fn away() -> Self {
+        Self {
+            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
+            provider_specific_details: Some(PlannedFailoverDetails {
+                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                ..PlannedFailoverDetails::default()
+            }),
+            ..Self::default()
+        }
+    }
+}
+
+// === impl UnplannedFailover ===
+
+impl UnplannedFailover {
+    /// To the recovery side, from this point or the newest; `operations` is [`SOURCE_REQUIRED`] or
+    /// [`SOURCE_NOT_REQUIRED`].
+    #[must_use]
+    pub fn away(operations: &str, recovery_point_id: Option<String>) -> Self {
+        Self {
+            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
+            source_site_operations: Some(operations.to_owned()),
+            provider_specific_details: Some(UnplannedFailoverDetails {
+                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                recovery_point_id,
+                ..UnplannedFailoverDetails::default()
+            }),
+            ..Self::default()
+        }
+    }
+}
+
+// === impl ApplyRecoveryPoint ===
+
+impl ApplyRecoveryPoint {
+    /// This one.
+    #[must_use]
+    pub fn to(recovery_point_id: &str) -> Self {
+        Self {
+            recovery_point_id: Some(recovery_point_id.to_owned()),
+            provider_specific_details: Some(ApplyRecoveryPointDetails {
+                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                ..ApplyRecoveryPointDetails::default()
+            }),
+            ..Self::default()
+        }
+    }
+}
+
+// === impl PlanPlannedFailover ===
+
+impl PlanPlannedFailover {
+    /// To the recovery side.
+    #[must_use]
+    pub fn away() -> Self {
+        Self {
+            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
+            provider_specific_details: vec![PlanFailoverDetails {
+                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                ..PlanFailoverDetails::default()
+            }],
+            ..Self::default()
+        }
+    }
+}
+
+// === impl PlanUnplannedFailover ===
+
+impl PlanUnplannedFailover {
+    /// To the recovery side, each VM from its point of this kind; `operations` as for an item.
+    #[must_use]
+    pub fn away(operations: &str, recovery_point_type: &str) -> Self {
+        Self {
+            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
+            source_site_operations: Some(operations.to_owned()),
+            provider_specific_details: vec![PlanFailoverDetails {
+                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                recovery_point_type: Some(recovery_point_type.to_owned()),
+                ..PlanFailoverDetails::default()
+            }],
+            ..Self::default()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::HYPER_V_REPLICA_AZURE;
 
     const ITEM: &str = "/subscriptions/11111111-1111-4111-8111-111111111111/resourceGroups/rg-dr/providers/\
         Microsoft.RecoveryServices/vaults/vault/replicationFabrics/site-oslo/replicationProtectionContainers/\

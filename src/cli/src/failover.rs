@@ -21,7 +21,7 @@ use arm_model::failover::{
     FOR_DOWN_TIME, FOR_SYNCHRONIZATION, MIGRATION_COMPLETE, NO_ACTION, PRIMARY_TO_RECOVERY,
     PlanFailoverDetails, PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover,
     PlannedFailoverDetails, RECOVERY_TO_PRIMARY, ReverseReplication, ReverseReplicationDetails,
-    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, UnplannedFailover, UnplannedFailoverDetails,
+    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, UnplannedFailover,
 };
 use arm_model::job::JobState;
 use arm_model::protected_item::DisableProtection;
@@ -74,23 +74,9 @@ pub async fn run(vault: &Vault, step: &Failover, json: bool) -> Result<ExitCode>
 async fn planned<'a>(vault: &Vault, options: &'a Planned) -> Result<Step<'a>> {
     let target = options.which.find(vault).await?;
     let body = if options.which.is_plan() {
-        properties(&PlanPlannedFailover {
-            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
-            provider_specific_details: vec![PlanFailoverDetails {
-                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
-                ..PlanFailoverDetails::default()
-            }],
-            ..PlanPlannedFailover::default()
-        })?
+        properties(&PlanPlannedFailover::away())?
     } else {
-        properties(&PlannedFailover {
-            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
-            provider_specific_details: Some(PlannedFailoverDetails {
-                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
-                ..PlannedFailoverDetails::default()
-            }),
-            ..PlannedFailover::default()
-        })?
+        properties(&PlannedFailover::away())?
     };
     Ok(Step::new(
         &target,
@@ -103,13 +89,11 @@ async fn planned<'a>(vault: &Vault, options: &'a Planned) -> Result<Step<'a>> {
 async fn unplanned<'a>(vault: &Vault, options: &'a Unplanned) -> Result<Step<'a>> {
     let choice = Choice::parse(options.point.as_deref(), options.at.as_deref())?;
     let target = options.which.find(vault).await?;
-    let direction = Some(PRIMARY_TO_RECOVERY.to_owned());
     let source = if options.shut_down_source {
         SOURCE_REQUIRED
     } else {
         SOURCE_NOT_REQUIRED
     };
-    let source_site_operations = Some(source.to_owned());
     let (body, from) = if options.which.is_plan() {
         let Choice::Kind(kind) = choice else {
             bail!(
@@ -117,16 +101,7 @@ async fn unplanned<'a>(vault: &Vault, options: &'a Unplanned) -> Result<Step<'a>
                 point_choice::KINDS
             );
         };
-        let body = properties(&PlanUnplannedFailover {
-            failover_direction: direction,
-            source_site_operations,
-            provider_specific_details: vec![PlanFailoverDetails {
-                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
-                recovery_point_type: Some(kind.of_plan().to_owned()),
-                ..PlanFailoverDetails::default()
-            }],
-            ..PlanUnplannedFailover::default()
-        })?;
+        let body = properties(&PlanUnplannedFailover::away(source, kind.of_plan()))?;
         (body, format!("point of each VM: {}", kind.of_plan()))
     } else {
         let (recovery_point_id, from) = match choice {
@@ -139,16 +114,7 @@ async fn unplanned<'a>(vault: &Vault, options: &'a Unplanned) -> Result<Step<'a>
                 (Some(text(point, "/id").to_owned()), from)
             }
         };
-        let body = properties(&UnplannedFailover {
-            failover_direction: direction,
-            source_site_operations,
-            provider_specific_details: Some(UnplannedFailoverDetails {
-                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
-                recovery_point_id,
-                ..UnplannedFailoverDetails::default()
-            }),
-            ..UnplannedFailover::default()
-        })?;
+        let body = properties(&UnplannedFailover::away(source, recovery_point_id))?;
         (body, from)
     };
     let source = if options.shut_down_source {

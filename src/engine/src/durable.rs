@@ -103,9 +103,21 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates a folder with all its parents.
+/// Creates a folder with all its parents, one by one, so that no name of them is lost in a power cut.
 pub fn create_folder(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
+    let folders = path
+        .ancestors()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut missing: Vec<&Path> = folders.take_while(|folder| !folder.exists()).collect();
+    while let Some(folder) = missing.pop() {
+        match fs::create_dir(folder) {
+            // Somebody else was quicker.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            other => other?,
+        }
+        sync_parent(folder)?;
+    }
+    // Also one that was there: whoever made it may have died before its name was durable.
     sync_parent(path)
 }
 

@@ -206,6 +206,7 @@ impl World {
             store: self.target(),
             key: key(),
             keys: KeyRing::new(),
+            immutability_hours: 0,
             point: self.point.id,
             records: self.lab.folder.path().to_owned(),
         }

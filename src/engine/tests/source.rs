@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine::replicator::pauses::{self, NoPauses, PLACES};
 use engine::source::GUEST_PATIENCE;
-use engine_protocol::v1::replication_status::State;
+use engine_protocol::v1::{self, replication_status::State};
 use protection::Generation;
 use protection::life::{SourceOrder, SourceSaid};
 use replica_store::{ReplicaKey, StoreTarget};
@@ -275,6 +275,29 @@ fn a_held_vm_runs_and_is_replicated_again_when_that_is_ordered_but_not_one_that_
             world.host.check_store(&world.store()).await;
         });
     }
+}
+
+#[test]
+fn a_damaged_note_of_what_was_shipped_costs_a_comparison_and_nothing_else() {
+    let world = World::new(15);
+    protect(&world, 2);
+    ships_the_rest(&world, "the rest");
+    let state = world.folder.path().join("state");
+    let note = state.join(format!("{ITEM}.hashes/receive.json"));
+    assert!(note.exists());
+    std::fs::write(&note, "{").unwrap();
+    life(async {
+        let count = stored(&world).await.len();
+        let engine = Engine::start(&world, Arc::new(NoPauses));
+        let licence = Generation(LICENCE.0 + 1);
+        engine.tell(v1::Replication {
+            generation: licence.0,
+            ..message(&world, 3, SourceOrder::Replicate(licence))
+        });
+        engine.wait(&world, "points", points(count + 2)).await;
+        engine.stop().await;
+        world.host.check_store(&world.store()).await;
+    });
 }
 
 #[test]

@@ -8,14 +8,15 @@
 //! An effect needs nothing more than the record: [`crate::gateway::desired`] tells both sides their orders from it, again
 //! and again until they are confirmed.
 
-use protection::life::{Event, Kind, Phase, RecoveryOrder, SourceSaid};
-use protection::{Generation, Life};
+use protection::life::{Effect, Event, Kind, Phase, RecoveryOrder, SourceSaid};
+use protection::{Generation, Life, machine};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::fault::Fault;
-use crate::store::Expect;
-use crate::store::records::{self, Item, LastFailover, RecoverySide};
+use crate::gateway::reports::vault_of;
+use crate::store::records::{self, Item, LastFailover, RecoverySide, Stored};
+use crate::store::{Change, Expect, StoreError};
 
 /// Id of an item's recovered VM outside of drills; another one for each recovery point that was chosen.
 #[must_use]
@@ -65,6 +66,42 @@ pub fn settled(item: &Item, life: Life, now: &str) -> Item {
     next
 }
 
+/// Stores a step of an item's life, if nobody came between. An item whose life has ended goes.
+///
+/// # Errors
+/// A conflict when somebody came between; failures of the store.
+pub async fn write(
+    app: &App,
+    stored: Stored<Item>,
+    (life, effects): (Life, Vec<Effect>),
+    side: Option<RecoverySide>,
+) -> Result<Item, StoreError> {
+    let before = stored.record.life;
+    let item = Item {
+        recovery: side,
+        ..stored.record
+    };
+    let next = settled(&item, life, &app.now_text());
+    tracing::info!(item = %next.id, from = ?(before.phase, before.item.replication), to = ?(life.phase, life.item.replication), "the state of a protected VM changes");
+    let expect = Expect::Etag(stored.etag);
+    let changes = if effects.contains(&Effect::Item(machine::Effect::RemoveRecord)) {
+        let goes = life.item.disabled.is_some_and(|how| how.delete_replica);
+        if !goes && let Some(vault) = vault_of(&item) {
+            // The replica stays without us: what it is encrypted with must stay too.
+            crate::vault_keys::keep_for(app, &vault, &item).await?;
+        }
+        let key = stored.key;
+        vec![
+            Change::Delete { key, expect },
+            crate::saga::fence::count(app, &next).await?,
+        ]
+    } else {
+        vec![records::put(stored.key, &next, expect)?]
+    };
+    app.store.apply(changes).await?;
+    Ok(next)
+}
+
 /// Makes a step of an item's life, and changes its recovery side with it. A step that changes nothing stores nothing.
 ///
 /// # Errors
@@ -75,24 +112,17 @@ pub async fn advance(
     event: Event,
     side: impl Fn(&Item) -> Option<RecoverySide> + Send + Sync,
 ) -> Result<Item, Fault> {
-    let store = app.store.as_ref();
     loop {
-        let stored = records::get::<Item>(store, key)
+        let stored = records::get::<Item>(app.store.as_ref(), key)
             .await?
             .ok_or_else(|| Fault::not_found(key))?;
-        let (life, _) = protection::step(stored.record.life, event)?;
-        if life == stored.record.life {
+        let step = protection::step(stored.record.life, event)?;
+        if step.0 == stored.record.life {
             return Ok(stored.record);
         }
-        let item = Item {
-            recovery: side(&stored.record),
-            ..stored.record.clone()
-        };
-        let next = settled(&item, life, &app.now_text());
-        let change = records::put(key, &next, Expect::Etag(stored.etag))?;
-        match store.apply(vec![change]).await {
-            Ok(_) => {
-                tracing::info!(item = %next.id, from = ?stored.record.life.phase, to = ?life.phase, "the VM's life goes on");
+        let side = side(&stored.record);
+        match write(app, stored, step, side).await {
+            Ok(next) => {
                 app.ring();
                 return Ok(next);
             }
@@ -100,6 +130,14 @@ pub async fn advance(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// As [`advance`], with the recovery side as it is.
+///
+/// # Errors
+/// As [`advance`].
+pub async fn ask(app: &App, key: &str, event: Event) -> Result<Item, Fault> {
+    advance(app, key, event, |item| item.recovery.clone()).await
 }
 
 /// The recovery side after a source's report: what it shipped last is what the VM is made from, unless a point was chosen.

@@ -396,7 +396,9 @@ impl Receiver {
         off(move || {
             let image = Arc::into_inner(image).map(Mutex::into_inner);
             let Some(image) = image else {
-                return Ok(());
+                // What is not flushed has not arrived.
+                let error = io::Error::other("something still writes to it");
+                return Err(ReceiveError::io("flush a disk image")(error));
             };
             let mut image = image.unwrap_or_else(PoisonError::into_inner);
             image.flush().map_err(ReceiveError::image("flush", &path))?;

@@ -3,6 +3,7 @@
 //! ```text
 //! <recovery_folder>/failovers/<vault>/<item>/guard.json    the newest order that is known, and whether it is carried out
 //!                                            <id>.json     record of a VM of it; one at a time, but for a crash
+//!                                            <id>.shipped.json   how far a failback has shipped it
 //! ```
 //!
 //! Promise: an order that is older than the newest one known is never obeyed, also after a restart. So a guard stays when
@@ -106,15 +107,7 @@ impl Place {
 
     /// Makes it durable.
     pub fn write(&self, guard: &Guard<RecoveryOrder>) -> io::Result<()> {
-        // One by one, so that no name of them is lost in a power cut.
-        let mut missing: Vec<&Path> = self
-            .folder
-            .ancestors()
-            .take_while(|folder| !folder.exists())
-            .collect();
-        while let Some(folder) = missing.pop() {
-            durable::create_folder(folder)?;
-        }
+        durable::create_folder(&self.folder)?;
         let stored = Stored {
             version: VERSION,
             vault_key: self.key.vault_key().to_owned(),

@@ -5,8 +5,8 @@
 //!              (engine)         (engine)             (<id>/*.qcow2)   (outlives the engine)
 //! ```
 //!
-//! Promise: the replica is only read; what the recovered VM writes stays in its folder. An engine that was
-//! killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
+//! Promise: the replica is only read; what the recovered VM writes stays in its folder, until a failback ships it
+//! ([`reverse`]). An engine that was killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
 //! longer desired leaves nothing: no VM, no folder, no pin.
 //!
 //! A VM of a failover is production: it is made, stopped and removed by orders only ([`failover`]), never because nobody

@@ -126,9 +126,8 @@ impl Side {
     }
 
     fn begin_shipping(&mut self, purpose: Purpose, record: &Record) -> anyhow::Result<()> {
-        let keys = match &self.newest {
-            Some(newest) => making::keys(newest)?,
-            None => return Ok(()),
+        let Some(newest) = &self.newest else {
+            return Ok(());
         };
         let errand = Errand {
             vm: VmId(record.id),
@@ -136,7 +135,8 @@ impl Side {
             generation: replica_store::Generation(purpose.generation),
             store: self.store(record)?,
             key: self.place.key().clone(),
-            keys,
+            keys: making::keys(newest)?,
+            immutability_hours: newest.immutability_hours,
             point: record.point_id,
             records: self.place.records().to_owned(),
         };

@@ -25,7 +25,7 @@ use super::buffers;
 use super::capture::{allocated_bytes, has_disks};
 use super::flush_behind::FlushBehind;
 use super::hashes::{BLOCK, BlockHash, BlockMap};
-use super::judge::{Judge, whole_blocks};
+use super::judge::Judge;
 use super::pauses;
 use super::ranges::{self, PIECE};
 use super::refine::{self, Run};
@@ -194,7 +194,7 @@ impl Filling<'_> {
         until: Option<Instant>,
     ) -> Result<u64, Trouble> {
         let map = self.shared.maps.get(frozen.disk);
-        let allocated = whole_blocks(&frozen.allocated, frozen.size_bytes);
+        let allocated = ranges::whole_blocks(&frozen.allocated, frozen.size_bytes);
         let todo = if self.base_is_empty {
             ranges::clip(&allocated, from, frozen.size_bytes)
         } else {

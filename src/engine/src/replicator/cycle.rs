@@ -27,7 +27,7 @@ use super::buffers;
 use super::cycle_log::{Closed, CycleLog};
 use super::doubts::Slices;
 use super::joining;
-use super::judge::{Head, Judge, whole_blocks};
+use super::judge::{Head, Judge};
 use super::pauses;
 use super::ranges;
 use super::shared::{Captured, Item, Shared};
@@ -316,7 +316,7 @@ impl DiskWork<'_> {
         };
         dirty.extend(self.doubts.get(&frozen.disk).into_iter().flatten());
         dirty.sort_unstable_by_key(|extent| extent.offset);
-        let dirty = whole_blocks(&dirty, size);
+        let dirty = ranges::whole_blocks(&dirty, size);
         let cursor = known.cursor(frozen.disk).filter(|_| self.compare);
         let behind = match cursor {
             None => 0,
@@ -370,7 +370,7 @@ impl DiskWork<'_> {
         log: &mut CycleLog,
         room: u64,
     ) -> Result<u64, Trouble> {
-        let allocated = whole_blocks(&frozen.allocated, frozen.size_bytes);
+        let allocated = ranges::whole_blocks(&frozen.allocated, frozen.size_bytes);
         let todo = [Extent {
             offset: cursor,
             length: frozen.size_bytes - cursor,

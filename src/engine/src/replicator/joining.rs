@@ -15,9 +15,9 @@ use replica_store::{DiskSpec, DiskStart};
 use tokio::time::Instant;
 
 use super::copy::Filling;
-use super::judge::whole_blocks;
 use super::pauses;
 use super::ranges;
+use super::ranges::whole_blocks;
 use super::shared::{Item, Shared};
 use super::state::ItemDisk;
 use super::suspicion::Knowledge;

@@ -13,7 +13,6 @@ use uuid::Uuid;
 use super::buffers::Buffers;
 use super::copy::{is_allocated, read_or_zero};
 use super::hashes::{BLOCK, BlockHash, BlockMap, MapKey};
-use super::ranges;
 use super::refine::{self, Run, Verdict};
 use super::shared::{Item, Shared};
 use super::touched::Touches;
@@ -213,22 +212,4 @@ async fn read_grown(
     };
     bytes.resize(length, 0);
     Ok(bytes.into())
-}
-
-/// Rounds ranges out to whole blocks, within the disk.
-pub(super) fn whole_blocks(extents: &[Extent], size_bytes: u64) -> Vec<Extent> {
-    let rounded: Vec<Extent> = extents
-        .iter()
-        .filter(|extent| extent.offset < size_bytes && extent.length > 0)
-        .map(|extent| {
-            let start = extent.offset / BLOCK * BLOCK;
-            let end = extent.offset.saturating_add(extent.length);
-            let end = end.div_ceil(BLOCK).saturating_mul(BLOCK).min(size_bytes);
-            Extent {
-                offset: start,
-                length: end - start,
-            }
-        })
-        .collect();
-    ranges::joined(&rounded)
 }

@@ -248,7 +248,15 @@ pub(super) fn carry_over(
     state: ItemState,
     maps: &Maps,
 ) -> io::Result<Option<ItemState>> {
-    let arrived = Record::read(files.hashes())?.is_some_and(|record| {
+    let record = match Record::read(files.hashes()) {
+        // As without one: nothing is taken over, and comparing heals.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(item = spec.item_id, %error, "what is kept of an earlier failback can't be read");
+            None
+        }
+        other => other?,
+    };
+    let arrived = record.is_some_and(|record| {
         record.has_arrived()
             && record.vm == spec.vm
             && record.replica == state.replica

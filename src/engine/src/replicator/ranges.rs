@@ -55,6 +55,24 @@ pub fn joined(extents: &[Extent]) -> Vec<Extent> {
     result
 }
 
+/// Rounds ranges out to whole blocks, within the disk.
+pub fn whole_blocks(extents: &[Extent], size_bytes: u64) -> Vec<Extent> {
+    let rounded: Vec<Extent> = extents
+        .iter()
+        .filter(|extent| extent.offset < size_bytes && extent.length > 0)
+        .map(|extent| {
+            let start = extent.offset / BLOCK * BLOCK;
+            let end = extent.offset.saturating_add(extent.length);
+            let end = end.div_ceil(BLOCK).saturating_mul(BLOCK).min(size_bytes);
+            Extent {
+                offset: start,
+                length: end - start,
+            }
+        })
+        .collect();
+    joined(&rounded)
+}
+
 /// Total length.
 pub fn total(extents: &[Extent]) -> u64 {
     extents.iter().map(|extent| extent.length).sum()

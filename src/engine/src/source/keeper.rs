@@ -219,10 +219,7 @@ fn path(state_folder: &Path, key: &ReplicaKey) -> PathBuf {
 async fn write(path: &Path, kept: &Kept) -> io::Result<()> {
     let (path, kept) = (path.to_owned(), kept.clone());
     blocking(move || {
-        // One by one, so that no name of them is lost in a power cut.
-        let folders = path.ancestors().skip(1);
-        let mut missing: Vec<&Path> = folders.take_while(|folder| !folder.exists()).collect();
-        while let Some(folder) = missing.pop() {
+        if let Some(folder) = path.parent() {
             durable::create_folder(folder)?;
         }
         durable::replace_json(&path, &kept, Access::Plain)

@@ -185,7 +185,7 @@ impl VmFolder {
 }
 
 /// Whether a process is on its way out and may still have files open; as a zombie without further threads it has closed them.
-fn is_ending(pid: i32) -> bool {
+pub(super) fn is_ending(pid: i32) -> bool {
     /// `PF_EXITING` of the kernel; a kernel thread, which has no command line either, is without it.
     const EXITING: u64 = 0x4;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -295,7 +295,7 @@ async fn change_one(member: &mut Member, deadline: Instant) -> Result<(), Member
     }
 }
 
-fn now_unix_ms() -> i64 {
+pub(super) fn now_unix_ms() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +27,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::config::DiskFormat;
 use super::fleece::export_name;
+use super::folder::is_ending;
+use super::freeze::now_unix_ms;
 use super::reader::{NbdReader, from_nbd};
 use super::{FoundVm, QemuDriver, missing_or_io};
 use crate::nbd::NbdClient;
@@ -134,26 +136,13 @@ impl QemuDriver {
         }
         end_servers(found).await?;
         let mut frozen = Vec::with_capacity(disks.len());
-        let mut seen: Vec<usize> = Vec::new();
         for disk in disks {
             let index = found.disk_index(*disk)?;
-            if seen.contains(&index) {
-                let text = format!("{step}: disk {disk} is named twice");
-                return Err(HypervisorError::new(ErrorKind::InvalidRequest, text));
-            }
-            seen.push(index);
             frozen.push(serve(found, index, *disk, next).await?);
         }
-        if frozen.is_empty() {
-            let text = format!("{step}: no disk is named");
-            return Err(HypervisorError::new(ErrorKind::InvalidRequest, text));
-        }
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         Ok(FrozenPoint {
             vm: VmId(found.config.id),
-            taken_unix_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
+            taken_unix_ms: now_unix_ms(),
             tracking: next,
             quiescence: Quiescence::NotAsked,
             pause: Duration::ZERO,
@@ -181,10 +170,6 @@ async fn end_servers(found: &FoundVm) -> Result<(), HypervisorError> {
         let deadline = Instant::now() + END_TIMEOUT;
         while files.holds_images() {
             if Instant::now() >= deadline {
-                if files.pid().is_none() {
-                    // The number was given to something without a command line.
-                    break;
-                }
                 let text = format!("{}: one does not end", step());
                 return Err(HypervisorError::new(ErrorKind::Timeout, text));
             }
@@ -341,24 +326,11 @@ impl Files {
             .then(|| Pid::from_raw(pid))
     }
 
-    /// Whether the process may still have the images open. One that is ending has no command line any more before it closes
-    /// its files; as a zombie it has closed them.
+    /// Whether the process may still have the images open.
     fn holds_images(&self) -> bool {
-        if self.pid().is_some() {
-            return true;
-        }
-        let Ok(text) = std::fs::read_to_string(&self.pid) else {
-            return false;
-        };
-        let process = Path::new("/proc").join(text.trim());
-        let is_bare = std::fs::read(process.join("cmdline")).is_ok_and(|line| line.is_empty());
-        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
-        // "pid (name) state ...", and the name may hold anything.
-        let state = stat
-            .rsplit(") ")
-            .next()
-            .and_then(|rest| rest.chars().next());
-        is_bare && !matches!(state, None | Some('Z' | 'X'))
+        // In this order: what runs at the first look and is ending at the second is seen.
+        let text = std::fs::read_to_string(&self.pid).unwrap_or_default();
+        self.pid().is_some() || text.trim().parse().is_ok_and(is_ending)
     }
 
     fn end(&self) {

@@ -242,15 +242,27 @@ impl QemuDriver {
                 HypervisorError::new(ErrorKind::Protocol, format!("freeze vm {vm}: no point"))
             });
         }
+        let step = format!("freeze vm {} while it is off", found.config.name);
+        each_once(disks, &step)?;
         if layer::has_layers(&found) {
             return self.freeze_layers(&found, disks, next).await;
         }
-        let step = format!("freeze vm {} while it is off", found.config.name);
         let files = image_files(&found, disks, &step)?;
         self.still
             .freeze(&step, vm, &files, since, next, Consistency::Crash)
             .await
     }
+}
+
+/// Some disks, and each of them once.
+fn each_once(disks: &[DiskId], step: &str) -> Result<(), HypervisorError> {
+    let mut seen = BTreeSet::new();
+    let problem = match disks.iter().find(|disk| !seen.insert(**disk)) {
+        Some(disk) => format!("{step}: disk {disk} is named twice"),
+        None if disks.is_empty() => format!("{step}: no disk is named"),
+        None => return Ok(()),
+    };
+    Err(HypervisorError::new(ErrorKind::InvalidRequest, problem))
 }
 
 /// The image of each disk, for reading without QEMU.
@@ -261,12 +273,6 @@ fn image_files(
 ) -> Result<Vec<(DiskId, Vec<PathBuf>)>, HypervisorError> {
     let mut files: Vec<(DiskId, Vec<PathBuf>)> = Vec::with_capacity(disks.len());
     for disk in disks {
-        if files.iter().any(|(known, _)| known == disk) {
-            return Err(HypervisorError::new(
-                ErrorKind::InvalidRequest,
-                format!("{step}: disk {disk} is named twice"),
-            ));
-        }
         let index = found.disk_index(*disk)?;
         let format = found.config.disks.get(index).and_then(|disk| disk.format());
         if !matches!(format, Some(DiskFormat::Vhd | DiskFormat::Vhdx)) {
@@ -276,12 +282,6 @@ fn image_files(
             ));
         }
         files.push((*disk, vec![found.disk_file(index)]));
-    }
-    if files.is_empty() {
-        return Err(HypervisorError::new(
-            ErrorKind::InvalidRequest,
-            format!("{step}: no disk is named"),
-        ));
     }
     Ok(files)
 }

@@ -1,6 +1,6 @@
 //! Drills: start and cleanup, of an item and of a plan.
 
-use arm_model::job::JobDetails;
+use arm_model::job::{DRILL_DETAILS, JobDetails};
 use arm_model::test_failover::{
     NO_NETWORK, PlanTestFailover, TestFailover, TestFailoverCleanup, VM_NETWORK,
 };
@@ -170,7 +170,7 @@ async fn begin(
             input,
             tasks,
             details: JobDetails {
-                instance_type: "TestFailoverJobDetails".to_owned(),
+                instance_type: DRILL_DETAILS.to_owned(),
                 test_failover_status: Some("Active".to_owned()),
                 network_name: network.name,
                 network_type: Some(network.kind),

@@ -260,7 +260,7 @@ async fn failed_over(
         boot_after: String::new(),
         // Who ships writes: then a policy that encrypts holds for it too.
         encryption: keys(app, item, failover::ship_generation(&item.life) > 0).await?,
-        policy: policy_to_ship(app, item).await?,
+        immutability_hours: immutability_to_ship(app, item).await?,
         order: Some(orders::recovery_message(epoch, order)),
         ships: failover::ship_generation(&item.life) > 0,
         ship_generation: failover::ship_generation(&item.life),
@@ -275,14 +275,16 @@ async fn keys(app: &App, item: &Item, writes: bool) -> Result<Option<v1::Encrypt
     encryption(app, item, encrypts, encrypts && writes).await
 }
 
-/// The policy of points that a recovered VM ships.
-async fn policy_to_ship(app: &App, item: &Item) -> Result<Option<v1::Policy>, StoreError> {
+/// What the policy promises to the points that a recovered VM ships.
+async fn immutability_to_ship(app: &App, item: &Item) -> Result<u32, StoreError> {
     if failover::ship_generation(&item.life) == 0 {
-        return Ok(None);
+        return Ok(0);
     }
     let key = item.policy_id.to_ascii_lowercase();
     let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
-    Ok(policy.map(|policy| policy_of(&policy.record, app.now_ms())))
+    Ok(policy.map_or(0, |policy| {
+        immutability::hours(&policy.record, app.now_ms())
+    }))
 }
 
 async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreError> {

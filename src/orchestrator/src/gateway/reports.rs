@@ -9,16 +9,16 @@ use std::sync::Arc;
 use engine_protocol::orders;
 use engine_protocol::v1::{self, replication_status::State};
 use prost::Message as _;
-use protection::life::{Effect, Event as LifeEvent, Phase, SourceSaid};
-use protection::{Event, Generation, Observed, machine};
-use tracing::{info, warn};
+use protection::life::{Event as LifeEvent, Phase, SourceSaid};
+use protection::{Event, Generation, Observed};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::enrol::encode_report;
 use crate::app::App;
 use crate::failover;
+use crate::store::StoreError;
 use crate::store::records::{self, EngineRecord, Item, RecoverySide};
-use crate::store::{Change, Expect, StoreError};
 
 /// Heartbeat and figures are stored at most so often.
 const STORE_EVERY_MS: i64 = 10_000;
@@ -273,46 +273,21 @@ async fn step(
     event: LifeEvent,
     side: impl Fn(&Item) -> Option<RecoverySide>,
 ) -> Result<Option<Phase>, StoreError> {
-    let store = app.store.as_ref();
     loop {
-        let items = records::list::<Item>(store, below).await?;
+        let items = records::list::<Item>(app.store.as_ref(), below).await?;
         let Some(item) = items.into_iter().find(|item| meant(&item.record)) else {
             return Ok(None);
         };
-        let Ok((life, effects)) = protection::step(item.record.life, event) else {
-            return Ok(Some(item.record.life.phase));
+        let phase = item.record.life.phase;
+        let Ok(step) = protection::step(item.record.life, event) else {
+            return Ok(Some(phase));
         };
-        if life == item.record.life {
-            return Ok(Some(life.phase));
+        if step.0 == item.record.life {
+            return Ok(Some(phase));
         }
-        let before = item.record.life;
-        info!(item = %item.record.id, from = ?(before.phase, before.item.replication), to = ?(life.phase, life.item.replication), "the state of a protected VM changes");
-        let changed = Item {
-            recovery: side(&item.record),
-            ..item.record.clone()
-        };
-        let changed = failover::settled(&changed, life, &app.now_text());
-        let changes = if effects.contains(&Effect::Item(machine::Effect::RemoveRecord)) {
-            let kept = life
-                .item
-                .disabled
-                .is_none_or(|disabled| !disabled.delete_replica);
-            if kept && let Some(vault) = vault_of(&item.record) {
-                // The replica stays without us: what it is encrypted with must stay too.
-                crate::vault_keys::keep_for(app, &vault, &item.record).await?;
-            }
-            vec![
-                Change::Delete {
-                    key: item.key,
-                    expect: Expect::Etag(item.etag),
-                },
-                crate::saga::fence::count(app, &changed).await?,
-            ]
-        } else {
-            vec![records::put(item.key, &changed, Expect::Etag(item.etag))?]
-        };
-        match store.apply(changes).await {
-            Ok(_) => return Ok(Some(life.phase)),
+        let side = side(&item.record);
+        match failover::write(app, item, step, side).await {
+            Ok(next) => return Ok(Some(next.life.phase)),
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(error),
         }

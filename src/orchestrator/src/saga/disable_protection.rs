@@ -11,9 +11,9 @@ use protection::life::{Awaited, Phase};
 use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
 use crate::app::App;
+use crate::failover;
 use crate::fault::Fault;
 use crate::immutability;
-use crate::store::Expect;
 use crate::store::records::{self, Item};
 
 /// What to do about points that nobody may delete yet.
@@ -92,10 +92,7 @@ impl Workflow for DisableProtection {
                 if delete_replica {
                     immutability::allows_deletion(app, &item.record, KEEP).await?;
                 }
-                let (life, _) = protection::step(item.record.life, Event::Disable { delete_replica })?;
-                let changed = crate::failover::settled(&item.record, life, &app.now_text());
-                app.store.apply(vec![records::put(key, &changed, Expect::Etag(item.etag))?]).await?;
-                app.ring();
+                failover::ask(app, &key, Event::Disable { delete_replica }.into()).await?;
                 Ok(Outcome::Done)
             }
             _ if item.record.life.phase == Phase::Leaving(Awaited::Source)

@@ -127,7 +127,7 @@ pub(super) fn group_task(index: usize, group: &[String], child: &str) -> Task {
 #[async_trait]
 impl Workflow for TestFailover {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        let input = input(run)?;
+        let input = run.request::<DrillInput>()?;
         match node {
             0 => {
                 choose(run, &input).await?;
@@ -150,7 +150,7 @@ impl Workflow for TestFailover {
                 .await
             }
             1 => {
-                let input = input(run)?;
+                let input = run.request::<DrillInput>()?;
                 mark_items(run, &input, Event::DrillAbort, None).await?;
                 Ok(Outcome::Done)
             }
@@ -168,18 +168,6 @@ impl Workflow for TestFailover {
         run.job.properties.custom_details.test_failover_status = Some(status.to_owned());
         Ok(())
     }
-}
-
-fn input(run: &Run<'_>) -> Result<DrillInput, Fault> {
-    serde_json::from_value(run.job.input.clone()).map_err(|error| {
-        Fault::refuse(
-            500,
-            ArmError::new(
-                "InternalError",
-                format!("The stored request can't be read: {error}."),
-            ),
-        )
-    })
 }
 
 pub(super) fn chosen(run: &Run<'_>) -> Vec<Chosen> {

@@ -19,9 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::enable_protection::{host_disconnected, item_name};
 use super::state::{JobRecord, fresh_task};
 use super::{Outcome, Run, Workflow};
-use crate::failover::advance;
+use crate::failover;
 use crate::fault::Fault;
-use crate::store::records::{self, Item};
 
 /// See the module.
 pub struct Failback;
@@ -60,7 +59,7 @@ pub fn tasks() -> Vec<Task> {
 #[async_trait]
 impl Workflow for Failback {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        let input = input(run)?;
+        let input: FailbackInput = run.request()?;
         match node {
             0 => preflight(run, &input).await,
             1 => {
@@ -150,28 +149,10 @@ fn suspend(job: &mut JobRecord) {
     job.properties.allowed_actions = vec!["Cancel".to_owned(), "Resume".to_owned()];
 }
 
-fn input(run: &Run<'_>) -> Result<FailbackInput, Fault> {
-    serde_json::from_value(run.job.input.clone()).map_err(|error| {
-        Fault::refuse(
-            500,
-            ArmError::new(
-                "InternalError",
-                format!("The stored request can't be read: {error}."),
-            ),
-        )
-    })
-}
-
-async fn load(run: &Run<'_>, id: &str) -> Result<Item, Fault> {
-    let item = records::get::<Item>(run.app.store.as_ref(), &id.to_ascii_lowercase()).await?;
-    item.map(|item| item.record)
-        .ok_or_else(|| Fault::not_found(id))
-}
-
 async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, Fault> {
     let app = run.app;
     for id in &input.items {
-        let item = load(run, id).await?;
+        let item = run.item(id).await?;
         let request = Event::Request(Request::Failback(input.option()));
         protection::step(item.life, request)?;
         let recovery = item.recovery.as_ref().map(|side| &side.engine_id);
@@ -211,16 +192,9 @@ async fn ask(
     begins: fn(Phase) -> bool,
 ) -> Result<(), Fault> {
     for id in &input.items {
-        let item = load(run, id).await?;
+        let item = run.item(id).await?;
         if begins(item.life.phase) {
-            let same = |item: &Item| item.recovery.clone();
-            advance(
-                run.app,
-                &id.to_ascii_lowercase(),
-                Event::Request(request),
-                same,
-            )
-            .await?;
+            failover::ask(run.app, &id.to_ascii_lowercase(), Event::Request(request)).await?;
         }
     }
     Ok(())
@@ -235,7 +209,7 @@ async fn follow(
     let app = run.app;
     let mut texts = Vec::new();
     for id in &input.items {
-        let item = load(run, id).await?;
+        let item = run.item(id).await?;
         if matches!(
             item.life.phase,
             Phase::Committed(_) | Phase::UndoingFailback(_)
@@ -261,7 +235,13 @@ async fn follow(
                 return Err(host_disconnected(app, engine));
             }
         }
-        texts.push(progress(&item.vm_name, status));
+        let host = recovery.and_then(|engine| app.fleet.get(engine));
+        let id = failover::vm_id(&item).map(|id| id.to_string());
+        let recovered = host
+            .as_ref()
+            .zip(id.as_ref())
+            .and_then(|(host, id)| host.recovered(id));
+        texts.push(progress(&item.vm_name, status, recovered));
     }
     if texts.is_empty() {
         return Ok(Outcome::Done);
@@ -274,18 +254,20 @@ async fn follow(
 }
 
 /// How far an item is, and what holds it up: engines try again by themselves, and a person may cancel.
-fn progress(name: &str, status: Option<&v1::ReplicationStatus>) -> String {
-    let Some(status) = status else {
-        return name.to_owned();
-    };
-    let mut text = match &status.source {
-        Some(source) => format!(
-            "{name}: {} bytes received, {} to go",
-            source.received_bytes, source.to_receive_bytes
-        ),
-        None => name.to_owned(),
-    };
-    if let Some(finding) = status.findings.first() {
+fn progress(
+    name: &str,
+    source: Option<&v1::ReplicationStatus>,
+    recovered: Option<&v1::RecoveredVmStatus>,
+) -> String {
+    let shipped = recovered.map_or(0, |vm| vm.shipped_bytes);
+    let mut text = format!("{name}: {shipped} bytes shipped");
+    if let Some(report) = source.and_then(|status| status.source.as_ref()) {
+        let (there, to_go) = (report.received_bytes, report.to_receive_bytes);
+        text.push_str(&format!(", {there} received, {to_go} to go"));
+    }
+    let findings = source.map(|status| &status.findings).into_iter();
+    let findings = findings.chain(recovered.map(|vm| &vm.findings)).flatten();
+    for finding in findings.take(1) {
         text.push_str(&format!(" ({})", finding.summary));
     }
     text
@@ -294,8 +276,8 @@ fn progress(name: &str, status: Option<&v1::ReplicationStatus>) -> String {
 /// Back to the recovery side. After a failure a VM that runs at its source already stays there.
 async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
     let mut is_back = true;
-    for id in &input(run)?.items {
-        let item = load(run, id).await?;
+    for id in &run.request::<FailbackInput>()?.items {
+        let item = run.item(id).await?;
         let phase = match item.life.phase {
             Phase::FailedBack(_) if !run.job.cancel => continue,
             Phase::Synchronising(_)
@@ -304,10 +286,9 @@ async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
             | Phase::Receiving(_)
             | Phase::StartingSource(_)
             | Phase::FailedBack(_) => {
-                let same = |item: &Item| item.recovery.clone();
                 let cancel = Event::Request(Request::CancelFailover);
                 let key = id.to_ascii_lowercase();
-                advance(run.app, &key, cancel, same).await?.life.phase
+                failover::ask(run.app, &key, cancel).await?.life.phase
             }
             other => other,
         };

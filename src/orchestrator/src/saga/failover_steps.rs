@@ -15,7 +15,7 @@ use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
 use crate::failover::{advance, vm_id};
 use crate::fault::Fault;
-use crate::store::records::{self, Item, RecoverySide};
+use crate::store::records::{Item, RecoverySide};
 
 /// See the module.
 pub struct FailoverStep;
@@ -78,7 +78,7 @@ pub fn tasks(step: Step) -> Vec<Task> {
 #[async_trait]
 impl Workflow for FailoverStep {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        let input = input(run)?;
+        let input: StepInput = run.request()?;
         if node == 0 {
             return check(run, &input).await;
         }
@@ -100,18 +100,6 @@ impl Workflow for FailoverStep {
     }
 }
 
-fn input(run: &Run<'_>) -> Result<StepInput, Fault> {
-    serde_json::from_value(run.job.input.clone()).map_err(|error| {
-        Fault::refuse(
-            500,
-            ArmError::new(
-                "InternalError",
-                format!("The stored request can't be read: {error}."),
-            ),
-        )
-    })
-}
-
 fn too_late(input: &StepInput) -> Fault {
     Fault::refuse(
         504,
@@ -127,16 +115,10 @@ fn too_late(input: &StepInput) -> Fault {
     )
 }
 
-async fn load(run: &Run<'_>, key: &str) -> Result<Item, Fault> {
-    let item = records::get::<Item>(run.app.store.as_ref(), key).await?;
-    item.map(|item| item.record)
-        .ok_or_else(|| Fault::not_found(key))
-}
-
 /// Whether the step may begin; remembers which numbers were given out, so that a repeated node knows what it did.
 async fn check(run: &mut Run<'_>, input: &StepInput) -> Result<Outcome, Fault> {
     for id in &input.items {
-        let item = load(run, &id.to_ascii_lowercase()).await?;
+        let item = run.item(id).await?;
         protection::step(item.life, Event::Request(input.step.request()))?;
         if let Some(choice) = &input.point {
             choose::point(run.app, &item, choice)?;
@@ -152,7 +134,7 @@ fn from(id: &str) -> String {
 
 /// Asks, unless that was done; tells whether the item is where the step leads.
 async fn one(run: &Run<'_>, input: &StepInput, key: &str) -> Result<bool, Fault> {
-    let mut item = load(run, key).await?;
+    let mut item = run.item(key).await?;
     let before = run
         .job
         .recall(&from(key))

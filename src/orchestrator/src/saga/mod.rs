@@ -35,11 +35,14 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+use arm_model::ArmError;
 use async_trait::async_trait;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::app::App;
 use crate::fault::Fault;
+use crate::store::records::{self, Item};
 use state::JobRecord;
 
 /// Result of a node.
@@ -78,6 +81,32 @@ impl Run<'_> {
         let live = self.app.fleet.get(engine_id).unwrap_or_default();
         let heard = live.last_seen_unix_ms.max(self.job.node_since_unix_ms);
         !live.connected(now) && now.saturating_sub(heard) > patience_ms
+    }
+
+    /// All parameters of the workflow.
+    ///
+    /// # Errors
+    /// 500 when they are of another shape than this release stores.
+    pub fn request<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        serde_json::from_value(self.job.input.clone()).map_err(|error| {
+            Fault::refuse(
+                500,
+                ArmError::new(
+                    "InternalError",
+                    format!("The stored request can't be read: {error}."),
+                ),
+            )
+        })
+    }
+
+    /// An item by its id or key.
+    ///
+    /// # Errors
+    /// 404; failures of the store.
+    pub async fn item(&self, id: &str) -> Result<Item, Fault> {
+        let item = records::get::<Item>(self.app.store.as_ref(), &id.to_ascii_lowercase()).await?;
+        item.map(|item| item.record)
+            .ok_or_else(|| Fault::not_found(id))
     }
 
     /// Text parameter of the workflow.

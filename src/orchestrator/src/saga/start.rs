@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arm_model::job::{JobDetails, JobProperties, JobState, Task};
+use arm_model::job::{JobDetails, JobProperties, JobState, PLAIN_DETAILS, Task};
 use arm_model::{ArmId, JobId, VaultId};
 use serde_json::Value;
 use tracing::warn;
@@ -60,7 +60,7 @@ pub async fn start(app: &App, new: NewJob<'_>) -> Result<JobId, Fault> {
     let now = app.now_ms();
     let mut details = new.details;
     if details.instance_type.is_empty() {
-        "AsrJobDetails".clone_into(&mut details.instance_type);
+        PLAIN_DETAILS.clone_into(&mut details.instance_type);
     }
     details
         .affected_object_details

@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use arm_model::failover::{
-    ApplyRecoveryPoint, ApplyRecoveryPointDetails, LATEST, LATEST_APPLICATION_CONSISTENT,
-    LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PRIMARY_TO_RECOVERY, PlanFailoverDetails,
-    PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover, PlannedFailoverDetails,
-    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, UnplannedFailover, UnplannedFailoverDetails,
+    ApplyRecoveryPoint, LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT,
+    LATEST_PROCESSED, PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover,
+    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, UnplannedFailover,
 };
-use arm_model::{ArmId, HYPER_V_REPLICA_AZURE, PlanId, ProtectedItemId, RecoveryPointId};
+use arm_model::{ArmId, PlanId, ProtectedItemId, RecoveryPointId};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
@@ -252,60 +251,26 @@ impl FailoverAction {
 
     fn request(self, config: &Object) -> Result<Option<Json>, Diagnostics> {
         let of_plan = self != Self::ChangePoint && !config.is_null(PLAN);
-        let direction = Some(PRIMARY_TO_RECOVERY.to_owned());
         let source = if config.bool(SHUT_DOWN) == Some(true) {
             SOURCE_REQUIRED
         } else {
             SOURCE_NOT_REQUIRED
         };
-        let source_site_operations = Some(source.to_owned());
-        let instance_type = HYPER_V_REPLICA_AZURE.to_owned();
         match (self, of_plan) {
             (Self::Commit, _) => Ok(None),
-            (Self::Planned, true) => properties(&PlanPlannedFailover {
-                failover_direction: direction,
-                provider_specific_details: vec![PlanFailoverDetails {
-                    instance_type,
-                    ..PlanFailoverDetails::default()
-                }],
-                ..PlanPlannedFailover::default()
-            }),
-            (Self::Planned, false) => properties(&PlannedFailover {
-                failover_direction: direction,
-                provider_specific_details: Some(PlannedFailoverDetails {
-                    instance_type,
-                    ..PlannedFailoverDetails::default()
-                }),
-                ..PlannedFailover::default()
-            }),
-            (Self::Unplanned, true) => properties(&PlanUnplannedFailover {
-                failover_direction: direction,
-                source_site_operations,
-                provider_specific_details: vec![PlanFailoverDetails {
-                    instance_type,
-                    recovery_point_type: Some(config.str(POINT_TYPE).unwrap_or(LATEST).to_owned()),
-                    ..PlanFailoverDetails::default()
-                }],
-                ..PlanUnplannedFailover::default()
-            }),
-            (Self::Unplanned, false) => properties(&UnplannedFailover {
-                failover_direction: direction,
-                source_site_operations,
-                provider_specific_details: Some(UnplannedFailoverDetails {
-                    instance_type,
-                    recovery_point_id: config.str(POINT).map(ToOwned::to_owned),
-                    ..UnplannedFailoverDetails::default()
-                }),
-                ..UnplannedFailover::default()
-            }),
-            (Self::ChangePoint, _) => properties(&ApplyRecoveryPoint {
-                recovery_point_id: Some(config.require_str(POINT)?.to_owned()),
-                provider_specific_details: Some(ApplyRecoveryPointDetails {
-                    instance_type,
-                    ..ApplyRecoveryPointDetails::default()
-                }),
-                ..ApplyRecoveryPoint::default()
-            }),
+            (Self::Planned, true) => properties(&PlanPlannedFailover::away()),
+            (Self::Planned, false) => properties(&PlannedFailover::away()),
+            (Self::Unplanned, true) => {
+                let kind = config.str(POINT_TYPE).unwrap_or(LATEST);
+                properties(&PlanUnplannedFailover::away(source, kind))
+            }
+            (Self::Unplanned, false) => {
+                let point = config.str(POINT).map(ToOwned::to_owned);
+                properties(&UnplannedFailover::away(source, point))
+            }
+            (Self::ChangePoint, _) => {
+                properties(&ApplyRecoveryPoint::to(config.require_str(POINT)?))
+            }
         }
     }
 }

@@ -239,7 +239,7 @@ impl Resource<Session> for TestFailover {
             ));
         };
         let details = &found.properties.custom_details;
-        if details.instance_type != "TestFailoverJobDetails" {
+        if details.instance_type != arm_model::job::DRILL_DETAILS {
             return Err(Diagnostics::error(
                 "Not a drill",
                 format!(

@@ -12,10 +12,11 @@ use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, Stream, StreamExt as _};
 use hypervisor::{Changes, Extent, ExtentSet, FrozenDisk, FrozenPoint, Hypervisor};
-use replica_store::{Changed, DiskSpec, ErrorKind, ReplicaView, StoreError};
+use replica_store::{Changed, DiskSpec, ErrorKind, ReplicaView};
 use uuid::Uuid;
 
-use crate::replicator::hashes::BLOCK;
+use super::is_of_store;
+use crate::replicator::hashes::{BLOCK, is_zero};
 use crate::replicator::ranges;
 use crate::replicator::refine::{self, Run, Verdict};
 
@@ -85,7 +86,9 @@ pub(super) fn differing<'a>(
             let ours = ours?;
             let theirs = match theirs {
                 // Damaged there: it goes there again, whole.
-                Err(error) if is_corrupt(&error) => ours.iter().map(|byte| !byte).collect(),
+                Err(error) if is_of_store(&error, ErrorKind::Corrupt) => {
+                    ours.iter().map(|byte| !byte).collect()
+                }
                 other => other?,
             };
             Ok(compared(piece.offset, &ours, &theirs))
@@ -93,15 +96,8 @@ pub(super) fn differing<'a>(
         .buffered(PIECES)
 }
 
-fn is_corrupt(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<StoreError>()
-            .is_some_and(|error| error.kind() == ErrorKind::Corrupt)
-    })
-}
-
-/// Whole blocks around the ranges, up to the end of the disk.
+/// Whole blocks around the ranges, up to the end of the disk. Small gaps stay gaps, unlike in
+/// [`ranges::whole_blocks`]: here each block is read at both sides.
 fn blocks(ranges: &[Extent], size_bytes: u64) -> Vec<Extent> {
     let blocks = ranges.iter().map(|range| {
         let offset = range.offset / BLOCK * BLOCK;
@@ -154,7 +150,7 @@ fn compared(offset: u64, ours: &Bytes, theirs: &Bytes) -> Vec<Run> {
                 Verdict::Same
             } else {
                 Verdict::Send {
-                    zero: ours.iter().all(|byte| *byte == 0),
+                    zero: is_zero(ours),
                 }
             }
         })

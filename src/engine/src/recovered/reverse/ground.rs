@@ -34,6 +34,8 @@ pub struct Errand {
     pub key: ReplicaKey,
     /// Keys that its objects need, and the one of new ones.
     pub keys: KeyRing,
+    /// For so long nobody can delete the points that are shipped; 0 = no promise.
+    pub immutability_hours: u32,
     /// The point that the VM was made from; it is held.
     pub point: Uuid,
     /// Where the VM's records lie.
@@ -87,6 +89,7 @@ impl Ground {
             .context("read the configuration in the recovery point")?;
         let options = WriterOptions {
             keys: errand.keys.clone(),
+            immutability_hours: errand.immutability_hours,
             any_disks: true,
             ..WriterOptions::default()
         };

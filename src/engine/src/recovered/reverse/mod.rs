@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use hypervisor::{HypervisorError, VmId};
-use replica_store::StoreError;
+use replica_store::{ErrorKind, StoreError};
 use replication_log::KeyRing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -42,7 +42,7 @@ use ground::Ground;
 pub use ground::{Errand, own_disk};
 pub use record::ShipRecord;
 
-/// From one point to the next while the VM runs. The message of a recovered VM names no interval.
+/// From one point to the next while the VM runs. Nothing is told of an interval.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// A cycle of so many changed bytes took long enough that as many may wait again: the next one begins at once.
 const BACKLOG_BYTES: u64 = 256 << 20;
@@ -302,7 +302,7 @@ impl Task {
     fn failed(&mut self, error: &anyhow::Error) -> bool {
         // What it knows of the store may be what is wrong.
         self.ground = None;
-        let fenced = is_fenced(error);
+        let fenced = is_of_store(error, ErrorKind::Fenced);
         let (vm, name) = (self.errand.vm, &self.errand.name);
         let text = format!("{error:#}");
         if fenced {
@@ -318,11 +318,12 @@ impl Task {
     }
 }
 
-fn is_fenced(error: &anyhow::Error) -> bool {
+/// Whether an error comes from a store that said this.
+fn is_of_store(error: &anyhow::Error, kind: ErrorKind) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<StoreError>()
-            .is_some_and(|error| error.kind() == replica_store::ErrorKind::Fenced)
+            .is_some_and(|error| error.kind() == kind)
     })
 }
 

@@ -6,7 +6,7 @@ use protection::life::{Event, Phase, Request};
 
 use super::show::show;
 use super::{Chosen, FailoverInput, chosen};
-use crate::failover::{advance, vm_id};
+use crate::failover::{self, vm_id};
 use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::choose::{self, PointChoice};
@@ -23,12 +23,6 @@ pub(super) enum Until {
     Booted,
 }
 
-async fn load(run: &Run<'_>, key: &str) -> Result<Item, Fault> {
-    let item = records::get::<Item>(run.app.store.as_ref(), key).await?;
-    item.map(|item| item.record)
-        .ok_or_else(|| Fault::not_found(key))
-}
-
 /// The recovery side that this job made.
 fn ours<'a>(run: &Run<'_>, item: &'a Item) -> Option<&'a RecoverySide> {
     item.recovery.as_ref().filter(|side| side.job == run.job.id)
@@ -40,7 +34,7 @@ pub(super) async fn preflight(run: &mut Run<'_>, input: &FailoverInput) -> Resul
     let mut items = Vec::new();
     for (group, ids) in input.groups.iter().enumerate() {
         for id in ids {
-            items.push((group, load(run, &id.to_ascii_lowercase()).await?));
+            items.push((group, run.item(id).await?));
         }
     }
     let common = if input.common_point {
@@ -62,7 +56,7 @@ pub(super) async fn preflight(run: &mut Run<'_>, input: &FailoverInput) -> Resul
             |id| PointChoice::OfGroup(id.clone()),
         );
         let is_open = later && common.is_none();
-        match choose(run, item, &choice).await {
+        match host_and_point(run, item, &choice).await {
             Ok((engine_id, point)) => vms.push(Chosen {
                 item: item.id.to_ascii_lowercase(),
                 engine_id,
@@ -86,7 +80,7 @@ pub(super) async fn preflight(run: &mut Run<'_>, input: &FailoverInput) -> Resul
 }
 
 /// Host and point of one VM.
-async fn choose(
+async fn host_and_point(
     run: &Run<'_>,
     item: &Item,
     choice: &PointChoice,
@@ -144,7 +138,7 @@ fn source_away(run: &Run<'_>, item: &Item) -> Fault {
 
 /// Asks for the failover of one VM, once.
 async fn ask(run: &Run<'_>, input: &FailoverInput, vm: &Chosen) -> Result<Item, Fault> {
-    let item = load(run, &vm.item).await?;
+    let item = run.item(&vm.item).await?;
     if ours(run, &item).is_some() {
         return Ok(item);
     }
@@ -169,7 +163,7 @@ async fn ask(run: &Run<'_>, input: &FailoverInput, vm: &Chosen) -> Result<Item, 
             asked_unix_ms: now,
         })
     };
-    advance(run.app, &vm.item, Event::Request(input.request()), side).await
+    failover::advance(run.app, &vm.item, Event::Request(input.request()), side).await
 }
 
 /// Shuts the sources down, the last group first, and has their rest sent.
@@ -199,8 +193,7 @@ pub(super) async fn shut_down(run: &mut Run<'_>, input: &FailoverInput) -> Resul
                     return Err(still_runs(run, &item));
                 }
             } else if is_away || waited > app.patience.shut_down_ms {
-                let same = |item: &Item| item.recovery.clone();
-                advance(app, &vm.item, Event::ShutDownFailed, same).await?;
+                failover::ask(app, &vm.item, Event::ShutDownFailed).await?;
                 continue;
             }
             is_down = false;
@@ -298,7 +291,7 @@ pub(super) async fn start(
 
 /// Tells the recovery host of the VM.
 async fn due(run: &Run<'_>, vm: &Chosen) -> Result<Item, Fault> {
-    let item = load(run, &vm.item).await?;
+    let item = run.item(&vm.item).await?;
     let Some(side) = ours(run, &item) else {
         return Err(Fault::conflict(
             "OperationNotAllowed",
@@ -396,16 +389,15 @@ pub(super) fn is_up(run: &Run<'_>, item: &Item, until: Until) -> Result<bool, Fa
 pub(super) async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
     let mut is_back = true;
     for vm in chosen(run) {
-        let item = load(run, &vm.item).await?;
+        let item = run.item(&vm.item).await?;
         if ours(run, &item).is_none() {
             continue;
         }
         let phase = match item.life.phase {
             Phase::FailedOver(_) if !run.job.cancel => continue,
             Phase::StoppingSource(_) | Phase::StartingRecovered(..) | Phase::FailedOver(_) => {
-                let same = |item: &Item| item.recovery.clone();
                 let cancel = Event::Request(Request::CancelFailover);
-                let item = advance(run.app, &vm.item, cancel, same).await?;
+                let item = failover::ask(run.app, &vm.item, cancel).await?;
                 item.life.phase
             }
             other => other,

@@ -12,7 +12,6 @@
 mod act;
 mod show;
 
-use arm_model::ArmError;
 use arm_model::job::Task;
 use async_trait::async_trait;
 use protection::life::{Request, ShutDown};
@@ -93,7 +92,7 @@ pub fn tasks(input: &FailoverInput) -> Vec<Task> {
 #[async_trait]
 impl Workflow for Failover {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        let input = input(run)?;
+        let input: FailoverInput = run.request()?;
         match node {
             0 => act::preflight(run, &input).await,
             1 => act::shut_down(run, &input).await,
@@ -127,18 +126,6 @@ impl FailoverInput {
             (false, false) => Request::UnplannedFailover(ShutDown::Skip),
         }
     }
-}
-
-fn input(run: &Run<'_>) -> Result<FailoverInput, Fault> {
-    serde_json::from_value(run.job.input.clone()).map_err(|error| {
-        Fault::refuse(
-            500,
-            ArmError::new(
-                "InternalError",
-                format!("The stored request can't be read: {error}."),
-            ),
-        )
-    })
 }
 
 fn chosen(run: &Run<'_>) -> Vec<Chosen> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arm_model::{ArmId, VaultId};
 use engine_protocol::v1::{self, recovered_vm_status, replication_status};
 use engine_protocol::{Authority, orders};
-use protection::life::{RecoveryOrder, RecoverySaid, SourceOrder, SourceSaid};
+use protection::life::{Guard, RecoveryFacts, RecoveryOrder};
 use protection::{Event, Generation, Observed};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -277,25 +277,28 @@ impl Bench {
 /// What a source says that has carried its order out.
 fn obeyed(order: &v1::SourceOrder, point: &str) -> Option<v1::SourceReport> {
     let (epoch, order) = orders::source_order(order)?;
-    let said = match order {
-        SourceOrder::Replicate(_) | SourceOrder::LeaveRunning => return None,
-        SourceOrder::Run(_) => SourceSaid::Running,
-        SourceOrder::ShipRest(_) => SourceSaid::Shipped,
-        SourceOrder::Hold => SourceSaid::Held,
-        SourceOrder::Receive | SourceOrder::ReceiveRest => SourceSaid::Received,
-        SourceOrder::LeaveOff => SourceSaid::Left,
+    let guard = Guard {
+        done: true,
+        ..Guard::new(epoch, order)
     };
+    let said = guard.says(order.permits_running())?;
     Some(orders::source_report(epoch, said, point))
 }
 
 /// What a recovery side says that has carried its order out.
 fn recovered(order: &v1::RecoveryOrder) -> Option<v1::RecoveryReport> {
     let (epoch, order) = orders::recovery_order(order)?;
-    let said = match order {
-        RecoveryOrder::Absent => RecoverySaid::Absent,
-        RecoveryOrder::Run { .. } => RecoverySaid::Running,
-        RecoveryOrder::Stop => RecoverySaid::Stopped,
-        RecoveryOrder::Leave { .. } => RecoverySaid::Left,
+    let instance = match order {
+        RecoveryOrder::Run { instance, .. } | RecoveryOrder::Leave { instance, .. } => {
+            Some(instance)
+        }
+        RecoveryOrder::Absent | RecoveryOrder::Stop => None,
     };
+    let guard = Guard {
+        done: true,
+        ..Guard::new(epoch, order)
+    };
+    let running = instance.is_some();
+    let said = guard.says(RecoveryFacts { instance, running })?;
     Some(orders::recovery_report(epoch, said))
 }
