@@ -31,6 +31,7 @@ mod model;
 pub mod nbd;
 mod qemu;
 mod qmp;
+mod screenshot;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub use model::{
 };
 pub use qemu::QemuDriver;
 pub use qmp::{Event, Qmp, QmpError};
+pub use screenshot::Screenshot;
 
 /// Reads a frozen disk.
 #[async_trait]
@@ -65,6 +67,11 @@ pub trait FrozenReader: Send + Sync {
 pub trait Hypervisor: Send + Sync {
     /// What the host is and how much room it has.
     async fn host(&self) -> Result<HostFacts, HypervisorError>;
+
+    /// The generations of VMs that the host can run, the lowest first.
+    fn generations(&self) -> Vec<Generation> {
+        vec![Generation::One, Generation::Two]
+    }
 
     /// All VMs of the host, by name. A VM that is damaged is listed with [`Finding`]s rather than left out.
     async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError>;
@@ -231,4 +238,16 @@ pub trait Hypervisor: Send + Sync {
 
     /// The file that gets what the guest writes to its first serial port; begins anew at each start.
     async fn console(&self, vm: VmId) -> Result<PathBuf, HypervisorError>;
+
+    /// What the display of a running VM shows at this moment. The guest is not disturbed. On Hyper-V this is
+    /// `Msvm_VirtualSystemManagementService.GetVirtualSystemThumbnailImage`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmNotRunning`]; [`ErrorKind::Refused`] for a VM without a display.
+    async fn screenshot(&self, vm: VmId) -> Result<Screenshot, HypervisorError> {
+        Err(HypervisorError::new(
+            ErrorKind::InvalidRequest,
+            format!("look at the display of vm {vm}: this driver can't do it"),
+        ))
+    }
 }

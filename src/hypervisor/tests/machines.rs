@@ -422,3 +422,27 @@ async fn the_host_tells_who_it_is() {
     );
     assert!(!host.name.is_empty() && !host.operating_system.is_empty() && host.free_bytes > 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_screenshot_is_a_png_of_the_display_and_leaves_no_file() {
+    for generation in [1, 2] {
+        let lab = Lab::new();
+        let vm = lab.vm("web01", generation, &[16]).await;
+        let off = lab.driver.screenshot(vm.id).await.unwrap_err();
+        assert_eq!(off.kind(), ErrorKind::VmNotRunning);
+        lab.driver.start(vm.id).await.unwrap();
+        let picture = lab.driver.screenshot(vm.id).await.unwrap();
+        // As read by somebody else: signature, then width and height out of IHDR.
+        let png = picture.png();
+        assert_eq!(png[..8], *b"\x89PNG\r\n\x1a\n");
+        assert_eq!(png[16..20], picture.width().to_be_bytes());
+        assert_eq!(png[20..24], picture.height().to_be_bytes());
+        assert_eq!(png[png.len() - 8..png.len() - 4], *b"IEND");
+        assert!(
+            picture.width() >= 640 && picture.height() >= 400,
+            "{picture:?}"
+        );
+        assert!(!vm.folder.join("run/screenshot.png").exists());
+        lab.driver.stop(vm.id, Stop::TurnOff).await.unwrap();
+    }
+}

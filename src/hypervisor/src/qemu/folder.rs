@@ -76,6 +76,11 @@ impl VmFolder {
         self.run().join("pid")
     }
 
+    /// What a look at the display is written into, for a moment.
+    pub(super) fn screenshot(&self) -> PathBuf {
+        self.run().join("screenshot.png")
+    }
+
     pub(super) fn console(&self) -> PathBuf {
         self.run().join("console.log")
     }

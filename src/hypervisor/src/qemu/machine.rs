@@ -136,6 +136,8 @@ pub(super) fn arguments(
     }
     disks(&mut line, folder, config, generation)?;
     networks(&mut line, config, generation);
+    // A display nobody looks at but `screenshot`. Last, so that no other device changes its slot.
+    line.add("-device", "VGA,id=display,vgamem_mb=8");
     Ok(line.0)
 }
 

@@ -25,6 +25,7 @@ mod layer;
 mod machine;
 mod power;
 mod reader;
+mod screenshot;
 mod shutdown;
 mod sweep;
 mod tracking;
@@ -46,9 +47,9 @@ use self::shutdown::Power;
 use crate::files::StillImages;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
-    Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenPoint, GroupFreezeError,
-    HostFacts, Hypervisor, HypervisorError, Independence, NewVirtualMachine, Stop, TrackingId,
-    VirtualMachine, VmId,
+    Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenPoint, Generation,
+    GroupFreezeError, HostFacts, Hypervisor, HypervisorError, Independence, NewVirtualMachine,
+    Screenshot, Stop, TrackingId, VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -187,6 +188,15 @@ impl QemuDriver {
 impl Hypervisor for QemuDriver {
     async fn host(&self) -> Result<HostFacts, HypervisorError> {
         self.host_facts().await
+    }
+
+    fn generations(&self) -> Vec<Generation> {
+        let mut all = vec![Generation::One];
+        // Without the firmware such a machine does not start.
+        if machine::firmware().is_ok() {
+            all.push(Generation::Two);
+        }
+        all
     }
 
     async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
@@ -341,6 +351,11 @@ impl Hypervisor for QemuDriver {
 
     async fn console(&self, vm: VmId) -> Result<PathBuf, HypervisorError> {
         Ok(self.find(vm)?.folder.console())
+    }
+
+    async fn screenshot(&self, vm: VmId) -> Result<Screenshot, HypervisorError> {
+        let _lock = self.lock(vm).await;
+        self.look_at_display(vm).await
     }
 }
 
