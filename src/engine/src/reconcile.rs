@@ -1,35 +1,44 @@
 //! Makes what runs here equal to the desired state, which comes whole.
 //!
+//! ```text
+//!  desired state ─► recovered VMs ─► items, each by its own task ─► kept on disk ─► all have taken theirs: "observed"
+//! ```
+//!
 //! Promise: taking the same state twice changes nothing; a task that fits its wish is left alone; what the
-//! state no longer lists is stopped, not destroyed (recovered VMs excepted, which the state owns whole).
+//! state no longer lists is stopped, not destroyed (recovered VMs excepted, which the state owns whole). An item that takes
+//! its time holds neither other items nor the next state: only `observed` waits for it.
+
+mod item;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use engine_protocol::v1::{self, DesiredState};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use v1::replication_status::State;
 
 use crate::desired::DesiredFile;
 use crate::finding;
 use crate::recovered::RecoveredVms;
+use crate::replicator::Context;
 use crate::replicator::policy;
-use crate::replicator::spec::{Spec, Wish};
-use crate::replicator::{Context, Replicator};
-use crate::source::{self, Received, Source, Told};
+use crate::scripts::PlanScripts;
+use crate::source::Told;
 use crate::stores;
 use crate::task::blocking;
+use item::{ItemTask, Shared, TURNS};
 
 /// The tasks of this engine.
 pub struct Reconciler {
-    context: Arc<Context>,
+    shared: Arc<Shared>,
     file: DesiredFile,
-    source_role: bool,
-    replicators: BTreeMap<String, Replicator>,
-    /// Items under orders.
-    sources: BTreeMap<String, Source>,
+    items: BTreeMap<String, ItemTask>,
     recovered: Option<RecoveredVms>,
+    scripts: Option<Arc<PlanScripts>>,
+    /// Number of the newest state here.
+    number: u64,
+    /// Generations of states that are kept and not yet taken by all items, by number.
+    pending: BTreeMap<u64, u64>,
 }
 
 impl Reconciler {
@@ -41,13 +50,26 @@ impl Reconciler {
         recovered: Option<RecoveredVms>,
     ) -> Self {
         Self {
-            context,
+            shared: Arc::new(Shared {
+                context,
+                source_role,
+                turns: Semaphore::new(TURNS),
+                taken: watch::Sender::new(0),
+            }),
             file,
-            source_role,
-            replicators: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            items: BTreeMap::new(),
             recovered,
+            scripts: None,
+            number: 0,
+            pending: BTreeMap::new(),
         }
+    }
+
+    /// Runs the scripts of recovery plans, too.
+    #[must_use]
+    pub fn with_scripts(mut self, scripts: Arc<PlanScripts>) -> Self {
+        self.scripts = Some(scripts);
+        self
     }
 
     /// Takes up the kept state, then each new one, until `stop`; then ends all tasks at their next safe place.
@@ -56,6 +78,7 @@ impl Reconciler {
         mut desired: watch::Receiver<Option<DesiredState>>,
         stop: CancellationToken,
     ) {
+        let mut taken = self.shared.taken.subscribe();
         match self.file.read() {
             Ok(Some(state)) => {
                 tracing::info!(
@@ -63,7 +86,7 @@ impl Reconciler {
                     "taking up the kept desired state"
                 );
                 self.apply(&state, Told::Before).await;
-                self.context.board.observe_generation(state.generation);
+                self.pending.insert(self.number, state.generation);
             }
             Ok(None) => {}
             Err(error) => tracing::error!(
@@ -72,6 +95,7 @@ impl Reconciler {
             ),
         }
         loop {
+            self.observe();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -84,14 +108,12 @@ impl Reconciler {
                         self.take(state).await;
                     }
                 }
+                // The sender is ours.
+                _ = taken.changed() => {}
             }
         }
-        let stops = self.replicators.into_values().map(Replicator::stop);
-        let sources = self.sources.into_values().map(Source::stop);
-        tokio::join!(
-            futures::future::join_all(stops),
-            futures::future::join_all(sources)
-        );
+        let items = self.items.into_values().map(ItemTask::stop);
+        futures::future::join_all(items).await;
         if let Some(recovered) = self.recovered {
             recovered.stop().await;
         }
@@ -99,18 +121,38 @@ impl Reconciler {
 
     async fn take(&mut self, state: DesiredState) {
         self.apply(&state, Told::Now).await;
-        let (file, kept) = (self.file.clone(), state.clone());
-        let written = blocking(move || file.write(&kept).map_err(std::io::Error::other)).await;
+        let (file, generation) = (self.file.clone(), state.generation);
+        let written = blocking(move || file.write(&state).map_err(std::io::Error::other)).await;
         match written {
             // Only what survives a restart counts as taken.
-            Ok(()) => self.context.board.observe_generation(state.generation),
+            Ok(()) => {
+                self.pending.insert(self.number, generation);
+            }
             Err(error) => tracing::error!(%error, "the desired state could not be kept"),
         }
     }
 
+    /// Says which state is the newest that all items have taken.
+    fn observe(&mut self) {
+        let taken = self.items.values().map(ItemTask::taken).min();
+        let later = match taken {
+            Some(taken) => self.pending.split_off(&(taken + 1)),
+            None => BTreeMap::new(),
+        };
+        let all_taken = std::mem::replace(&mut self.pending, later);
+        if let Some((_, generation)) = all_taken.last_key_value() {
+            self.shared.context.board.observe_generation(*generation);
+        }
+    }
+
     async fn apply(&mut self, state: &DesiredState, told: Told) {
+        if let Some(scripts) = &self.scripts {
+            scripts.apply(&state.scripts, told).await;
+        }
+        self.number += 1;
+        let context = self.shared.context.clone();
         match policy::limits(&state.throttles) {
-            Ok(limits) => self.context.throttle.limit_host(&limits),
+            Ok(limits) => context.throttle.limit_host(&limits),
             // Those before it stay in force: no limit at all could be the worse surprise.
             Err(problem) => tracing::error!(problem, "the host's rate limits can't be used"),
         }
@@ -119,157 +161,55 @@ impl Reconciler {
                 tracing::warn!(problem, "a store of the desired state can't be used");
             }
         }
+        // First: somebody waits for these.
+        self.apply_recovered(&state.recovered_vms).await;
+        self.items.retain(|_, item| !item.is_idle());
         let mut listed = BTreeSet::new();
         for message in &state.replications {
-            listed.insert(message.item_id.clone());
-            if !self.apply_order(message, told).await {
-                self.apply_replication(message).await;
+            // The orchestrator lists an item once; were it twice, the first message would count.
+            if listed.insert(message.item_id.clone()) {
+                self.tell(&message.item_id, Some((message.clone(), told)));
             }
         }
-        let gone: Vec<String> = self
-            .replicators
-            .keys()
-            .chain(self.sources.keys())
-            .filter(|id| !listed.contains(*id))
-            .cloned()
-            .collect();
-        for item_id in gone {
-            if let Some(replicator) = self.replicators.remove(&item_id) {
-                replicator.stop().await;
-            }
-            if let Some(source) = self.sources.remove(&item_id) {
-                source.stop().await;
-            }
+        let gone: Vec<String> = self.items.keys().cloned().collect();
+        for item_id in gone.iter().filter(|id| !listed.contains(*id)) {
+            self.tell(item_id, None);
         }
-        for status in self.context.board.snapshot().replications {
-            if !listed.contains(&status.item_id) {
-                self.context.board.drop_replication(&status.item_id);
-            }
-        }
-        match &mut self.recovered {
-            Some(recovered) => recovered.apply(&state.recovered_vms).await,
-            None => {
-                for vm in &state.recovered_vms {
-                    self.context.board.update_recovered(&vm.id, |status| {
-                        status.set_state(v1::recovered_vm_status::State::Failed);
-                        status.findings = vec![finding::recovery_failed(
-                            &vm.name,
-                            "this host does not have the recovery role",
-                            true,
-                        )];
-                    });
-                }
+        for status in context.board.snapshot().replications {
+            // An item that is gone leaves the board by its own task, when all of it has ended.
+            if !listed.contains(&status.item_id) && !self.items.contains_key(&status.item_id) {
+                context.board.drop_replication(&status.item_id);
             }
         }
     }
 
-    /// Takes the order of an item, if it is under orders; `false` = it never was, or the message can't be read.
-    async fn apply_order(&mut self, message: &v1::Replication, told: Told) -> bool {
-        let known = self.sources.get(&message.item_id).map(Source::keeper);
-        let spec = match Spec::place(message) {
-            Ok(spec) if self.source_role => spec,
-            // What is in force stays in force.
-            Err(problem) if known.is_some() => {
-                tracing::error!(item = message.item_id, problem, "an item can't be read");
-                return true;
-            }
-            _ => return false,
-        };
-        let (keeper, found) = match source::receive(&self.context, known, &spec, message).await {
-            Received::Unordered => return false,
-            Received::InForce(keeper, found) => (keeper, found),
-            Received::Unusable(found) => {
-                self.block(message, found).await;
-                return true;
-            }
-        };
-        if let Some(unordered) = self.replicators.remove(&message.item_id) {
-            unordered.stop().await;
+    fn tell(&mut self, item_id: &str, wish: Option<(v1::Replication, Told)>) {
+        if self.items.get(item_id).is_some_and(ItemTask::has_died) {
+            self.items.remove(item_id);
         }
-        let wish = Wish::read(message);
-        let serves = match self.sources.get(&message.item_id) {
-            Some(running) => running.adopt(&spec, &wish, message, told).await,
-            None => false,
-        };
-        if !serves {
-            if let Some(old) = self.sources.remove(&message.item_id) {
-                old.stop().await;
-            }
-            let context = self.context.clone();
-            let source = Source::start(context, keeper, spec, wish, message, told).await;
-            self.sources.insert(message.item_id.clone(), source);
-        }
-        if let Some(source) = self.sources.get(&message.item_id) {
-            source.tell(found);
-        }
-        true
+        let shared = &self.shared;
+        let item = self.items.entry(item_id.to_owned());
+        let item = item.or_insert_with(|| ItemTask::start(item_id, shared.clone()));
+        item.tell(self.number, wish);
     }
 
-    /// Nothing of a message may be obeyed. What runs under an order that is in force goes on.
-    async fn block(&mut self, message: &v1::Replication, found: v1::Finding) {
-        if let Some(source) = self.sources.get(&message.item_id) {
-            source.tell(Some(found));
+    async fn apply_recovered(&mut self, desired: &[v1::RecoveredVm]) {
+        if let Some(recovered) = &mut self.recovered {
+            recovered.apply(desired).await;
             return;
         }
-        if let Some(old) = self.replicators.remove(&message.item_id) {
-            old.stop().await;
+        for vm in desired {
+            self.shared
+                .context
+                .board
+                .update_recovered(&vm.id, |status| {
+                    status.set_state(v1::recovered_vm_status::State::Failed);
+                    status.findings = vec![finding::recovery_failed(
+                        &vm.name,
+                        "this host does not have the recovery role",
+                        true,
+                    )];
+                });
         }
-        self.context
-            .board
-            .update_replication(&message.item_id, |status| {
-                status.generation = message.generation;
-                status.set_state(State::Blocked);
-                status.findings = vec![found];
-            });
-    }
-
-    async fn apply_replication(&mut self, message: &v1::Replication) {
-        let read = Spec::read(message).and_then(|read| {
-            if self.source_role || matches!(read.1, Wish::Retired { .. }) {
-                Ok(read)
-            } else {
-                Err("this host does not have the source role".to_owned())
-            }
-        });
-        let (spec, wish) = match read {
-            Ok(read) => read,
-            Err(problem) => {
-                tracing::error!(
-                    item = message.item_id,
-                    problem,
-                    "replication can't be carried out"
-                );
-                let found = finding::finding(
-                    "INVALID_REQUEST",
-                    format!(
-                        "replication of {:?} can't be carried out: {problem}",
-                        message.vm_name
-                    ),
-                    "Orchestrator and engine are of different versions, or the protected item is damaged.",
-                    "Disable and enable replication; bring orchestrator and engine to the same version.",
-                    true,
-                );
-                return self.block(message, found).await;
-            }
-        };
-        if let Some(running) = self.replicators.get(&message.item_id)
-            && running.adopt(&spec, wish.clone())
-        {
-            return;
-        }
-        if let Some(old) = self.replicators.remove(&message.item_id) {
-            old.stop().await;
-        }
-        tracing::info!(
-            item = message.item_id,
-            vm = message.vm_name,
-            generation = message.generation,
-            phase = message.phase().as_str_name(),
-            "item"
-        );
-        self.replicators.insert(
-            message.item_id.clone(),
-            Replicator::start(self.context.clone(), spec, wish),
-        );
     }
 }

@@ -78,6 +78,8 @@ struct Inner {
 pub struct FakeHost {
     pub vm: VmId,
     inner: Arc<Mutex<Inner>>,
+    /// Starts wait while this is true.
+    holds_starts: tokio::sync::watch::Sender<bool>,
 }
 
 impl FakeHost {
@@ -96,6 +98,7 @@ impl FakeHost {
         };
         let host = Self {
             vm: VmId(Uuid::from_u128(7)),
+            holds_starts: tokio::sync::watch::Sender::new(false),
             inner: Arc::new(Mutex::new(Inner {
                 disks: (1u128..)
                     .zip(["os.vhdx", "data.vhdx", "more.vhdx"])
@@ -549,6 +552,7 @@ impl Hypervisor for FakeHost {
     }
 
     async fn start(&self, _vm: VmId) -> Result<(), HypervisorError> {
+        self.starts_go_on().await;
         self.power_on();
         Ok(())
     }

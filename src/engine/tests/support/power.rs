@@ -31,6 +31,21 @@ impl FakeHost {
         self.inner.lock().unwrap().refuses_button = true;
     }
 
+    /// From now on a start takes until this is called with `false`.
+    pub fn hold_starts(&self, held: bool) {
+        self.holds_starts.send_replace(held);
+    }
+
+    /// Whether a start is under way.
+    pub fn is_starting(&self) -> bool {
+        self.holds_starts.receiver_count() > 0
+    }
+
+    pub(super) async fn starts_go_on(&self) {
+        let mut held = self.holds_starts.subscribe();
+        held.wait_for(|held| !*held).await.unwrap();
+    }
+
     /// What each disk holds now.
     pub fn contents(&self) -> Vec<Vec<u8>> {
         let inner = self.inner.lock().unwrap();
