@@ -76,6 +76,11 @@ impl ImageError {
         }
     }
 
+    /// A disk that is none of this crate's could not be read: for others' [`crate::BlockRead`].
+    pub fn reading(object: impl Into<String>, offset: u64, source: io::Error) -> Self {
+        Self::io(object, offset, "read", source)
+    }
+
     pub(crate) fn at(mut self, offset: u64) -> Self {
         self.at = Some(offset);
         self

@@ -3,9 +3,11 @@
 //! What may go wrong: the file is missing, is not TOML, has an unknown or misspelt key, a relative path or
 //! a path too long for a unix socket. Each error names the file and the key.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use hypervisor::Generation;
 use serde::Deserialize;
 
 /// A unix socket's path holds 107 bytes; `<recovery_folder>/<GUID>/nbd.sock` needs 46 of them.
@@ -35,12 +37,14 @@ struct File {
     source_role: Option<bool>,
     #[serde(default)]
     recovery_role: bool,
+    recovery_generations: Option<Vec<u32>>,
     registration_key_file: Option<PathBuf>,
     #[serde(default = "default_log_level")]
     log_level: String,
     #[serde(default)]
     log_format: LogFormat,
     host_name: Option<String>,
+    scripts_folder: Option<PathBuf>,
 }
 
 /// Validated configuration.
@@ -56,6 +60,8 @@ pub struct Config {
     pub source_role: bool,
     /// May run recovered VMs.
     pub recovery_role: bool,
+    /// Generations of VMs that may run on this host when it recovers them; `None` = all that its hypervisor can run.
+    pub recovery_generations: Option<Vec<Generation>>,
     /// File with the registration key; deleted after enrolment.
     pub registration_key_file: PathBuf,
     /// Filter of the log, such as `info` or `engine=debug,info`.
@@ -64,6 +70,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Name that the host reports; the kernel's host name when absent.
     pub host_name: Option<String>,
+    /// Where scripts of recovery plans may come from; without it none runs here.
+    pub scripts_folder: Option<PathBuf>,
 }
 
 impl Config {
@@ -88,9 +96,11 @@ impl Config {
             vm_folder: file.vm_folder,
             data_folder: file.data_folder,
             recovery_role: file.recovery_role,
+            recovery_generations: file.recovery_generations.map(generations).transpose()?,
             log_level: file.log_level,
             log_format: file.log_format,
             host_name: file.host_name.filter(|name| !name.is_empty()),
+            scripts_folder: file.scripts_folder,
         };
         config.validate()?;
         Ok(config)
@@ -103,7 +113,9 @@ impl Config {
             );
         }
         let vm_folder = self.vm_folder.as_ref().map(|folder| ("vm_folder", folder));
-        for (key, path) in vm_folder.into_iter().chain([
+        let scripts = self.scripts_folder.as_ref();
+        let scripts = scripts.map(|folder| ("scripts_folder", folder));
+        for (key, path) in vm_folder.into_iter().chain(scripts).chain([
             ("data_folder", &self.data_folder),
             ("recovery_folder", &self.recovery_folder),
             ("registration_key_file", &self.registration_key_file),
@@ -184,6 +196,21 @@ impl Config {
     }
 }
 
+/// Each of them once, the lowest first.
+fn generations(numbers: Vec<u32>) -> anyhow::Result<Vec<Generation>> {
+    let mut all = Vec::new();
+    for number in BTreeSet::from_iter(numbers) {
+        match Generation::from_number(number) {
+            Some(generation) => all.push(generation),
+            None => bail!("recovery_generations: there is no generation {number}; use 1 and 2"),
+        }
+    }
+    if all.is_empty() {
+        bail!("recovery_generations: give at least one of 1 and 2, or leave the key out");
+    }
+    Ok(all)
+}
+
 fn default_data_folder() -> PathBuf {
     PathBuf::from("/var/lib/siterecovery")
 }
@@ -247,11 +274,36 @@ mod tests {
     }
 
     #[test]
+    fn a_recovery_host_may_be_kept_to_some_generations() {
+        let parsed = |line: &str| Config::parse(&format!("recovery_role = true\n{line}"));
+        let kept = |line: &str| parsed(line).unwrap().recovery_generations;
+        assert_eq!(kept(""), None);
+        assert_eq!(
+            kept("recovery_generations = [1]"),
+            Some(vec![Generation::One])
+        );
+        assert_eq!(
+            kept("recovery_generations = [2, 1, 2]"),
+            Some(vec![Generation::One, Generation::Two])
+        );
+        for wrong in ["[]", "[3]", "[1, 0]"] {
+            let error = parsed(&format!("recovery_generations = {wrong}")).unwrap_err();
+            assert!(
+                format!("{error:#}").contains("recovery_generations: "),
+                "{error:#}"
+            );
+        }
+    }
+
+    #[test]
     fn every_mistake_names_its_key() {
         assert!(error_of("").contains("vm_folder"));
         assert!(error_of("source_role = true").contains("vm_folder"));
         assert!(error_of("vm_folder = \"vms\"").contains("vm_folder"));
         assert!(error_of("vm_folder = \"/vms\"\nvmfolder = 1").contains("vmfolder"));
+        assert!(
+            error_of("vm_folder = \"/vms\"\nscripts_folder = \"s\"").contains("scripts_folder")
+        );
         assert!(error_of("vm_folder = \"/vms\"\nsource_role = false").contains("recovery_role"));
         assert!(error_of("vm_folder = \"/vms\"\nlog_level = \"a=b=c\"").contains("log_level"));
         let long = format!(

@@ -1,11 +1,10 @@
 //! The engine put together: lock, hypervisor, reconciler, session, control socket, and their orderly end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use hypervisor::Hypervisor;
-use hypervisor::QemuDriver;
+use hypervisor::{Generation, Hypervisor, QemuDriver, bios_boot_loader};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +20,7 @@ use crate::recovered::{RecoveredVms, RecoveryHost};
 use crate::replicator::Context;
 use crate::replicator::pauses::NoPauses;
 use crate::report::{Reporter, free_bytes};
+use crate::scripts::PlanScripts;
 use crate::session::Session;
 use crate::task::spawn_named;
 use crate::throttle::Limiter;
@@ -42,6 +42,26 @@ pub fn driver(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
     Ok(Arc::new(
         QemuDriver::new(folders, scratch).context("set up the qemu driver")?,
     ))
+}
+
+/// What VMs the host may run when it recovers them; none without the role.
+fn recovery_generations(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Generation> {
+    match &config.recovery_generations {
+        _ if !config.recovery_role => Vec::new(),
+        Some(allowed) => allowed.clone(),
+        None => hypervisor.generations(),
+    }
+}
+
+/// Says it in the log, and what is missing for it, before the day of the disaster.
+async fn tell_generations(generations: Vec<Generation>, scratch: PathBuf) {
+    let numbers: Vec<u32> = generations.iter().map(|one| one.number()).collect();
+    tracing::info!(generations = ?numbers, "virtual machines of these generations are recovered here as they are");
+    if !generations.contains(&Generation::Two)
+        && let Err(error) = bios_boot_loader(&scratch).await
+    {
+        tracing::warn!(%error, "virtual machines of generation 2 can't be recovered on this host: they would need a boot loader");
+    }
 }
 
 /// Runs an engine until `stop`. Errors are those of coming up; later ones are findings and log lines.
@@ -88,23 +108,40 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
         throttle: Arc::new(Limiter::new(Arc::new(now_unix_ms))),
         groups: Arc::default(),
     });
+    let generations = recovery_generations(config, hypervisor.as_ref());
     let recovered = config.recovery_role.then(|| {
-        RecoveredVms::new(Arc::new(RecoveryHost::new(
+        let mut host = RecoveryHost::new(
             hypervisor.clone(),
             board.clone(),
             config.recovery_folder.clone(),
-        )))
+        );
+        host.generations.clone_from(&generations);
+        RecoveredVms::new(Arc::new(host))
     });
+    if config.recovery_role {
+        spawn_named(
+            "generations",
+            tell_generations(generations.clone(), config.data_folder.join("scratch")),
+        );
+    }
     let reconciler = Reconciler::new(
         context,
         DesiredFile::new(&config.state_folder()),
         config.source_role,
         recovered,
     );
+    let scripts = PlanScripts::open(config, board.clone())?;
+    spawn_named("scripts", scripts.clone().follow(stop.clone()));
+    let reconciler = reconciler.with_scripts(scripts);
     let session = Session {
         identity,
         key_file: config.registration_key_file.clone(),
-        reporter: Arc::new(Reporter::new(config, hypervisor, board.clone())),
+        reporter: Arc::new(Reporter::new(
+            config,
+            hypervisor,
+            board.clone(),
+            &generations,
+        )),
         desired,
         about,
     };

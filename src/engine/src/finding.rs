@@ -192,6 +192,17 @@ pub fn order_not_carried_out(name: &str, cause: &str, lasts: bool) -> Finding {
     )
 }
 
+/// A VM is of a generation that the recovery host does not support, and its disk can't be converted.
+pub fn generation_not_supported(name: &str, cause: &str, action: &str) -> Finding {
+    finding(
+        "GENERATION_NOT_SUPPORTED",
+        format!("virtual machine {name:?} can't be recovered on this host: {cause}"),
+        "Windows is never converted from generation 2 to generation 1, and a Linux disk needs a boot menu that GRUB can read and a gap for the boot loader.",
+        action,
+        true,
+    )
+}
+
 /// A comparison is due and waits for its hours.
 pub fn comparison_waits(until_unix_ms: i64) -> Finding {
     let until = time::OffsetDateTime::from_unix_timestamp(until_unix_ms / 1000)

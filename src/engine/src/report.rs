@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_protocol::v1;
-use hypervisor::{Hypervisor, HypervisorError, PowerState, VirtualMachine};
+use hypervisor::{Generation, Hypervisor, HypervisorError, PowerState, VirtualMachine};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -26,6 +26,7 @@ pub struct Reporter {
     recovery_folder: PathBuf,
     source_role: bool,
     recovery_role: bool,
+    recovery_generations: Vec<u32>,
     host_name: Option<String>,
     cache: Mutex<Cache>,
 }
@@ -38,7 +39,12 @@ struct Cache {
 
 impl Reporter {
     /// For one engine.
-    pub fn new(config: &Config, hypervisor: Arc<dyn Hypervisor>, board: Arc<Board>) -> Self {
+    pub fn new(
+        config: &Config,
+        hypervisor: Arc<dyn Hypervisor>,
+        board: Arc<Board>,
+        recovery_generations: &[Generation],
+    ) -> Self {
         Self {
             hypervisor,
             board,
@@ -46,6 +52,10 @@ impl Reporter {
             recovery_folder: config.recovery_folder.clone(),
             source_role: config.source_role,
             recovery_role: config.recovery_role,
+            recovery_generations: recovery_generations
+                .iter()
+                .map(|one| one.number())
+                .collect(),
             host_name: config.host_name.clone(),
             cache: Mutex::default(),
         }
@@ -73,6 +83,7 @@ impl Reporter {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             free_bytes: free_bytes(&self.data_folder).unwrap_or(facts.free_bytes),
             recovery_role: self.recovery_role,
+            recovery_generations: self.recovery_generations.clone(),
         };
         cache.host = Some((Instant::now(), host.clone()));
         Ok(host)
@@ -93,6 +104,8 @@ impl Reporter {
             virtual_machines,
             replications: snapshot.replications,
             recovered_vms: snapshot.recovered,
+            evidence: snapshot.evidence,
+            scripts: snapshot.scripts,
         })
     }
 

@@ -209,6 +209,7 @@ impl World {
             immutability_hours: 0,
             point: self.point.id,
             records: self.lab.folder.path().to_owned(),
+            conversion: None,
         }
     }
 

@@ -248,6 +248,12 @@ impl ConversionPlan {
         Ok(())
     }
 
+    /// Whether any of `length` bytes from byte `offset` is one that the conversion writes.
+    pub fn touches(&self, offset: u64, length: usize) -> bool {
+        let mut pieces = self.pieces.iter();
+        pieces.any(|piece| overlap(offset, length, piece).is_some())
+    }
+
     /// Converts bytes on their way: `buffer` was read at byte `offset` of the disk that the plan was made of. For a layer
     /// that shows a replica converted and never writes it.
     pub fn convert(&self, offset: u64, buffer: &mut [u8]) {

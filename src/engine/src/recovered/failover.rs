@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use v1::recovered_vm_status::State;
 
+use super::conversion::Unfit;
 use super::guard::Place;
 use super::record::Record;
 use super::reverse::ShipRecord;
@@ -178,7 +179,7 @@ impl Side {
                 Err(error) => {
                     failures += 1;
                     let lasts = failures >= LASTS;
-                    self.fail(&format!("{error:#}"), lasts, message.as_ref());
+                    self.fail(&error, lasts, message.as_ref());
                     Next::Look(backoff::ship_delay(failures))
                 }
             };
@@ -433,11 +434,15 @@ impl Side {
     }
 
     /// Shows why a turn failed, whatever could be seen in it.
-    fn fail(&mut self, error: &str, lasts: bool, message: Option<&v1::RecoveredVm>) {
+    fn fail(&mut self, error: &anyhow::Error, lasts: bool, message: Option<&v1::RecoveredVm>) {
         let name = message.or(self.newest.as_ref()).map(|vm| vm.name.clone());
         let name = name.unwrap_or_else(|| self.place.key().to_string());
-        tracing::error!(item = %self.place.key(), name, error, "the recovery side of a failover");
-        let failure = finding::order_not_carried_out(&name, error, lasts);
+        let text = format!("{error:#}");
+        tracing::error!(item = %self.place.key(), name, error = text, "the recovery side of a failover");
+        let failure = match Unfit::of(error) {
+            Some(unfit) => unfit.finding(&name),
+            None => finding::order_not_carried_out(&name, &text, lasts),
+        };
         let findings = self.trouble.iter().chain([&failure]).cloned().collect();
         let mut id = lock(&self.shown).clone();
         if id.is_empty() {

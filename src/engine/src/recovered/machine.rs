@@ -12,6 +12,8 @@ use uuid::Uuid;
 use v1::recovered_vm::Power;
 use v1::recovered_vm_status::State;
 
+use super::conversion::Unfit;
+use super::evidence::Looks;
 use super::record::Record;
 use super::{CONSOLE_POLL, POWER_POLL, RecoveryHost, making};
 use crate::backoff;
@@ -52,15 +54,15 @@ pub(super) async fn run(
         } else {
             failures + 1
         };
-        let given_up = failures >= TRIES && !has_been_started(host, id).await;
+        let unfit = Unfit::of(&error);
+        let given_up = (failures >= TRIES || unfit.is_some()) && !has_been_started(host, id).await;
         tracing::error!(vm = %id, name = wish.name, error = format!("{error:#}"), given_up, "recovered VM");
         host.board.update_recovered(&key, |status| {
             status.set_state(State::Failed);
-            status.findings = vec![finding::recovery_failed(
-                &wish.name,
-                &format!("{error:#}"),
-                given_up,
-            )];
+            status.findings = vec![match unfit {
+                Some(unfit) => unfit.finding(&wish.name),
+                None => finding::recovery_failed(&wish.name, &format!("{error:#}"), given_up),
+            }];
         });
         if given_up {
             return;
@@ -80,7 +82,7 @@ async fn once(
 ) -> anyhow::Result<std::convert::Infallible> {
     let (mut record, view) = open(host, id, wish).await?;
     // Served as long as this future lives.
-    let _server = making::make(host, id, &wish.name, &view, false).await?;
+    let _made = making::make(host, &host.folder, &mut record, &view).await?;
     let vm = VmId(id);
     let console = host
         .hypervisor
@@ -116,7 +118,8 @@ async fn once(
         making::keep(&host.folder, &record).await?;
         tracing::info!(vm = %id, name = wish.name, point = %record.point_id, "recovered VM is running");
     }
-    watch(host, &mut record, &console).await
+    let looks = Looks::new(&record, !wish.evidence_received.is_empty());
+    watch(host, &mut record, &console, looks).await
 }
 
 /// Follows the VM's life. Never returns but with an error.
@@ -124,6 +127,7 @@ async fn watch(
     host: &RecoveryHost,
     record: &mut Record,
     console: &Path,
+    mut looks: Looks,
 ) -> anyhow::Result<std::convert::Infallible> {
     let vm = VmId(record.id);
     let mut looked: Option<tokio::time::Instant> = None;
@@ -152,6 +156,7 @@ async fn watch(
         {
             show(host, record, State::Booted);
         }
+        looks.look(host, record, console).await;
         let pause = if record.first_output_unix_ms == 0 {
             CONSOLE_POLL
         } else {

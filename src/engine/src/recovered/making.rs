@@ -2,6 +2,7 @@
 //! how all of it goes again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use engine_protocol::v1;
@@ -13,6 +14,7 @@ use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView, Store
 use replication_log::KeyRing;
 use uuid::Uuid;
 
+use super::conversion::{self, Conversion, Shape};
 use super::record::Record;
 use super::{RecoveryHost, reverse, view};
 use crate::replicator::policy;
@@ -74,35 +76,54 @@ pub(super) async fn open(
     Ok(view)
 }
 
+/// A VM that is there, with its disks served.
+pub(super) struct Made {
+    /// As long as this lives.
+    pub server: NbdServer,
+    /// What its disks are read through.
+    pub conversion: Option<Arc<Conversion>>,
+}
+
+/// The configuration of the VM at a point.
+pub(super) fn vm_config(view: &ReplicaView) -> anyhow::Result<VmConfig> {
+    let config = view
+        .vm_config()
+        .context("the recovery point holds no configuration")?;
+    serde_json::from_value(config.clone()).context("configuration in the recovery point")
+}
+
 /// Serves the disks of a point, for as long as the server lives, and makes the VM above them, off. A VM that is there
 /// already stays as it is.
 pub(super) async fn make(
     host: &RecoveryHost,
-    id: Uuid,
-    name: &str,
+    records: &Path,
+    record: &mut Record,
     view: &ReplicaView,
-    made: bool,
-) -> anyhow::Result<NbdServer> {
-    let folder = host.folder.join(id.to_string());
+) -> anyhow::Result<Made> {
+    let folder = host.folder.join(record.id.to_string());
     blocking({
         let folder = folder.clone();
         move || std::fs::create_dir_all(folder)
     })
     .await
     .with_context(|| format!("create folder {}", folder.display()))?;
+    let shape = conversion::shape(host, records, record, view, &folder).await?;
     let socket = folder.join("nbd.sock");
-    let server = view::serve(view, &socket)
+    let server = view::serve(view, &socket, shape.conversion.as_ref())
         .await
         .context("serve the disks of the recovery point")?;
-    let machine = machine(id, name, view, &folder, &socket)?;
-    if made {
+    let machine = machine(record, view, &shape, &folder, &socket)?;
+    if record.made {
         has_its_layers(&machine, &folder).await?;
     }
     host.hypervisor
         .create(machine)
         .await
         .context("create the virtual machine")?;
-    Ok(server)
+    Ok(Made {
+        server,
+        conversion: shape.conversion,
+    })
 }
 
 /// A layer made anew would be empty: its disk would be as at the point, beside others that are not, without a word.
@@ -130,20 +151,13 @@ async fn has_its_layers(machine: &NewVirtualMachine, folder: &Path) -> anyhow::R
 }
 
 fn machine(
-    id: Uuid,
-    name: &str,
+    record: &Record,
     view: &ReplicaView,
+    shape: &Shape,
     folder: &Path,
     socket: &Path,
 ) -> anyhow::Result<NewVirtualMachine> {
-    let config = view
-        .vm_config()
-        .context("the recovery point holds no configuration")?;
-    let config: VmConfig =
-        serde_json::from_value(config.clone()).context("configuration in the recovery point")?;
-    let generation = config
-        .generation()
-        .with_context(|| format!("generation {} is unknown", config.generation))?;
+    let config = vm_config(view)?;
     let disks = config
         .disks
         .iter()
@@ -156,7 +170,7 @@ fn machine(
                 .with_context(|| format!("the replica has no disk {}", disk.id))?;
             Ok(NewDisk {
                 // A new identity for the copy, the same at every try.
-                id: reverse::own_disk(id, disk.id),
+                id: reverse::own_disk(record.id, disk.id),
                 source: DiskSource::Nbd {
                     socket: socket.to_owned(),
                     export: stored.id.to_string(),
@@ -176,9 +190,9 @@ fn machine(
         })
         .collect();
     Ok(NewVirtualMachine {
-        id: VmId(id),
-        name: name.to_owned(),
-        generation,
+        id: VmId(record.id),
+        name: record.name.clone(),
+        generation: shape.generation,
         memory_bytes: config.memory_bytes,
         processors: config.processors,
         os_type: config.os_type,
@@ -235,9 +249,12 @@ pub(super) async fn let_point_go(record: &Record) -> anyhow::Result<()> {
 /// Removes the record: from here on the VM is not ours.
 pub(super) async fn forget(records: &Path, id: Uuid) -> anyhow::Result<()> {
     let parent = records.to_owned();
-    blocking(move || Record::remove(&parent, id))
-        .await
-        .context("remove the record")
+    blocking(move || {
+        conversion::remove(&parent, id)?;
+        Record::remove(&parent, id)
+    })
+    .await
+    .context("remove the record")
 }
 
 /// All VMs of the host.

@@ -6,14 +6,17 @@
 //! ```
 //!
 //! Promise: the replica is only read; what the recovered VM writes stays in its folder, until a failback ships it
-//! ([`reverse`]). An engine that was killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
+//! ([`reverse`]). What the guest needs to start in another generation is laid over what is read ([`Conversion`]). An engine that was killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
 //! longer desired leaves nothing: no VM, no folder, no pin.
 //!
 //! A VM of a failover is production: it is made, stopped and removed by orders only ([`failover`]), never because nobody
 //! lists it any more.
 
+mod conversion;
+mod evidence;
 mod failover;
 mod guard;
+mod local_copy;
 mod machine;
 mod making;
 pub mod places;
@@ -30,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_protocol::v1;
-use hypervisor::Hypervisor;
+use hypervisor::{Generation, Hypervisor};
 use replica_store::ReplicaKey;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +45,7 @@ use crate::finding;
 use crate::replicator::pauses::{NoPauses, Pauses};
 use crate::stores;
 use crate::task::{blocking, spawn_named};
+pub use conversion::Conversion;
 use failover::Failover;
 use guard::Place;
 use record::Record;
@@ -65,6 +69,8 @@ pub struct RecoveryHost {
     pub shutdown_patience: Duration,
     /// Names the time since the host was started; empty when that can't be found out.
     pub boot: String,
+    /// Of VMs that it may run; another one is converted, or refused. Both, unless told otherwise.
+    pub generations: Vec<Generation>,
     /// Where a test may stop the world; see [`places`].
     pub pauses: Arc<dyn Pauses>,
 }
@@ -97,6 +103,7 @@ impl RecoveryHost {
             folder,
             shutdown_patience: SHUTDOWN_PATIENCE,
             boot: boot.trim().to_owned(),
+            generations: vec![Generation::One, Generation::Two],
             pauses: Arc::new(NoPauses),
         }
     }
@@ -126,6 +133,8 @@ impl RecoveredVms {
                 Ok(id) if self.is_of_failover(vm, id).await => {}
                 Ok(id) => {
                     listed.insert(id);
+                    let board = &self.host.board;
+                    board.evidence_received(&vm.id, &vm.evidence_received);
                     self.start(id, Some(vm.clone())).await;
                 }
                 Err(_) => self.host.board.update_recovered(&vm.id, |status| {
@@ -281,10 +290,12 @@ impl RecoveredVms {
     }
 }
 
-/// A wish as it was when it was first taken: credentials and keys are renewed all the time and restart nothing.
+/// A wish as it was when it was first taken: credentials and keys are renewed all the time and restart nothing, and neither
+/// does the word that evidence has arrived.
 fn without_secrets(vm: &v1::RecoveredVm) -> v1::RecoveredVm {
     let mut plain = v1::RecoveredVm {
         encryption: None,
+        evidence_received: String::new(),
         ..vm.clone()
     };
     let mut store = plain.store.as_mut();

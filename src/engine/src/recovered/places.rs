@@ -7,6 +7,8 @@ pub const ORDER_TAKEN: &str = "order-taken";
 pub const FENCE_RAISED: &str = "fence-raised";
 /// It is noted which VM is made; nothing of it is there.
 pub const NOTED: &str = "recovery-noted";
+/// How a disk is converted to generation 1 is on disk, which is not noted. Only of VMs that are converted.
+pub const CONVERSION_KEPT: &str = "recovery-conversion-kept";
 /// The point is held in the store.
 pub const POINT_HELD: &str = "recovery-point-held";
 /// The VM is made and its disks are served.

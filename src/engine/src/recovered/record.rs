@@ -4,6 +4,7 @@
 //! ```text
 //! <recovery_folder>/<id>.json    this record of a drill's VM: point, pin and store
 //! <recovery_folder>/failovers/<vault>/<item>/<id>.json    the same of a failover's: see `guard`
+//! <recovery_folder>/<id>.conversion    beside the record of a VM whose disk is converted: see `conversion`
 //! <recovery_folder>/<id>/        the VM: vm.toml, overlays, nbd.sock, console
 //! ```
 
@@ -50,6 +51,12 @@ pub struct Record {
     /// The host's boot in which the VM was started.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub started_in_boot: String,
+    /// Its generation, when that is another one than at the source; decided once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// The replica's disk that is converted for that: see `conversion`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converted_disk: Option<Uuid>,
 }
 
 impl Record {
@@ -75,6 +82,8 @@ impl Record {
             instance: None,
             made: false,
             started_in_boot: String::new(),
+            generation: None,
+            converted_disk: None,
         }
     }
 

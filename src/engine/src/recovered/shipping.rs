@@ -139,6 +139,11 @@ impl Side {
             immutability_hours: newest.immutability_hours,
             point: record.point_id,
             records: self.place.records().to_owned(),
+            // It is served, or nothing of it would be shipped.
+            conversion: self
+                .served
+                .as_ref()
+                .and_then(|served| served.conversion.clone()),
         };
         let host = self.host.clone();
         let shipper = match purpose.rest_for {

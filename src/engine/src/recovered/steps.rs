@@ -11,6 +11,7 @@
 //! unless the host was started since: then it is what the host's own automatic start would have been.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -22,6 +23,7 @@ use replica_store::{PointSelector, StoreTarget};
 use replication_log::KeyRing;
 use uuid::Uuid;
 
+use super::conversion::Conversion;
 use super::failover::{Next, Side};
 use super::record::Record;
 use super::{POWER_POLL, making, places, reverse};
@@ -37,6 +39,8 @@ pub(super) struct Served {
     id: Uuid,
     /// Where the guest's first serial port goes.
     pub(super) console: PathBuf,
+    /// What they are read through.
+    pub(super) conversion: Option<Arc<Conversion>>,
     /// As long as this lives.
     _server: NbdServer,
 }
@@ -239,12 +243,13 @@ impl Side {
         let records = self.place.records();
         let view = making::open(records, record, &reader, wanted).await?;
         self.host.pauses.pass(places::POINT_HELD).await;
-        let server = making::make(&self.host, record.id, &record.name, &view, record.made).await?;
+        let made = making::make(&self.host, records, record, &view).await?;
         let console = self.host.hypervisor.console(VmId(record.id)).await;
         self.served = Some(Served {
             id: record.id,
             console: console.context("find the console of the virtual machine")?,
-            _server: server,
+            conversion: made.conversion,
+            _server: made.server,
         });
         if !record.made {
             record.made = true;

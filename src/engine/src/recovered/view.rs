@@ -10,6 +10,7 @@ use hypervisor::nbd::{self, BlockReader, NbdError, NbdExport, NbdServer};
 use replica_store::ReplicaView;
 use uuid::Uuid;
 
+use super::conversion::Conversion;
 use super::read_ahead::ReadAhead;
 use crate::replicator::trouble::chain;
 
@@ -18,21 +19,31 @@ struct DiskOfView {
     disk: Uuid,
     size_bytes: u64,
     ahead: ReadAhead,
+    conversion: Option<Arc<Conversion>>,
 }
 
 #[async_trait]
 impl BlockReader for DiskOfView {
     async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let read = |offset, length| self.view.read(self.disk, offset, length);
-        self.ahead.read(self.size_bytes, offset, length, read).await.map_err(|error| {
+        let read = self.ahead.read(self.size_bytes, offset, length, read).await;
+        let data = read.map_err(|error| {
             tracing::error!(disk = %self.disk, offset, length, error = chain(&error), "a recovered VM could not read its recovery point");
             io::Error::other(error)
+        })?;
+        Ok(match &self.conversion {
+            Some(conversion) => conversion.convert(self.disk, offset, data),
+            None => data,
         })
     }
 }
 
-/// Serves every disk of `view` at `socket`; the export's name is the disk's id.
-pub async fn serve(view: &ReplicaView, socket: &Path) -> Result<NbdServer, NbdError> {
+/// Serves every disk of `view` at `socket`, converted if that is needed; the export's name is the disk's id.
+pub async fn serve(
+    view: &ReplicaView,
+    socket: &Path,
+    conversion: Option<&Arc<Conversion>>,
+) -> Result<NbdServer, NbdError> {
     let exports = view
         .disks()
         .iter()
@@ -44,6 +55,7 @@ pub async fn serve(view: &ReplicaView, socket: &Path) -> Result<NbdServer, NbdEr
                 disk: disk.id,
                 size_bytes: disk.size_bytes,
                 ahead: ReadAhead::default(),
+                conversion: conversion.cloned(),
             }),
         })
         .collect();

@@ -1,5 +1,8 @@
 //! The recovery side of failovers on a host in memory, with a real store: orders, kills, and what must never be.
 
+#[path = "../../../disk-image/tests/boot_disks/mod.rs"]
+mod boot_disks;
+mod generations;
 mod host;
 mod world;
 

@@ -34,6 +34,8 @@ pub struct World {
     pub host: Arc<Host>,
     /// The boot of the host.
     pub boot: String,
+    /// What it runs.
+    pub generations: Vec<hypervisor::Generation>,
 }
 
 /// One life of the engine.
@@ -47,6 +49,11 @@ pub fn key() -> ReplicaKey {
 }
 
 pub fn point(position: u64) -> RecoveryPoint {
+    point_of(position, 1, SIZE)
+}
+
+/// Of a VM of this generation whose disk has this size.
+pub fn point_of(position: u64, generation: u32, size_bytes: u64) -> RecoveryPoint {
     let disk = Uuid::from_u128(1);
     RecoveryPoint {
         id: Uuid::from_u128(100 + u128::from(position)),
@@ -54,8 +61,8 @@ pub fn point(position: u64) -> RecoveryPoint {
         time_unix_ms: 1_700_000_000_000 + position as i64 * 60_000,
         changed_bytes: 0,
         vm_config: serde_json::json!({
-            "name": "web01", "generation": 1, "processors": 1, "memoryBytes": 64 << 20, "osType": "Linux",
-            "disks": [{ "id": disk, "name": "os.vhdx", "sizeBytes": SIZE, "operatingSystem": true }],
+            "name": "web01", "generation": generation, "processors": 1, "memoryBytes": 64 << 20, "osType": "Linux",
+            "disks": [{ "id": disk, "name": "os.vhdx", "sizeBytes": size_bytes, "operatingSystem": true }],
             "networkAdapters": [{ "networkName": "production", "macAddress": "52:54:00:00:00:01" }],
         }),
         ..RecoveryPoint::default()
@@ -65,6 +72,12 @@ pub fn point(position: u64) -> RecoveryPoint {
 impl World {
     /// With a replica of two points, written under licence 1.
     pub fn new() -> Self {
+        Self::of(1, vec![7; SIZE as usize])
+    }
+
+    /// As [`World::new`], of a VM of this generation with this disk.
+    pub fn of(generation: u32, disk: Vec<u8>) -> Self {
+        let size_bytes = disk.len() as u64;
         let folder = tempfile::tempdir().unwrap();
         let store = StoreTarget::Folder(folder.path().join("store"));
         std::fs::create_dir(folder.path().join("store")).unwrap();
@@ -73,14 +86,15 @@ impl World {
             let disks = [DiskSpec {
                 id: Uuid::from_u128(1),
                 name: "os.vhdx".to_owned(),
-                size_bytes: SIZE,
+                size_bytes,
             }];
             let licence = replica_store::Generation(1);
             let writer = ReplicaWriter::open(&store, &key(), licence, &disks)
                 .await
                 .unwrap();
-            let data = Bytes::from(vec![7; SIZE as usize]);
+            let data = Bytes::from(disk);
             writer.base_write(disks[0].id, 0, data).await.unwrap();
+            let point = |position| point_of(position, generation, size_bytes);
             writer.complete_base(point(0)).await.unwrap();
             let cycle = writer.begin_cycle(Position(1), 1).await.unwrap();
             cycle.commit().await.unwrap();
@@ -90,6 +104,7 @@ impl World {
             folder,
             host,
             boot: "first".to_owned(),
+            generations: vec![hypervisor::Generation::One, hypervisor::Generation::Two],
         }
     }
 
@@ -107,6 +122,7 @@ impl World {
         let mut host = RecoveryHost::new(hypervisor, board.clone(), self.recovery());
         host.pauses = pauses;
         host.boot = self.boot.clone();
+        host.generations = self.generations.clone();
         Engine {
             vms: RecoveredVms::new(Arc::new(host)),
             board,

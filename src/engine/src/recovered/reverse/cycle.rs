@@ -189,7 +189,9 @@ impl Way<'_> {
         for (spec, frozen) in cycle.disks.clone().iter().zip(&point.disks) {
             let hypervisor = self.host.hypervisor.as_ref();
             let candidates = differ::candidates(hypervisor, point, frozen, spec, &behind).await?;
-            let mut pieces = Box::pin(differ::differing(frozen, spec.id, &view, &candidates));
+            let conversion = errand.conversion.as_deref();
+            let pieces = differ::differing(frozen, spec.id, &view, &candidates, conversion);
+            let mut pieces = Box::pin(pieces);
             while let Some(runs) = pieces.try_next().await? {
                 cycle.add(spec.id, runs).await?;
             }

@@ -6,7 +6,9 @@
 //!                                                └─► compared with the head, 4 KiB by 4 KiB ─► what is sent
 //! ```
 //!
-//! Everything is compared, tracked changes too: they are coarse, and after a kill they may be in the store already.
+//! Everything is compared, tracked changes too: they are coarse, and after a kill they may be in the store already. What a
+//! conversion to generation 1 has put onto the disk is taken off before: the hypervisor copies whole clusters into the VM's
+//! layer, so it may be in what was written without the guest's doing.
 
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
@@ -16,6 +18,7 @@ use replica_store::{Changed, DiskSpec, ErrorKind, ReplicaView};
 use uuid::Uuid;
 
 use super::is_of_store;
+use crate::recovered::Conversion;
 use crate::replicator::hashes::{BLOCK, is_zero};
 use crate::replicator::ranges;
 use crate::replicator::refine::{self, Run, Verdict};
@@ -68,6 +71,7 @@ pub(super) fn differing<'a>(
     source: Uuid,
     view: &'a ReplicaView,
     candidates: &'a [Extent],
+    conversion: Option<&'a Conversion>,
 ) -> impl Stream<Item = anyhow::Result<Vec<Run>>> + 'a {
     // A disk that the head never had is compared with zeroes, which is what its base holds.
     let known = view.disks().iter().find(|disk| disk.id == source);
@@ -83,7 +87,10 @@ pub(super) fn differing<'a>(
                 read.await.context("read the replica's head")
             });
             let (ours, theirs) = futures::join!(ours, theirs);
-            let ours = ours?;
+            let ours = match conversion {
+                Some(conversion) => conversion.restore(source, piece.offset, ours?),
+                None => ours?,
+            };
             let theirs = match theirs {
                 // Damaged there: it goes there again, whole.
                 Err(error) if is_of_store(&error, ErrorKind::Corrupt) => {

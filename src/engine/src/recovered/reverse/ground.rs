@@ -7,6 +7,7 @@
 //! ```
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use hypervisor::{DiskId, VmId};
@@ -17,6 +18,7 @@ use replica_store::{
 use replication_log::KeyRing;
 use uuid::Uuid;
 
+use crate::recovered::Conversion;
 use crate::vm_config::VmConfig;
 
 /// What is to be shipped, and where to.
@@ -40,6 +42,8 @@ pub struct Errand {
     pub point: Uuid,
     /// Where the VM's records lie.
     pub records: PathBuf,
+    /// What its disks are read through, which the replica never sees.
+    pub conversion: Option<Arc<Conversion>>,
 }
 
 /// The open replica.
