@@ -345,6 +345,9 @@ impl Client {
                 .map(ToOwned::to_owned)
         };
         let (location, async_operation) = (header("location"), header("azure-asyncoperation"));
+        // A page for people, where one was asked for; a proxy's comes with JSON asked for.
+        let page = url.contains("format=html")
+            && header("content-type").is_some_and(|kind| kind.starts_with("text/html"));
         let retry_after = header("retry-after")
             .and_then(|text| text.trim().parse().ok())
             .map(Duration::from_secs);
@@ -371,6 +374,8 @@ impl Client {
         }
         let body = if bytes.iter().all(u8::is_ascii_whitespace) {
             Value::Null
+        } else if page {
+            Value::String(String::from_utf8_lossy(&bytes).into_owned())
         } else {
             serde_json::from_slice(&bytes).map_err(|error| {
                 let text = "the answer is not JSON; is the endpoint right?";

@@ -131,4 +131,21 @@ pub struct DrillVm {
     /// Extension: what was odd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Extension: `CrashConsistent` or `ApplicationConsistent`; empty when the source's host doesn't tell.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub recovery_point_type: String,
+    /// Extension: ARM id of the replication policy at the time.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub policy_id: String,
+    /// Extension: how often that policy makes points; 0 = not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub replication_frequency_in_seconds: u32,
+    /// Extension: release of the recovery host's engine.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub engine_version: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -1,10 +1,11 @@
 //! Test failover from the terminal, with the job's tasks as they go.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
-use arm_client::{CancellationToken, Method, Progress, Wait};
-use clap::Args;
+use anyhow::{Context as _, Result};
+use arm_client::{CancellationToken, Method, Progress, Wait, encode_segment};
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -39,6 +40,69 @@ pub struct CleanUp {
     /// Give up waiting after so many minutes; the job itself goes on
     #[arg(long, default_value_t = 60)]
     timeout_minutes: u64,
+}
+
+/// What `test-failover report --help` begins with.
+pub const REPORT: &str = "\
+The report of a drill or a failover, for the auditor.
+
+It tells who asked for it and when, which recovery points were used and how old they were (RPO), how long each VM took to start and to \
+boot (RTO), every step with its time, the checks with their verdicts, what the display and the console showed, and who removed the test \
+VMs when. HTML is one file that needs nothing else, fit for printing; JSON holds the same with a SHA-256 to compare copies by:
+
+  siterecovery test-failover report 1f0c… --output drill.html
+  siterecovery test-failover report 1f0c… --format json | jq -cSj .report | sha256sum
+
+The job's id is told by `test-failover start` and `job list`. Reports are kept for as long as their jobs: 30 days.";
+
+/// Options of `test-failover report`.
+#[derive(Args)]
+pub struct Report {
+    /// Job of the drill or failover: name or id
+    job: String,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value = "html")]
+    format: Format,
+    /// File to write, in place of the terminal; one that is there is replaced
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Form of a report.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One file for people
+    Html,
+    /// One document for programs and archives
+    Json,
+}
+
+/// Writes the report of a job.
+pub async fn report(vault: &Vault, options: &Report, json: bool) -> Result<()> {
+    let job = options.job.rsplit('/').next().unwrap_or_default();
+    let format = if json || options.format == Format::Json {
+        "json"
+    } else {
+        "html"
+    };
+    let path = format!(
+        "{}/replicationJobs/{}/drillReport?format={format}",
+        vault.id(),
+        encode_segment(job)
+    );
+    let text = match vault.client.get::<Value>(&path).await? {
+        Value::String(page) => page,
+        document => format!("{}\n", serde_json::to_string_pretty(&document)?),
+    };
+    match &options.output {
+        None => print!("{text}"),
+        Some(file) => {
+            std::fs::write(file, text)
+                .with_context(|| format!("{} can't be written", file.display()))?;
+            eprintln!("The report is in {}.", file.display());
+        }
+    }
+    Ok(())
 }
 
 /// Starts a drill and waits until its VMs have booted.

@@ -24,7 +24,7 @@ use arm_client::ClientError;
 use clap::{Args, Parser, Subcommand};
 
 use crate::connection::{Connection, ConnectionArguments};
-use crate::drill::{CleanUp, Start};
+use crate::drill::{CleanUp, Report, Start};
 use crate::lookup::Vault;
 
 /// What `failover --help` begins with.
@@ -185,6 +185,9 @@ enum Drill {
     Start(Start),
     /// Remove the VMs of the drill
     Cleanup(CleanUp),
+    /// The report of a drill or a failover, for the auditor: RPO and RTO of each VM, steps, checks, screenshots
+    #[command(long_about = drill::REPORT)]
+    Report(Report),
 }
 
 /// An item or a plan.
@@ -304,5 +307,6 @@ async fn command(connection: &Connection, arguments: Arguments) -> Result<()> {
         Command::TestFailover(Drill::Cleanup(clean_up)) => {
             drill::clean_up(&vault, &clean_up, json).await
         }
+        Command::TestFailover(Drill::Report(report)) => drill::report(&vault, &report, json).await,
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use engine_protocol::v1::{RecoveredVmStatus, ReplicationStatus};
+use engine_protocol::v1::{Evidence, RecoveredVmStatus, ReplicationStatus, ScriptStatus};
 use tokio::sync::watch;
 
 /// Observed state of all items and recovered VMs.
@@ -20,6 +20,9 @@ struct Content {
     observed_generation: u64,
     replications: BTreeMap<String, ReplicationStatus>,
     recovered: BTreeMap<String, RecoveredVmStatus>,
+    /// What the orchestrator has not acknowledged, by recovered VM.
+    evidence: BTreeMap<String, Evidence>,
+    scripts: Vec<ScriptStatus>,
 }
 
 /// A copy of the board's content.
@@ -31,6 +34,10 @@ pub struct Snapshot {
     pub replications: Vec<ReplicationStatus>,
     /// By id.
     pub recovered: Vec<RecoveredVmStatus>,
+    /// Of one recovered VM whose evidence is not acknowledged.
+    pub evidence: Option<Evidence>,
+    /// Of every order that is listed.
+    pub scripts: Vec<ScriptStatus>,
 }
 
 impl Default for Board {
@@ -55,6 +62,8 @@ impl Board {
             observed_generation: content.observed_generation,
             replications: content.replications.values().cloned().collect(),
             recovered: content.recovered.values().cloned().collect(),
+            evidence: content.evidence.values().next().cloned(),
+            scripts: content.scripts.clone(),
         }
     }
 
@@ -123,9 +132,42 @@ impl Board {
         }
     }
 
-    /// The recovered VM is gone.
+    /// The recovered VM is gone, and with it what was seen of it.
     pub fn drop_recovered(&self, id: &str) {
-        if self.lock().recovered.remove(id).is_some() {
+        let mut content = self.lock();
+        let evidence = content.evidence.remove(id);
+        let gone = content.recovered.remove(id).is_some() || evidence.is_some();
+        drop(content);
+        if gone {
+            self.changed();
+        }
+    }
+
+    /// How far the scripts of recovery plans are.
+    pub fn set_scripts(&self, scripts: Vec<ScriptStatus>) {
+        let mut content = self.lock();
+        if content.scripts != scripts {
+            content.scripts = scripts;
+            drop(content);
+            self.changed();
+        }
+    }
+
+    /// Something was seen of a recovered VM; it is told until it is acknowledged.
+    pub fn add_evidence(&self, evidence: Evidence) {
+        let mut content = self.lock();
+        content.evidence.insert(evidence.vm_id.clone(), evidence);
+        drop(content);
+        self.changed();
+    }
+
+    /// The orchestrator has kept this evidence; what was seen later is still to be told.
+    pub fn evidence_received(&self, vm_id: &str, evidence_id: &str) {
+        let mut content = self.lock();
+        let kept = content.evidence.get(vm_id);
+        if kept.is_some_and(|kept| kept.id == evidence_id) {
+            content.evidence.remove(vm_id);
+            drop(content);
             self.changed();
         }
     }
@@ -157,5 +199,26 @@ mod tests {
         board.drop_replication("a");
         assert!(watch.has_changed().unwrap());
         assert_eq!(board.snapshot(), Snapshot::default());
+    }
+
+    #[test]
+    fn evidence_is_told_of_one_vm_at_a_time_until_it_is_acknowledged() {
+        let board = Board::default();
+        let evidence = |vm: &str, id: &str| Evidence {
+            vm_id: vm.to_owned(),
+            id: id.to_owned(),
+            ..Evidence::default()
+        };
+        let told = || board.snapshot().evidence.map(|evidence| evidence.id);
+        board.add_evidence(evidence("a", "1"));
+        board.add_evidence(evidence("b", "2"));
+        board.add_evidence(evidence("a", "3"));
+        // An acknowledgement of what was replaced meanwhile says nothing of what replaced it.
+        board.evidence_received("a", "1");
+        assert_eq!(told().as_deref(), Some("3"));
+        board.evidence_received("a", "3");
+        assert_eq!(told().as_deref(), Some("2"));
+        board.drop_recovered("b");
+        assert_eq!(told(), None);
     }
 }

@@ -1,5 +1,5 @@
-//! What is done from time to time: expired registration keys go, jobs that ended long ago go, encryption keys that nothing
-//! needs go, and keys lent by Entra ID are renewed well before they expire.
+//! What is done from time to time: expired registration keys go, jobs that ended long ago go and with them
+//! what was seen of their VMs, encryption keys that nothing needs go, and keys lent by Entra ID are renewed well before they expire.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::saga::state::Phase;
 use crate::store::StoreError;
 use crate::store::records::{self, EnrolmentKey, Item, JobRecord, Plan};
-use crate::{access, vault_keys};
+use crate::{access, evidence, vault_keys};
 
 /// How often jobs, registration and encryption keys are looked through.
 const SWEEP_MS: i64 = 3_600_000;
@@ -52,6 +52,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
 async fn sweep(app: &App) -> Result<(), StoreError> {
     sweep_registration_keys(app).await?;
     sweep_ended_jobs(app).await?;
+    evidence::sweep(app).await?;
     vault_keys::prune_all(app).await
 }
 

@@ -16,6 +16,7 @@ mod conversion;
 mod evidence;
 mod failover;
 mod guard;
+mod hydration;
 mod local_copy;
 mod machine;
 mod making;

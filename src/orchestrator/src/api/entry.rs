@@ -51,6 +51,8 @@ pub struct Call<'a> {
     pub path: String,
     /// ARM scope of the client, lower case; `/` = everything.
     pub scope: String,
+    /// Id of the client.
+    pub client_id: String,
 }
 
 // === impl Call ===
@@ -255,6 +257,7 @@ async fn answer(app: &App, request: Request, request_id: &str) -> Response<Body>
     let result = match call {
         Ok(mut call) => {
             call.scope.clone_from(&principal.scope);
+            call.client_id.clone_from(&principal.client_id);
             match authorise(&principal, &call) {
                 Ok(()) => super::operations::dispatch(&call).await,
                 Err(fault) => Err(fault),
@@ -345,6 +348,7 @@ fn read<'a>(
         api_version,
         path: path.to_owned(),
         scope: String::new(),
+        client_id: String::new(),
     })
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arm_model::job::{JobProperties, JobState};
 use arm_model::{ArmError, JobId, Page, Resource, timestamp};
 
+use super::drill_report;
 use super::entry::{Call, unknown_path};
 use super::filter::Filter;
 use super::load;
@@ -37,6 +38,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
             let stored = load::require::<JobRecord>(call.app, id.as_str()).await?;
             Reply::versioned(&answer(&stored.record, true)?, stored.etag)
         }
+        ("GET", Some("drillreport")) => drill_report::get(call, &id).await,
         ("POST", Some("cancel")) => cancel(call, &id).await,
         ("POST", Some("resume")) => resume(call, &id).await,
         ("POST", Some("restart")) => Err(Fault::conflict(

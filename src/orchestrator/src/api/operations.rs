@@ -238,6 +238,7 @@ async fn resource_now(call: &Call<'_>, resource: &ArmId) -> Result<Reply, Fault>
         api_version: call.api_version.clone(),
         path: resource.as_str().to_owned(),
         scope: call.scope.clone(),
+        client_id: call.client_id.clone(),
     };
     Box::pin(dispatch(&inner)).await
 }

@@ -25,6 +25,8 @@ pub enum Reply {
         /// Version of the resource.
         etag: Option<u64>,
     },
+    /// A page for people.
+    Html(String),
     /// No body.
     Empty(StatusCode),
     /// A job was started, or is still running.
@@ -102,6 +104,7 @@ impl Reply {
                 }
                 response
             }
+            Self::Html(page) => html(page),
             Self::Empty(status) => empty(status),
             Self::Accepted { job, resource } => {
                 let mut response = empty(StatusCode::ACCEPTED);
@@ -139,6 +142,26 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// A page that a browser shows, and nothing more: it runs no script, loads nothing, and no other page holds it in a frame.
+fn html(page: String) -> Response<Body> {
+    let policy = format!("{}; frame-ancestors 'none'", crate::report::html::POLICY);
+    let mut response = Response::new(Body::from(page));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
     response
 }
 

@@ -169,14 +169,17 @@ async fn begin(
             workflow: "testFailover",
             input,
             tasks,
-            details: JobDetails {
-                instance_type: DRILL_DETAILS.to_owned(),
-                test_failover_status: Some("Active".to_owned()),
-                network_name: network.name,
-                network_type: Some(network.kind),
-                protected_item_details: Some(Vec::new()),
-                ..details
-            },
+            details: report::asked_by(
+                &call.client_id,
+                JobDetails {
+                    instance_type: DRILL_DETAILS.to_owned(),
+                    test_failover_status: Some("Active".to_owned()),
+                    network_name: network.name,
+                    network_type: Some(network.kind),
+                    protected_item_details: Some(Vec::new()),
+                    ..details
+                },
+            ),
             locks,
             request_id: &call.request_id,
             changes: Vec::new(),
@@ -365,10 +368,13 @@ async fn clean(
             workflow: "testFailoverCleanup",
             input: json!({ "plan": plan, "items": items, "comments": comments }),
             tasks: drill_cleanup::tasks(),
-            details: JobDetails {
-                comments,
-                ..JobDetails::default()
-            },
+            details: report::asked_by(
+                &call.client_id,
+                JobDetails {
+                    comments,
+                    ..JobDetails::default()
+                },
+            ),
             locks,
             request_id: &call.request_id,
             changes: Vec::new(),

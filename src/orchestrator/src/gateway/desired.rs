@@ -9,9 +9,11 @@ use protection::life::RecoveryOrder;
 use sha2::{Digest as _, Sha256};
 
 use crate::app::App;
-use crate::store::records::{self, AzurePlace, Desired, EngineRecord, Item, Policy, Recovered};
+use crate::store::records::{
+    self, AzurePlace, Desired, EngineRecord, Item, Policy, Recovered, ScriptOrder,
+};
 use crate::store::{Expect, StoreError};
-use crate::{access, failover, immutability, vault_keys};
+use crate::{access, evidence, failover, immutability, vault_keys};
 
 /// How often engines report.
 const REPORT_INTERVAL_MS: u32 = 1_000;
@@ -299,7 +301,9 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
         None => None,
     };
     let target = access::target(app, vm.place(), vm.log.as_ref()).await?;
+    let evidence_received = evidence::received(app, &vm.engine_id, &vm.id).await?;
     Ok(v1::RecoveredVm {
+        evidence_received,
         id: vm.id,
         name: vm.name,
         item_id: vm.item_id,

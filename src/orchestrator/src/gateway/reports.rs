@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::enrol::encode_report;
 use crate::app::App;
+use crate::evidence;
 use crate::failover;
 use crate::store::StoreError;
 use crate::store::records::{self, EngineRecord, Item, RecoverySide};
@@ -56,8 +57,16 @@ impl Intake {
     ///
     /// # Errors
     /// Failures of the store; the report is in memory nevertheless.
-    pub async fn take(&mut self, app: &App, report: v1::EngineReport) -> Result<(), StoreError> {
+    pub async fn take(
+        &mut self,
+        app: &App,
+        mut report: v1::EngineReport,
+    ) -> Result<(), StoreError> {
         let now = app.now_ms();
+        // Kept beside the drill's job, neither in memory nor with the engine.
+        if let Some(evidence) = report.evidence.take() {
+            evidence::take(app, &self.engine_id, evidence).await?;
+        }
         let known = app.fleet.get(&self.engine_id).map(|live| live.report);
         let report = Arc::new(match known {
             Some(known) => super::carry::carry_over(&known, report),

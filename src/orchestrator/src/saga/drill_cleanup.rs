@@ -5,7 +5,7 @@ use arm_model::ArmError;
 use arm_model::job::Task;
 use async_trait::async_trait;
 use protection::{DrillState, Event};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::state::{JobRecord, fresh_task};
 use super::{Outcome, Run, Workflow, drill};
@@ -129,6 +129,9 @@ async fn delete(run: &mut Run<'_>) -> Result<Outcome, Fault> {
 async fn complete(run: &mut Run<'_>) -> Result<Outcome, Fault> {
     let store = run.app.store.as_ref();
     let comments = Some(run.input("comments").to_owned()).filter(|text| !text.is_empty());
+    // For the drill's report.
+    let asked_by = run.job.properties.custom_details.extra.get("requestedBy");
+    let cleanup = json!({ "job": run.job.id, "time": run.app.now_text(), "requestedBy": asked_by });
     let mut jobs = Vec::new();
     for key in items(run) {
         if let Some(item) = records::get::<Item>(store, &key).await? {
@@ -142,6 +145,7 @@ async fn complete(run: &mut Run<'_>) -> Result<Outcome, Fault> {
         records::update::<JobRecord>(store, &job.to_ascii_lowercase(), |job| {
             let mut job = job.clone();
             let details = &mut job.properties.custom_details;
+            details.extra.insert("cleanup".to_owned(), cleanup.clone());
             details.test_failover_status = Some("Completed".to_owned());
             details.comments.clone_from(&comments);
             for vm in details.protected_item_details.iter_mut().flatten() {

@@ -3,14 +3,17 @@
 use arm_model::job::{JobState, Task};
 use arm_model::test_failover::DrillVm;
 use engine_protocol::v1::recovered_vm_status::State;
+use engine_protocol::v1::{self, recovery_point::Kind};
 
 use super::Run;
 use super::drill::{BEFORE_GROUPS, DrillInput, chosen};
 use super::enable_protection::item_name;
 use super::state::children;
+use super::steps::position;
+use crate::app::App;
 use crate::fault::Fault;
 use crate::fleet::Live;
-use crate::store::records::{self, Item};
+use crate::store::records::{self, Item, Policy};
 
 /// Writes what is known of the VMs into the job.
 pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fault> {
@@ -33,7 +36,8 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
             requested_ms: input.requested_unix_ms,
             late: app.patience.boot_ms < run.waited_ms(),
         };
-        let detail = detail(&shown, &item.record, &live);
+        let mut detail = detail(&shown, &item.record, &live);
+        facts(app, &item.record, known(run, &vm.vm_id), &mut detail).await?;
         states.push((vm.group, item.record.vm_name.clone(), detail.state.clone()));
         details.push(detail);
     }
@@ -41,7 +45,12 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
     run.job.properties.custom_details.test_failover_status = Some("Active".to_owned());
     let now = app.now_text();
     for group in 0..input.groups.len() {
-        let Some(task) = run.job.properties.tasks.get_mut(BEFORE_GROUPS + group) else {
+        let Some(task) = run
+            .job
+            .properties
+            .tasks
+            .get_mut(position(&input.steps, BEFORE_GROUPS + group))
+        else {
             continue;
         };
         let members: Vec<(String, String)> = states
@@ -50,6 +59,59 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
             .map(|(_, name, state)| (name.clone(), state.clone()))
             .collect();
         mark_children(task, &members, &now);
+    }
+    Ok(())
+}
+
+/// What the job has said of a VM so far.
+fn known<'a>(run: &'a Run<'_>, vm_id: &str) -> Option<&'a DrillVm> {
+    let known = run
+        .job
+        .properties
+        .custom_details
+        .protected_item_details
+        .as_ref()?;
+    known.iter().find(|vm| vm.test_vm_name == vm_id)
+}
+
+/// What the report of a drill needs and nobody can tell later: the point may be retired, the policy changed, the engine
+/// replaced.
+async fn facts(
+    app: &App,
+    item: &Item,
+    known: Option<&DrillVm>,
+    detail: &mut DrillVm,
+) -> Result<(), Fault> {
+    let live = app.fleet.get(&item.engine_id).unwrap_or_default();
+    let points = live
+        .replication(item_name(&item.id))
+        .map(|status| &status.recovery_points);
+    let point = detail
+        .recovery_point_id
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    let point = points.and_then(|points| {
+        points
+            .iter()
+            .find(|known| known.id.eq_ignore_ascii_case(point))
+    });
+    detail.recovery_point_type = match (point.map(v1::RecoveryPoint::kind), known) {
+        (Some(Kind::ApplicationConsistent), _) => "ApplicationConsistent".to_owned(),
+        (Some(Kind::CrashConsistent), _) => "CrashConsistent".to_owned(),
+        (_, known) => known
+            .map(|vm| vm.recovery_point_type.clone())
+            .unwrap_or_default(),
+    };
+    if let Some(known) = known.filter(|known| !known.policy_id.is_empty()) {
+        detail.policy_id.clone_from(&known.policy_id);
+        detail.replication_frequency_in_seconds = known.replication_frequency_in_seconds;
+        return Ok(());
+    }
+    let key = item.policy_id.to_ascii_lowercase();
+    if let Some(policy) = records::get::<Policy>(app.store.as_ref(), &key).await? {
+        detail.policy_id = policy.record.id;
+        detail.replication_frequency_in_seconds = policy.record.details.replication_interval;
     }
     Ok(())
 }
@@ -111,6 +173,11 @@ pub(super) fn detail(vm: &Shown<'_>, item: &Item, live: &Live) -> DrillVm {
         rto_in_seconds: up.map(|up| seconds(up - vm.requested_ms)),
         rpo_in_seconds: Some(seconds(vm.requested_ms - point_ms)).filter(|_| point_ms > 0),
         recovery_host: live.host_name().to_owned(),
+        engine_version: live
+            .report
+            .host
+            .as_ref()
+            .map_or_else(String::new, |host| host.engine_version.clone()),
         console_path: status.console_path.clone(),
         state: match status.state() {
             State::Unspecified => "",

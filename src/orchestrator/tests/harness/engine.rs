@@ -39,8 +39,14 @@ pub struct Behaviour {
     pub lacks: Vec<&'static str>,
     /// Age of the newest point.
     pub point_age_ms: i64,
+    /// The host runs recovered VMs of these generations only; its own VMs are of generation 2.
+    pub recovery_generations: Option<Vec<u32>>,
+    /// What runs in its VMs; Linux without a word.
+    pub os_type: Option<&'static str>,
     /// Nothing is said of a source's order.
     pub mute_source: bool,
+    /// What is seen of drills' VMs: console and picture. Told until it is acknowledged, as the real one does.
+    pub evidence: Option<(String, Vec<u8>)>,
 }
 
 /// What happened, for tests to look at.
@@ -305,10 +311,34 @@ fn report(
         ]
         .into_iter()
         .filter(|vm| !behaviour.lacks.contains(&vm.id.as_str()))
+        .map(|vm| v1::VirtualMachine {
+            os_type: behaviour.os_type.unwrap_or("Linux").to_owned(),
+            ..vm
+        })
         .collect(),
         replications,
         recovered_vms,
+        evidence: evidence(state, behaviour),
+        ..v1::EngineReport::default()
     }
+}
+
+/// Of the first VM whose evidence is not acknowledged.
+fn evidence(state: &v1::DesiredState, behaviour: &Behaviour) -> Option<v1::Evidence> {
+    let (console, picture) = behaviour.evidence.as_ref()?;
+    let id = format!("{:064x}", console.len());
+    let vm = state
+        .recovered_vms
+        .iter()
+        .find(|vm| vm.evidence_received != id)?;
+    Some(v1::Evidence {
+        vm_id: vm.id.clone(),
+        id,
+        taken_unix_ms: now_ms(),
+        screenshot_png: picture.clone(),
+        console_tail: console.clone(),
+        problem: String::new(),
+    })
 }
 
 fn status(
@@ -444,4 +474,9 @@ fn recovered(order: &v1::RecoveryOrder) -> Option<v1::RecoveryReport> {
     let running = instance.is_some();
     let said = guard.says(RecoveryFacts { instance, running })?;
     Some(orders::recovery_report(epoch, said))
+}
+
+/// Recovered VMs can't be started.
+pub fn recovered_vm_failed(behaviour: &mut Behaviour) {
+    behaviour.vm_state = Some(recovered_vm_status::State::Failed);
 }
