@@ -72,6 +72,8 @@ resource "siterecovery_hyperv_host" "recovery" {
   data_folder    = "${var.recovery_folder}/data"
   install_folder = "${var.recovery_folder}/bin"
   roles          = ["recovery"]
+
+  recovery_generations = var.recovery_generations
 }
 
 resource "siterecovery_replication_policy" "this" {

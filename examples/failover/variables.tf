@@ -33,6 +33,12 @@ variable "recovery_folder" {
   default     = "/var/lib/siterecovery-recovery"
 }
 
+variable "recovery_generations" {
+  description = "Generations of virtual machines that the recovery host runs; null: all that it can. Linux of generation 2 is converted for a host with [1]."
+  type        = set(number)
+  default     = null
+}
+
 variable "replica_folder" {
   description = "Folder of the storage account."
   type        = string

@@ -48,6 +48,8 @@ pub struct ServicesProviderProperties {
     pub hypervisor: String,
     /// Extension: may run recovered VMs.
     pub recovery_role: bool,
+    /// Extension: generations of VMs that it runs as they are when it recovers them; empty = not told.
+    pub recovery_generations: Vec<u32>,
     /// Extension: free bytes on the volume of the engine's data folder.
     pub free_bytes: u64,
     /// Extension: rate limits of all VMs of the host together.

@@ -268,6 +268,7 @@ mod tests {
                 data_folder: "/var/50%".into(),
                 recovery_folder: "/var/r".into(),
                 recovery_role: true,
+                recovery_generations: None,
                 host_name: "hv1".into(),
             },
             owner: "site".into(),

@@ -18,6 +18,9 @@ pub struct EngineSettings {
     pub recovery_folder: PathBuf,
     /// Whether this host may run recovered VMs.
     pub recovery_role: bool,
+    /// Generations of VMs that it may run then; `None` = all that its hypervisor can run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_generations: Option<Vec<u32>>,
     /// Name that the host reports.
     pub host_name: String,
 }

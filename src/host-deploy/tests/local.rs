@@ -52,6 +52,7 @@ fn lab() -> Lab {
             data_folder: root.join("var/engine"),
             recovery_folder: root.join("var/engine/recovered"),
             recovery_role: true,
+            recovery_generations: Some(vec![1]),
             host_name: "hv1".into(),
         },
         owner: "site".into(),

@@ -115,6 +115,12 @@ impl Live {
             .find(|status| status.id.eq_ignore_ascii_case(vm_id))
     }
 
+    /// What is said of a recovery plan's script.
+    #[must_use]
+    pub fn script(&self, id: &str) -> Option<&v1::ScriptStatus> {
+        self.report.scripts.iter().find(|status| status.id == id)
+    }
+
     /// Whether the host may run recovered VMs.
     #[must_use]
     pub fn recovery_role(&self) -> bool {
@@ -122,6 +128,16 @@ impl Live {
             .host
             .as_ref()
             .is_some_and(|host| host.recovery_role)
+    }
+
+    /// Whether the host runs a recovered VM of this generation as it is; yes of a host that doesn't tell.
+    #[must_use]
+    pub fn keeps_generation(&self, generation: u32) -> bool {
+        let kept = self.report.host.as_ref();
+        kept.is_none_or(|host| {
+            let all = &host.recovery_generations;
+            all.is_empty() || all.contains(&generation)
+        })
     }
 
     /// Name of the host.

@@ -346,3 +346,38 @@ async fn a_failback_waits_for_a_person_and_leads_back_to_protection() {
     assert!(engine.last().replications[0].generation > first);
     world.orchestrator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_no_recovery_host_can_start_is_refused_before_its_source_is_stopped() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let db = world.protect(DB).await;
+    engine.behave(|behaviour| behaviour.recovery_generations = Some(vec![1]));
+    let told = |host: &Value| property(host, "recoveryGenerations") == &json!([1]);
+    world.until(&engine.provider_id, told).await;
+    // Linux of generation 2 may be convertible: the recovery host finds out.
+    let started = world.post(&format!("{db}/plannedFailover"), away()).await;
+    let item = world.done(&started).await;
+    assert_eq!(property(&item, "activeLocation"), "Recovery");
+
+    engine.behave(|behaviour| behaviour.os_type = Some("Windows"));
+    let told = |item: &Value| item.to_string().contains(r#""Windows""#);
+    world.until(&web, told).await;
+    let started = world.post(&format!("{web}/plannedFailover"), away()).await;
+    world.finish(&started).await;
+    let job = world.job(&started).await;
+    assert_eq!(property(&job, "state"), "Failed");
+    let error = &job["properties"]["errors"][0]["serviceErrorDetails"];
+    assert_eq!(error["code"], "GenerationNotSupported", "{job}");
+    let message = error["message"].as_str().expect("message");
+    assert!(
+        message.contains("web01") && message.contains("Windows"),
+        "{message}"
+    );
+    let item = world.get(&web).await.body;
+    assert_eq!(property(&item, "activeLocation"), "Primary");
+    assert_eq!(property(&item, "protectionState"), "Protected");
+    assert_eq!(engine.last().recovered_vms.len(), 1, "only the other one's");
+    world.orchestrator.stop().await;
+}

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Promise: the replica is only read; what the recovered VM writes stays in its folder, until a failback ships it
-//! ([`reverse`]). What the guest needs to start in another generation is laid over what is read ([`Conversion`]). An engine that was killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
+//! ([`reverse`]). What the guest needs to start in another generation is laid over what is read ([`Conversion`]). An engine
+//! that was killed serves the same point on the same socket again, and the VM, which waits for it, goes on. What is no
 //! longer desired leaves nothing: no VM, no folder, no pin.
 //!
 //! A VM of a failover is production: it is made, stopped and removed by orders only ([`failover`]), never because nobody

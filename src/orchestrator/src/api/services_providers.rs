@@ -256,6 +256,7 @@ async fn answer(
             machine_name: host.name,
             hypervisor: host.hypervisor,
             recovery_role: host.recovery_role,
+            recovery_generations: host.recovery_generations,
             free_bytes: host.free_bytes,
             throttles: engine.throttles.clone(),
             extra: arm_model::Extra::new(),

@@ -89,10 +89,11 @@ pub fn common_point(app: &App, items: &[Item]) -> Result<String, Fault> {
     })
 }
 
-/// A connected host of the vault with the recovery role; the item's own one first.
+/// A connected host of the vault with the recovery role: one that keeps the VM's generation before others, the item's own
+/// one before those that do as well.
 ///
 /// # Errors
-/// 409 when there is none; failures of the store.
+/// 409 when there is none, or none that the VM can start on; failures of the store.
 pub async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
     let id = ProtectedItemId::parse(&item.id)
         .map_err(|error| Fault::invalid("id", error.to_string()))?;
@@ -119,7 +120,19 @@ pub async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
                     .is_some_and(|live| live.recovery_role() && live.connected(now))
             })
             .collect();
-    engines.sort_by_key(|engine| *engine != item.engine_id);
+    // As its host last told; of one that nobody tells of, no host is better than another.
+    let source = app.fleet.get(&item.engine_id).unwrap_or_default();
+    let machine = source.machine(&item.vm_id);
+    let keeps = |engine: &str| {
+        let live = app.fleet.get(engine).unwrap_or_default();
+        machine.is_none_or(|machine| live.keeps_generation(machine.generation))
+    };
+    engines.sort_by_key(|engine| (!keeps(engine), *engine != item.engine_id));
+    if let (Some(engine), Some(machine)) = (engines.first(), machine)
+        && !keeps(engine)
+    {
+        check_conversion(item, machine)?;
+    }
     engines.into_iter().next().ok_or_else(|| {
         Fault::refuse(
             409,
@@ -133,4 +146,34 @@ pub async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
             ),
         )
     })
+}
+
+/// What is known without looking at the disk; the engine of the recovery host looks at it.
+fn check_conversion(item: &Item, machine: &v1::VirtualMachine) -> Result<(), Fault> {
+    let told = item.request.os_type.as_ref();
+    let os_type = told.unwrap_or(&machine.os_type);
+    if machine.generation == 2 && !os_type.eq_ignore_ascii_case("Windows") {
+        return Ok(());
+    }
+    Err(Fault::refuse(
+        409,
+        ArmError::new(
+            "GenerationNotSupported",
+            format!(
+                "The VM `{}` is of generation {} and no connected recovery host supports that; {}.",
+                item.vm_name,
+                machine.generation,
+                if machine.generation == 2 {
+                    "Windows can't be converted to generation 1"
+                } else {
+                    "generation 1 can't be converted to generation 2"
+                }
+            ),
+        )
+        .at(item.id.clone())
+        .advise(
+            "The recovery hosts lack firmware for it, or `recovery_generations` leaves it out.",
+            "Install OVMF on a recovery host for generation 2, or widen its `recovery_generations`.",
+        ),
+    ))
 }

@@ -74,6 +74,7 @@ pub fn host(name: &str) -> v1::Host {
         engine_version: "0.1.0".to_owned(),
         free_bytes: 1 << 40,
         recovery_role: true,
+        recovery_generations: vec![1, 2],
     }
 }
 
@@ -303,7 +304,13 @@ fn report(
         .collect();
     v1::EngineReport {
         observed_generation: state.generation,
-        host: Some(host("hv1.lab.example")),
+        host: Some(v1::Host {
+            recovery_generations: behaviour
+                .recovery_generations
+                .clone()
+                .unwrap_or_else(|| vec![1, 2]),
+            ..host("hv1.lab.example")
+        }),
         virtual_machines: [
             machine(WEB, "web01", vec![]),
             machine(DB, "db01", vec![]),

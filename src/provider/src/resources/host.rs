@@ -27,7 +27,7 @@ use tf_provider::{
     Presence, Resource, ResourceState, Schema, Type, Value,
 };
 
-use self::checks::{absolute, check, reachable, recovered_in};
+use self::checks::{absolute, check, generations, generations_of, reachable, recovered_in};
 use super::association::site_id;
 use crate::Session;
 use crate::errors::{Fields, deploy_failed};
@@ -115,6 +115,13 @@ impl Resource<Session> for HypervHost {
                 folder("Folder on the host for recovered VMs. At most 61 bytes. Default: `recovered` in `data_folder`. Changing it makes a new host.")
                     .computed()
                     .requires_replace(),
+            )
+            .attribute(
+                "recovery_generations",
+                Attribute::set(Type::Number)
+                    .optional()
+                    .check(generations)
+                    .describe("Generations of VMs that may run on the host when it recovers them: `[1]`, `[2]` or `[1, 2]`. A Linux VM of generation 2 on a host without it is converted to generation 1 and back, see the guide on guests of generation 2; a Windows VM is refused. Default: what the host's hypervisor can run."),
             )
             .attribute("id", fields::id())
             .attribute(
@@ -374,6 +381,7 @@ fn deployment(session: &Session, object: &Object) -> Result<Deployment, Diagnost
             data_folder: data_folder.into(),
             recovery_folder: recovery.into(),
             recovery_role: has("recovery"),
+            recovery_generations: generations_of(object),
             host_name: object.string("name"),
         },
         owner: object.string("hyperv_site_id").to_lowercase(),

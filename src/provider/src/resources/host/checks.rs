@@ -33,6 +33,31 @@ pub(super) fn reachable(value: &Value) -> Result<(), String> {
     }
 }
 
+pub(super) fn generations(value: &Value) -> Result<(), String> {
+    let Some(elements) = value.as_elements() else {
+        return Ok(());
+    };
+    if elements.is_empty() {
+        return Err("must name at least one of 1 and 2, or be left out".to_owned());
+    }
+    let known = elements.iter().filter_map(Value::as_number);
+    for number in known {
+        if !matches!(number.as_u64(), Some(1 | 2)) {
+            return Err(format!("can't have {}: use 1 and 2", number.as_text()));
+        }
+    }
+    Ok(())
+}
+
+/// As the engine is told; `None` when nothing is said of it.
+pub(super) fn generations_of(object: &Object) -> Option<Vec<u32>> {
+    let numbers = object.elements("recovery_generations").iter();
+    let numbers = numbers.filter_map(|one| u32::try_from(one.as_number()?.as_u64()?).ok());
+    let mut all: Vec<u32> = numbers.collect();
+    all.sort_unstable();
+    (!all.is_empty()).then_some(all)
+}
+
 pub(super) fn recovered_in(data_folder: &str) -> String {
     format!("{}/recovered", data_folder.trim_end_matches('/'))
 }
@@ -150,6 +175,20 @@ mod tests {
             ["recovery_folder"]
         );
         assert!(problems(&base.with("vm_folder", "/vms")).is_empty());
+    }
+
+    #[test]
+    fn only_the_two_generations_that_there_are_can_be_named() {
+        for good in [vec![1], vec![2], vec![2, 1]] {
+            let set = Value::set(good);
+            assert_eq!(generations(&set), Ok(()));
+            let told = generations_of(&Object::new().with("recovery_generations", set));
+            assert!(told.is_some_and(|told| told.is_sorted()));
+        }
+        for wrong in [vec![], vec![3], vec![1, 0]] {
+            assert!(generations(&Value::set(wrong)).is_err());
+        }
+        assert_eq!(generations_of(&Object::new()), None);
     }
 
     #[test]
