@@ -30,9 +30,7 @@ const NOT_MET: i32 = 3;
 /// Runs one comparison, or all; all of them also write the table.
 pub fn run(root: &Path, options: &Options<'_>) -> Result<()> {
     let mut packages = vec!["engine", "bench"];
-    if options.name.is_none_or(|name| name == "provider-start") {
-        packages.push("provider");
-    }
+    packages.extend(further_packages(options.name));
     let mut build = vec!["build", "--release", "--quiet"];
     for package in packages {
         build.extend(["--package", package]);
@@ -81,6 +79,15 @@ pub fn run(root: &Path, options: &Options<'_>) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What a comparison needs beside engine and bench.
+fn further_packages(name: Option<&str>) -> &'static [&'static str] {
+    match name {
+        Some("provider-start") => &["provider"],
+        None | Some("rto" | "failback") => &["provider", "orchestrator", "cli"],
+        Some(_) => &[],
+    }
 }
 
 fn list<T: AsRef<str>>(names: &[T]) -> String {
@@ -235,7 +242,8 @@ fn page(outcomes: &[Value], troubles: &[String], options: &Options<'_>, seconds:
     page.push_str(
         "\nThe ratio is the quantity that its bound is about: time, bytes or processor time of ours by that of the peer; a rate\n\
          of ours by that of the peer; for `heal` how many times faster ours is; for `delta-scaling` the costliest disk size by\n\
-         the cheapest; for `guest-impact` the guest's rate without by that with replication. Both sides find the page cache in\n\
+         the cheapest; for `guest-impact` the guest's rate without by that with replication; for `rto` and `failback` what the\n\
+         measure's name says. Both sides find the page cache in\n\
          the same state, and nothing of an earlier measurement waits to be written. `siterecovery-engine bench` tells what the\n\
          machine itself can do.\n",
     );

@@ -14,6 +14,7 @@ mod double;
 mod outcome;
 mod process;
 mod setting;
+mod site;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ struct Arguments {
     /// How often cheap measurements are repeated
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// The engine to measure
+    /// The engine to measure; our other programs lie beside it. Without it those of this program's own build
     #[arg(long, value_name = "FILE")]
     engine: Option<PathBuf>,
 }
@@ -65,7 +66,7 @@ fn main() -> Result<ExitCode> {
     let setting = Setting {
         engine: arguments
             .engine
-            .unwrap_or_else(|| root.join("target/release/siterecovery-engine")),
+            .unwrap_or(std::env::current_exe()?.with_file_name("siterecovery-engine")),
         root,
         scale: arguments.scale.clamp(0.001, 100.0),
         rounds: arguments.rounds.max(1),

@@ -31,6 +31,11 @@ impl Setting {
         Command::new(&self.engine)
     }
 
+    /// Where our programs lie.
+    pub fn programs(&self) -> PathBuf {
+        self.engine.with_file_name("")
+    }
+
     /// A folder for a case; removed with the guard.
     pub fn scratch(&self, name: &str) -> Result<Scratch> {
         let path = self.root.join("target/bench").join(name);

@@ -13,6 +13,7 @@ use crate::process::{kill_9, matching, run};
 pub struct Lab {
     folder: PathBuf,
     root: PathBuf,
+    programs: PathBuf,
     keep: bool,
 }
 
@@ -36,11 +37,16 @@ impl Lab {
     /// An empty lab; what an earlier run left there is killed and removed. Its folder lies in the temporary folder and not
     /// below the checkout, because a unix socket's address holds 107 bytes only.
     pub fn new(name: &str) -> Result<Self> {
-        let root = root()?;
-        let folder = std::env::temp_dir().join("site-recovery-lab").join(name);
+        let programs = root()?.join("target/debug");
+        Self::with_programs(name, programs)
+    }
+
+    /// The same with programs of another build.
+    pub fn with_programs(name: &str, programs: PathBuf) -> Result<Self> {
         let lab = Self {
-            folder,
-            root,
+            folder: std::env::temp_dir().join("site-recovery-lab").join(name),
+            root: root()?,
+            programs,
             keep: false,
         };
         lab.clear()?;
@@ -92,7 +98,7 @@ impl Lab {
 
     /// One of our programs.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.root.join("target/debug").join(name)
+        self.programs.join(name)
     }
 
     /// Builds a guest's disks and its `vm.toml`.

@@ -2,6 +2,7 @@
 
 mod convert;
 mod delta;
+mod failback;
 mod guest_impact;
 mod heal;
 mod initial_azurite;
@@ -10,6 +11,7 @@ mod memory;
 mod points;
 mod provider_start;
 mod read;
+mod rto;
 
 use anyhow::Result;
 
@@ -32,4 +34,6 @@ pub const CASES: &[(&str, Case)] = &[
     ("points", points::run),
     ("memory", memory::run),
     ("guest-impact", guest_impact::run),
+    ("rto", rto::run),
+    ("failback", failback::run),
 ];
