@@ -25,5 +25,23 @@ resource "siterecovery_recovery_plan" "this" {
 
   boot_group {
     protected_vm_ids = var.web_vm_ids
+
+    pre_action {
+      name                      = "point the clients here"
+      type                      = "ManualActionDetails"
+      fail_over_types           = ["PlannedFailover", "UnplannedFailover"]
+      fail_over_directions      = ["PrimaryToRecovery"]
+      manual_action_instruction = "Change the DNS entry of shop.example.com, then go on."
+    }
+
+    post_action {
+      name                 = "shop answers"
+      type                 = "ScriptActionDetails"
+      fail_over_types      = ["TestFailover", "PlannedFailover", "UnplannedFailover"]
+      fail_over_directions = ["PrimaryToRecovery"]
+      fabric_location      = "Recovery"
+      script_path          = "shop/check.sh"
+      timeout              = "00:05:00"
+    }
   }
 }

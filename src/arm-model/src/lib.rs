@@ -17,7 +17,9 @@ pub mod id;
 pub mod ids;
 pub mod job;
 pub mod neighbours;
+pub mod network;
 pub mod operation;
+pub mod plan_action;
 pub mod policy;
 pub mod protectable_item;
 pub mod protected_item;
@@ -34,9 +36,9 @@ pub use envelope::{Extra, Page, Resource, SystemData};
 pub use error::{ArmError, ErrorEnvelope};
 pub use id::{ArmId, IdError};
 pub use ids::{
-    ContainerId, FabricId, JobId, MappingId, PlanId, PolicyId, ProtectableItemId, ProtectedItemId,
-    RecoveryPointId, ResourceGroupId, ServicesProviderId, StorageAccountId, VaultId,
-    VirtualNetworkId,
+    ContainerId, FabricId, JobId, MappingId, NetworkId, NetworkMappingId, PlanId, PolicyId,
+    ProtectableItemId, ProtectedItemId, RecoveryPointId, ResourceGroupId, ServicesProviderId,
+    StorageAccountId, VaultId, VirtualNetworkId,
 };
 pub use operation::{OperationState, OperationStatus};
 

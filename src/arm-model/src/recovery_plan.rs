@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::envelope::Extra;
+use crate::failover::{PRIMARY_TO_RECOVERY, RECOVERY_TO_PRIMARY};
+use crate::plan_action::{CONSOLE, PlanAction, READINESS, repeated_names};
 use crate::protected_item::CurrentScenario;
 
 /// `groupType` of groups that start VMs.
@@ -48,9 +50,119 @@ pub struct PlanGroup {
     /// Items.
     pub replication_protected_items: Vec<PlanItem>,
     /// Actions before.
-    pub start_group_actions: Vec<Value>,
+    pub start_group_actions: Vec<PlanAction>,
     /// Actions after.
-    pub end_group_actions: Vec<Value>,
+    pub end_group_actions: Vec<PlanAction>,
+}
+
+/// A rule that an action of a plan breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanProblem {
+    /// Group, from 0, as they were given.
+    pub group: usize,
+    /// After the group, not before.
+    pub after: bool,
+    /// Action, from 0.
+    pub action: usize,
+    /// Property below the action, such as `customDetails.path`.
+    pub field: &'static str,
+    /// What is wrong, a sentence.
+    pub message: String,
+    /// What to do, a sentence.
+    pub advice: String,
+}
+
+impl PlanProblem {
+    /// Where it is, in a request.
+    #[must_use]
+    pub fn target(&self) -> String {
+        let list = if self.after {
+            "endGroupActions"
+        } else {
+            "startGroupActions"
+        };
+        format!(
+            "properties.groups[{}].{list}[{}].{}",
+            self.group, self.action, self.field
+        )
+    }
+}
+
+/// All rules that the actions of a plan break.
+#[must_use]
+pub fn action_problems(groups: &[PlanGroup]) -> Vec<PlanProblem> {
+    let mut all = Vec::new();
+    for (group, one) in groups.iter().enumerate() {
+        let lists = [
+            (false, &one.start_group_actions),
+            (true, &one.end_group_actions),
+        ];
+        for (after, actions) in lists {
+            let numbered = actions.iter().enumerate();
+            all.extend(numbered.map(|(number, action)| (group, after, number, action)));
+        }
+    }
+    let mut found = Vec::new();
+    for &(group, after, action, one) in &all {
+        found.extend(one.problems().into_iter().map(|problem| PlanProblem {
+            group,
+            after,
+            action,
+            field: problem.field,
+            message: problem.message,
+            advice: problem.advice,
+        }));
+    }
+    for &(group, after, action, one) in &all {
+        let is_console = one.custom_details.check.as_deref() == Some(CONSOLE)
+            && one.custom_details.instance_type == READINESS;
+        let is_boot = groups
+            .get(group)
+            .is_some_and(|group| group.group_type == BOOT);
+        let comes_back = one
+            .failover_directions
+            .iter()
+            .any(|way| way == RECOVERY_TO_PRIMARY);
+        let (field, message) = if !is_console {
+            continue;
+        } else if !after || !is_boot {
+            (
+                "customDetails.check",
+                "Before a group, and around shutdown and failover, there is no console to be seen.",
+            )
+        } else if comes_back {
+            (
+                "failoverDirections",
+                "The console of a VM that is back at its source is not seen.",
+            )
+        } else {
+            continue;
+        };
+        found.push(PlanProblem {
+            group,
+            after,
+            action,
+            field,
+            message: message.to_owned(),
+            advice: format!("Use {CONSOLE} after a boot group, in the direction {PRIMARY_TO_RECOVERY}; elsewhere a delay."),
+        });
+    }
+    let names = all
+        .iter()
+        .map(|(_, _, _, action)| action.action_name.as_str());
+    for (_, later) in repeated_names(names) {
+        if let Some(&(group, after, action, one)) = all.get(later) {
+            found.push(PlanProblem {
+                group,
+                after,
+                action,
+                field: "actionName",
+                message: format!("The plan has an action `{}` already.", one.action_name),
+                advice: "Give each action of a plan a name of its own.".to_owned(),
+            });
+        }
+    }
+    found
 }
 
 /// An item of a group.

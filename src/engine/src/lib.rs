@@ -39,6 +39,7 @@ pub mod replicate;
 pub mod replicator;
 pub mod report;
 pub mod schedule;
+pub mod scripts;
 pub mod session;
 pub mod source;
 pub mod stores;

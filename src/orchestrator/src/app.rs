@@ -1,9 +1,10 @@
 //! What every part of the orchestrator shares: store, fleet, clock, the bell that wakes waiters.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use engine_protocol::Authority;
+use plan_script::Scripts;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 
@@ -61,6 +62,7 @@ pub struct App {
     pub sealer: Sealer,
     /// What is borrowed to reach storage accounts, and what went wrong with it.
     pub loans: Loans,
+    scripts: OnceLock<Arc<Scripts>>,
     /// Milliseconds that our clock is ahead of the system's; tests move it.
     ahead_ms: AtomicI64,
     bell: watch::Sender<u64>,
@@ -108,6 +110,7 @@ impl App {
             patience: parts.patience,
             sealer: parts.sealer,
             loans: Loans::default(),
+            scripts: OnceLock::new(),
             ahead_ms: AtomicI64::new(0),
             bell: watch::Sender::new(0),
             jobs,
@@ -145,6 +148,18 @@ impl App {
     #[must_use]
     pub fn revision(&self) -> (u64, i64) {
         (self.store.revision(), self.ahead_ms.load(Ordering::Relaxed))
+    }
+
+    /// Scripts of recovery plans run on this machine, too.
+    pub fn run_scripts(&self, scripts: Arc<Scripts>) {
+        // The first ones know what runs.
+        let _known = self.scripts.set(scripts);
+    }
+
+    /// What runs scripts here, if anything does.
+    #[must_use]
+    pub fn scripts(&self) -> Option<&Arc<Scripts>> {
+        self.scripts.get()
     }
 
     /// Wakes everybody who waits for a change of resources or reports.

@@ -63,6 +63,8 @@ pub struct Config {
     pub regions: Vec<String>,
     /// Times after which waiting gives up.
     pub patience: Patience,
+    /// Where scripts of recovery plans may come from; without it none runs on this machine.
+    pub scripts_folder: Option<PathBuf>,
 }
 
 /// A running orchestrator.
@@ -125,6 +127,7 @@ impl Orchestrator {
             patience: config.patience,
             sealer: identity.sealer,
         });
+        run_scripts(&app, &config)?;
         load_fleet(&app).await?;
         let admin = first_start::admin(&app, &identity.subscription_id, &config.data).await?;
         let stop = CancellationToken::new();
@@ -157,6 +160,10 @@ impl Orchestrator {
                 token.cancel();
             }
         }));
+        tasks.push(tokio::spawn(schedule::run::run(
+            Arc::clone(&app),
+            stop.clone(),
+        )));
         tasks.push(tokio::spawn(housekeeping::run(
             Arc::clone(&app),
             stop.clone(),
@@ -187,6 +194,25 @@ impl Orchestrator {
         }
         info!("orchestrator stopped");
     }
+}
+
+/// Takes up what is noted of recovery plans' scripts; each end of one rings the bell.
+fn run_scripts(app: &Arc<App>, config: &Config) -> Result<()> {
+    let notes = config.data.join("scripts");
+    let scripts = plan_script::Scripts::open(config.scripts_folder.clone(), notes)
+        .context("reading the notes of recovery plans' scripts")?;
+    let mut changes = scripts.watch();
+    app.run_scripts(scripts);
+    let app = Arc::downgrade(app);
+    tokio::spawn(async move {
+        while changes.changed().await.is_ok() {
+            match app.upgrade() {
+                Some(app) => app.ring(),
+                None => break,
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {

@@ -54,6 +54,9 @@ struct Serve {
     /// Region of this installation; may be repeated. Without it any region is taken.
     #[arg(long = "region")]
     regions: Vec<String>,
+    /// Folder that scripts of recovery plans may come from; without it none runs on this machine.
+    #[arg(long)]
+    scripts_folder: Option<PathBuf>,
     /// At the first start, writes what to export into this file (0600); the secret is then not printed.
     #[arg(long)]
     write_admin_env: Option<PathBuf>,
@@ -128,6 +131,7 @@ async fn serve(options: Serve) -> Result<()> {
         public_gateway: options.public_gateway,
         regions: options.regions,
         patience: Patience::default(),
+        scripts_folder: options.scripts_folder,
     })
     .await?;
     if let Some(admin) = &orchestrator.admin {

@@ -292,6 +292,20 @@ fn bad_input_is_refused_at_plan_time_at_the_attribute() {
     assert!(problem.detail.contains("local"), "{problem:?}");
     terraform.write(&host("  host_connection = {\n    type = \"local\"\n  }"));
     terraform.one_error("plan", "resource \"siterecovery_hyperv_host\"");
+    let plan = |action: &str| {
+        format!(
+            "{}\nresource \"siterecovery_recovery_plan\" \"this\" {{\n  name = \"shop\"\n  recovery_vault_id = siterecovery_vault.this.id\n  hyperv_site_id = siterecovery_hyperv_site.this.id\n  boot_group {{\n    protected_vm_ids = [siterecovery_hyperv_site.this.id]\n    post_action {{\n      name = \"check\"\n      fail_over_types = [\"PlannedFailover\"]\n      fail_over_directions = [\"PrimaryToRecovery\"]\n{action}\n    }}\n  }}\n}}\n",
+            base(&lab)
+        )
+    };
+    terraform.write(&plan(
+        "      type = \"ScriptActionDetails\"\n      fabric_location = \"Primary\"\n      script_path = \"../x\"",
+    ));
+    terraform.one_error("plan", "script_path");
+    terraform.write(&plan(
+        "      type = \"WebhookActionDetails\"\n      webhook_url = \"http://example.com\"",
+    ));
+    terraform.one_error("plan", "webhook_url");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   ring 3  provider orchestrator engine cli xtask            (and the tests)
-//!   ring 2  tf-provider arm-client azure-storage replica-store hypervisor engine-protocol host-deploy
+//!   ring 2  tf-provider arm-client azure-storage azure-compute replica-store hypervisor engine-protocol
+//!           host-deploy
 //!   ring 1  disk-image replication-log protection arm-model   (no tokio, no network)
 //! ```
 
@@ -17,10 +18,12 @@ const RING_2: &[&str] = &[
     "tf-provider",
     "arm-client",
     "azure-storage",
+    "azure-compute",
     "replica-store",
     "hypervisor",
     "engine-protocol",
     "host-deploy",
+    "plan-script",
 ];
 const RING_3: &[&str] = &[
     "provider",

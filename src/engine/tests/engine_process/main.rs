@@ -4,6 +4,7 @@
 
 mod failover;
 mod lab;
+mod scripts;
 
 use std::sync::atomic::Ordering;
 

@@ -18,6 +18,7 @@ use arm_model::failover::{
     USE_OWN_POINT, UnplannedFailover,
 };
 use arm_model::job::{FAILOVER_DETAILS, JobDetails};
+use arm_model::recovery_plan::PlanGroup;
 use arm_model::{ArmError, ArmId, ProtectedItemId, VaultId};
 use protection::life::{DataOption, Event, Request};
 use serde::Serialize;
@@ -25,13 +26,14 @@ use serde_json::Value;
 
 use super::entry::{Call, unknown_path};
 use super::reply::Reply;
-use super::{item_answer, load, plans, test_failover};
+use super::{item_answer, load, plan_part, plans, test_failover};
 use crate::fault::Fault;
 use crate::saga::choose::PointChoice;
 use crate::saga::failback::{self, FailbackInput};
 use crate::saga::failover::{self, FailoverInput};
 use crate::saga::failover_steps::{self, Step, StepInput};
 use crate::saga::start::{self, NewJob};
+use crate::saga::steps::{Arranged, Scenario};
 use crate::store::records::{Item, Plan, Stored};
 
 const POINT: &str = "properties.providerSpecificDetails.recoveryPointId";
@@ -53,6 +55,7 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
         point,
         common_point: false,
         requested_unix_ms: call.app.now_ms(),
+        steps: Vec::new(),
     };
     match call.route.tail.as_deref() {
         Some("plannedfailover") => {
@@ -64,14 +67,14 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
                 to_its_own_host(&details, &stored.record)?;
                 let option = details.data_sync_option;
                 let minimise = minimises_downtime(option.as_deref(), at)?;
-                return back(call, about, minimise, &[&stored]).await;
+                return back(call, about, minimise, &[&stored], &[]).await;
             }
             let wanted = details.and_then(|details| details.recovery_point_id);
             if wanted.is_some_and(|wanted| !wanted.is_empty()) {
                 return Err(no_choice(POINT));
             }
             let input = one(PointChoice::Newest, true, true);
-            begin(call, about, input, &[&stored]).await
+            begin(call, about, input, &[&stored], &[]).await
         }
         Some("unplannedfailover") => {
             let body: UnplannedFailover = call.properties()?;
@@ -80,7 +83,8 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
             let details = body.provider_specific_details;
             let wanted = details.and_then(|details| details.recovery_point_id);
             let point = point(call, &id, &stored, wanted.as_deref(), POINT)?;
-            begin(call, about, one(point, false, shut_down), &[&stored]).await
+            let input = one(point, false, shut_down);
+            begin(call, about, input, &[&stored], &[]).await
         }
         Some("applyrecoverypoint") => {
             let body: ApplyRecoveryPoint = call.properties()?;
@@ -115,8 +119,9 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
     let plan = load::require::<Plan>(call.app, id.as_str()).await?.record;
     let groups = plans::boot_order(&plan.groups)
         .map_err(|error| Fault::invalid("groups", format!("{error}.")))?;
+    let part = plan_part::read(call, &plan.groups)?;
     let mut members = Vec::new();
-    for item in groups.iter().flatten() {
+    for item in groups.iter().flatten().filter(|id| part.has(id)) {
         members.push(load::require::<Item>(call.app, item).await?);
     }
     let about = About::plan(&vault, &id);
@@ -125,12 +130,13 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
         let (point, common_point) = points(details)?;
         Ok::<_, Fault>(FailoverInput {
             plan: Some(plan.id.clone()),
-            groups: groups.clone(),
+            groups: Vec::new(),
             planned,
             shut_down,
             point,
             common_point,
             requested_unix_ms: call.app.now_ms(),
+            steps: Vec::new(),
         })
     };
     match call.route.tail.as_deref() {
@@ -141,20 +147,20 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
                 let first = body.provider_specific_details.first();
                 let option = first.and_then(|one| one.data_sync_option.as_deref());
                 let minimise = minimises_downtime(option, at)?;
-                return back(call, about, minimise, &all).await;
+                return back(call, about, minimise, &all, &plan.groups).await;
             }
             let input = of_plan(&body.provider_specific_details, true, true)?;
             if input.common_point || input.point != PointChoice::Newest {
                 return Err(no_choice("properties.providerSpecificDetails[0]"));
             }
-            begin(call, about, input, &all).await
+            begin(call, about, input, &all, &plan.groups).await
         }
         Some("unplannedfailover") => {
             let body: PlanUnplannedFailover = call.properties()?;
             only_away(body.failover_direction.as_deref())?;
             let shut_down = shuts_down(body.source_site_operations.as_deref())?;
             let input = of_plan(&body.provider_specific_details, false, shut_down)?;
-            begin(call, about, input, &all).await
+            begin(call, about, input, &all, &plan.groups).await
         }
         Some(tail) => {
             let one = match tail {
@@ -229,17 +235,16 @@ async fn begin(
     about: About<'_>,
     mut input: FailoverInput,
     items: &[&Stored<Item>],
+    plan: &[PlanGroup],
 ) -> Result<Reply, Fault> {
-    // A plan that failed half-way is started again for the rest.
+    // A plan that failed half-way is started again for the rest; the actions of its groups run again.
     let ready = ready(items, input.request(), about.is_plan)?;
-    let waits = |id: &String| {
-        let mut ids = ready.iter().map(|item| &item.record.id);
-        ids.any(|known| known.eq_ignore_ascii_case(id))
-    };
-    for group in &mut input.groups {
-        group.retain(waits);
+    if about.is_plan {
+        let scenario = input.scenario();
+        let arranged = arrange(plan, scenario, items, &ready);
+        input.groups = arranged.groups();
+        input.steps = arranged.away(scenario);
     }
-    input.groups.retain(|group| !group.is_empty());
     let items = ready.as_slice();
     let (scenario, friendly) = if input.planned {
         ("PlannedFailover", "Planned failover")
@@ -249,6 +254,25 @@ async fn begin(
     let tasks = failover::tasks(&input);
     let head = (scenario, friendly, "failover");
     job(call, about, head, &input, tasks, items).await
+}
+
+/// The plan's nodes: actions of groups with a VM that was asked for, VMs that are ready.
+fn arrange(
+    plan: &[PlanGroup],
+    scenario: Scenario,
+    asked: &[&Stored<Item>],
+    ready: &[&Stored<Item>],
+) -> Arranged {
+    let is_among = |items: &[&Stored<Item>], id: &str| {
+        let mut ids = items.iter().map(|item| &item.record.id);
+        ids.any(|known| known.eq_ignore_ascii_case(id))
+    };
+    Arranged::new(
+        plan,
+        scenario,
+        |id| is_among(asked, id),
+        |id| is_among(ready, id),
+    )
 }
 
 /// The items that a request is possible for. An item alone has to be; of a plan, those that are at the recovery side
@@ -479,19 +503,28 @@ async fn back(
     about: About<'_>,
     minimise_downtime: bool,
     items: &[&Stored<Item>],
+    plan: &[PlanGroup],
 ) -> Result<Reply, Fault> {
     let option = if minimise_downtime {
         DataOption::MinimiseDowntime
     } else {
         DataOption::FullDownload
     };
-    let items = &ready(items, Request::Failback(option), about.is_plan)?;
+    let ready = &ready(items, Request::Failback(option), about.is_plan)?;
+    let stops_at = FailbackInput::stops_at(minimise_downtime);
+    let steps = if about.is_plan {
+        arrange(plan, Scenario::Back, items, ready).back(failback::NODES, stops_at)
+    } else {
+        Vec::new()
+    };
     let input = FailbackInput {
-        items: items.iter().map(|item| item.record.id.clone()).collect(),
+        plan: about.is_plan.then(|| about.resource.as_str().to_owned()),
+        steps,
+        items: ready.iter().map(|item| item.record.id.clone()).collect(),
         minimise_downtime,
     };
     let head = ("PlannedFailover", "Failback", "failback");
-    job(call, about, head, &input, failback::tasks(), items).await
+    job(call, about, head, &input, failback::tasks(&input), ready).await
 }
 
 fn only_away(direction: Option<&str>) -> Result<(), Fault> {

@@ -12,7 +12,7 @@ use super::load;
 use super::reply::Reply;
 use crate::auth::{clients, oauth};
 use crate::fault::Fault;
-use crate::saga::failback;
+use crate::saga::person;
 use crate::saga::state::Phase;
 use crate::store::records::{self, JobRecord};
 
@@ -133,7 +133,7 @@ async fn resume(call: &Call<'_>, id: &JobId) -> Result<Reply, Fault> {
     let waited = AtomicBool::new(false);
     let job = records::update::<JobRecord>(call.app.store.as_ref(), &id.key(), |job| {
         let mut job = job.clone();
-        let goes_on = failback::resume(&mut job, comments);
+        let goes_on = person::resume(&mut job, comments);
         waited.store(goes_on, Ordering::Relaxed);
         goes_on.then_some(job)
     })

@@ -7,6 +7,8 @@
 //! ```
 
 pub mod containers;
+pub mod drill_report;
+pub mod drill_schedules;
 pub mod enable;
 pub mod entry;
 pub mod fabrics;
@@ -19,9 +21,12 @@ pub mod item_rules;
 pub mod jobs;
 pub mod load;
 pub mod mappings;
+pub mod network_mappings;
 pub mod networks;
+pub mod nics;
 pub mod operations;
 pub mod plain;
+mod plan_part;
 pub mod plans;
 pub mod policies;
 pub mod protectable_items;
@@ -32,6 +37,7 @@ pub mod resource_groups;
 pub mod route;
 pub mod server;
 pub mod services_providers;
+pub mod site_networks;
 pub mod storage_accounts;
 pub mod test_failover;
 pub mod vault_health;

@@ -1,10 +1,12 @@
 //! Recovery plans.
 
 use arm_model::protected_item::CurrentScenario;
-use arm_model::recovery_plan::{BOOT, PlanCreation, PlanGroup, PlanProperties, PlanUpdate};
+use arm_model::recovery_plan::{
+    BOOT, PlanCreation, PlanGroup, PlanProperties, PlanUpdate, action_problems,
+};
 use arm_model::{
     ArmError, FabricId, HYPER_V_REPLICA_AZURE, MICROSOFT_AZURE, PlanId, ProtectedItemId, Resource,
-    VaultId, validate,
+    ServicesProviderId, VaultId, validate,
 };
 use axum::http::StatusCode;
 use serde_json::json;
@@ -16,7 +18,7 @@ use super::{fabrics, load};
 use crate::fault::Fault;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
-use crate::store::records::{self, Fabric, Item, Plan, Record};
+use crate::store::records::{self, EngineRecord, Fabric, Item, Plan, Record};
 
 /// PUT, PATCH, GET, DELETE.
 ///
@@ -179,6 +181,7 @@ async fn groups(
         group_type: kind.to_owned(),
         ..PlanGroup::default()
     };
+    actions(call, fabric, &wanted).await?;
     let mut groups = vec![own("Shutdown"), own("Failover")];
     for (index, mut group) in wanted.into_iter().enumerate() {
         let target = format!("properties.groups[{index}]");
@@ -237,6 +240,65 @@ async fn groups(
     boot_order(&groups)
         .map_err(|error| Fault::invalid("properties.groups", format!("{error}.")))?;
     Ok(groups)
+}
+
+/// Checks the actions: their own rules, and that their hosts are the site's.
+async fn actions(call: &Call<'_>, fabric: &Fabric, groups: &[PlanGroup]) -> Result<(), Fault> {
+    if let Some(problem) = action_problems(groups).into_iter().next() {
+        let target = problem.target();
+        let error = ArmError::new("InvalidParameter", problem.message).at(target);
+        return Err(Fault::refuse(400, error.advise("", &problem.advice)));
+    }
+    for (index, group) in groups.iter().enumerate() {
+        let lists = [
+            ("startGroupActions", &group.start_group_actions),
+            ("endGroupActions", &group.end_group_actions),
+        ];
+        for (list, actions) in lists {
+            for (position, action) in actions.iter().enumerate() {
+                let details = &action.custom_details;
+                if let Some(host) = details.host_id.as_deref().filter(|id| !id.is_empty()) {
+                    let target = format!(
+                        "properties.groups[{index}].{list}[{position}].customDetails.hostId"
+                    );
+                    is_of_site(call, fabric, host, &target).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn is_of_site(
+    call: &Call<'_>,
+    fabric: &Fabric,
+    host: &str,
+    target: &str,
+) -> Result<(), Fault> {
+    let id = ServicesProviderId::parse(host)
+        .map_err(|error| Fault::invalid(target, format!("{error}.")))?;
+    call.may_use(id.as_arm(), target)?;
+    let key = records::engine_key(id.name());
+    let engine = records::get::<EngineRecord>(call.app.store.as_ref(), &key).await?;
+    let known = engine.filter(|engine| {
+        let engine = &engine.record;
+        engine.provider_id.eq_ignore_ascii_case(id.as_str())
+            && engine.fabric_id.eq_ignore_ascii_case(&fabric.id)
+    });
+    if known.is_some() {
+        return Ok(());
+    }
+    let error = ArmError::new(
+        "HostNotFound",
+        format!("The plan's site has no host `{}`.", id.name()),
+    );
+    Err(Fault::refuse(
+        400,
+        error.at(target).advise(
+            "The host is not registered, or belongs to another site.",
+            "Use the id of a registered host of the plan's site, or leave it out: then the orchestrator runs the script.",
+        ),
+    ))
 }
 
 /// Item ids by boot group.

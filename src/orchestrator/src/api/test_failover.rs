@@ -1,6 +1,6 @@
 //! Drills: start and cleanup, of an item and of a plan.
 
-use arm_model::job::{DRILL_DETAILS, JobDetails};
+use arm_model::job::{DRILL_DETAILS, JobDetails, JobError};
 use arm_model::test_failover::{
     NO_NETWORK, PlanTestFailover, TestFailover, TestFailoverCleanup, VM_NETWORK,
 };
@@ -10,16 +10,21 @@ use serde_json::json;
 
 use super::entry::Call;
 use super::reply::Reply;
-use super::{enable, item_answer, load, plans};
+use super::{enable, item_answer, load, plan_part, plans};
 use crate::fault::Fault;
+use crate::networks;
+use crate::report;
 use crate::saga::drill::{self, DrillInput};
 use crate::saga::drill_cleanup;
 use crate::saga::start::{self, NewJob};
+use crate::saga::steps::{Arranged, Scenario};
 use crate::store::records::{self, Item, Plan};
 
 /// Network of a drill, checked.
 struct DrillNetwork {
     isolated: bool,
+    /// ARM id.
+    id: Option<String>,
     name: Option<String>,
     kind: String,
 }
@@ -57,6 +62,7 @@ pub async fn start_item(call: &Call<'_>) -> Result<Reply, Fault> {
         application_consistent: false,
         isolated: network.isolated,
         requested_unix_ms: call.app.now_ms(),
+        steps: Vec::new(),
     };
     let details = item_answer::job_details(&stored.record);
     begin(
@@ -114,14 +120,17 @@ pub async fn start_plan(call: &Call<'_>) -> Result<Reply, Fault> {
     let groups = plans::boot_order(&plan.groups)
         .map_err(|error| Fault::invalid("groups", format!("{error}.")))?;
     let mut locks = vec![id.key()];
-    for item in groups.iter().flatten() {
+    let part = plan_part::read(call, &plan.groups)?;
+    for item in groups.iter().flatten().filter(|id| part.has(id)) {
         let stored = load::require::<Item>(call.app, item).await?;
         protection::step(stored.record.life, Event::DrillStart)?;
         locks.push(stored.key);
     }
+    let arranged = Arranged::new(&plan.groups, Scenario::Test, |id| part.has(id), |_| true);
     let input = DrillInput {
         plan: Some(plan.id.clone()),
-        groups,
+        groups: arranged.groups(),
+        steps: arranged.away(Scenario::Test),
         point: None,
         application_consistent,
         isolated: network.isolated,
@@ -153,7 +162,15 @@ async fn begin(
     details: JobDetails,
     locks: Vec<String>,
 ) -> Result<Reply, Fault> {
-    let tasks = drill::tasks(&input.groups, input.plan.is_some());
+    let mut tasks = drill::tasks(&input);
+    if let (Some(warning), Some(first)) = (
+        in_production(call, &input, &network).await?,
+        tasks.first_mut(),
+    ) {
+        let now = call.app.now_text();
+        let warning = JobError::warning(&warning, &first.task_id, &now, call.request_id.as_str());
+        first.errors.push(warning);
+    }
     let input = serde_json::to_value(&input)
         .map_err(|error| Fault::refuse(500, ArmError::new("InternalError", error.to_string())))?;
     let job = start::start(
@@ -190,6 +207,41 @@ async fn begin(
     Ok(Reply::accepted(job, id))
 }
 
+/// A drill in the network that failovers use: two machines with one identity may meet there.
+async fn in_production(
+    call: &Call<'_>,
+    input: &DrillInput,
+    network: &DrillNetwork,
+) -> Result<Option<ArmError>, Fault> {
+    let Some(drill) = &network.id else {
+        return Ok(None);
+    };
+    let mut members = Vec::new();
+    for id in input.groups.iter().flatten() {
+        let item = load::require::<Item>(call.app, id).await?.record;
+        let live = call.app.fleet.get(&item.engine_id).unwrap_or_default();
+        let production = networks::of_item(call.app, &item, &live).await?;
+        if production.is_some_and(|production| production.id.eq_ignore_ascii_case(drill)) {
+            members.push(item.vm_name);
+        }
+    }
+    Ok((!members.is_empty()).then(|| {
+        ArmError::new(
+            "TestFailoverInProductionNetwork",
+            format!(
+                "The network `{}` of this test failover is the one that a failover uses for: {}.",
+                network.name.as_deref().unwrap_or_default(),
+                members.join(", ")
+            ),
+        )
+        .at("properties.networkId")
+        .advise(
+            "Test VMs and the VMs that they are copies of may meet there: two machines with one name and one address.",
+            "Use no network, or one that is kept for test failovers; or shut the source VMs down first.",
+        )
+    }))
+}
+
 fn direction(direction: Option<&str>) -> Result<(), Fault> {
     match direction {
         None | Some("PrimaryToRecovery") => Ok(()),
@@ -208,6 +260,7 @@ async fn network(
     match kind.filter(|kind| !kind.is_empty()).unwrap_or(NO_NETWORK) {
         NO_NETWORK => Ok(DrillNetwork {
             isolated: true,
+            id: None,
             name: None,
             kind: NO_NETWORK.to_owned(),
         }),
@@ -224,6 +277,7 @@ async fn network(
             let name = network.0.id.rsplit('/').next().map(str::to_owned);
             Ok(DrillNetwork {
                 isolated: false,
+                id: Some(network.0.id),
                 name,
                 kind: VM_NETWORK.to_owned(),
             })

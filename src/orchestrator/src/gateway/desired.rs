@@ -91,6 +91,17 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
     for vm in records::list::<Recovered>(store, &records::recovered_key(engine_id, "")).await? {
         state.recovered_vms.push(recovered(app, vm.record).await?);
     }
+    let below = records::script_key(engine_id, "");
+    for order in records::list::<ScriptOrder>(store, &below).await? {
+        let order = order.record;
+        state.scripts.push(v1::ScriptOrder {
+            id: order.id,
+            path: order.path,
+            context_json: order.context,
+            timeout_seconds: order.timeout_seconds,
+            repeatable: order.repeatable,
+        });
+    }
     Ok(state)
 }
 
@@ -266,6 +277,7 @@ async fn failed_over(
         order: Some(orders::recovery_message(epoch, order)),
         ships: failover::ship_generation(&item.life) > 0,
         ship_generation: failover::ship_generation(&item.life),
+        ..v1::RecoveredVm::default()
     }))
 }
 

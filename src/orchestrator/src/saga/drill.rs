@@ -20,7 +20,8 @@ use super::choose::{self, PointChoice};
 use super::drill_report::show;
 use super::enable_protection::{from_finding, host_disconnected, item_name};
 use super::state::fresh_task;
-use super::{Outcome, Run, Workflow};
+use super::steps::{self, Scenario, Step};
+use super::{Outcome, Run, Workflow, plan_action};
 use crate::app::App;
 use crate::fault::Fault;
 use crate::fleet::Live;
@@ -49,6 +50,9 @@ pub struct DrillInput {
     pub isolated: bool,
     /// When it was asked for.
     pub requested_unix_ms: i64,
+    /// Nodes of a plan; none = those of the groups alone.
+    #[serde(default)]
+    pub steps: Vec<Step>,
 }
 
 /// What `begin` decides for each VM.
@@ -70,7 +74,7 @@ pub struct Chosen {
 
 /// Tasks of a drill.
 #[must_use]
-pub fn tasks(groups: &[Vec<String>], plan: bool) -> Vec<Task> {
+pub fn tasks(input: &DrillInput) -> Vec<Task> {
     let mut tasks = vec![
         fresh_task(
             "TestFailoverPreflightChecksTask",
@@ -82,9 +86,10 @@ pub fn tasks(groups: &[Vec<String>], plan: bool) -> Vec<Task> {
             "Preparing the virtual machine",
         ),
     ];
-    if plan {
+    if input.plan.is_some() {
         tasks.extend(
-            groups
+            input
+                .groups
                 .iter()
                 .enumerate()
                 .map(|(index, group)| group_task(index, group, "BootTestProtectedEntitiesTask")),
@@ -95,7 +100,7 @@ pub fn tasks(groups: &[Vec<String>], plan: bool) -> Vec<Task> {
             "Start the virtual machine",
         ));
     }
-    tasks
+    steps::tasks(&input.steps, tasks)
 }
 
 /// The task of a plan's group, with a child for each VM.
@@ -128,20 +133,33 @@ pub(super) fn group_task(index: usize, group: &[String], child: &str) -> Task {
 impl Workflow for TestFailover {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
         let input = run.request::<DrillInput>()?;
-        match node {
+        let own = match steps::at(&input.steps, node) {
+            Step::Own(own) => own,
+            Step::Action(step) => {
+                let of = plan_action::Of {
+                    plan: input.plan.as_deref().unwrap_or_default(),
+                    scenario: Scenario::Test,
+                    groups: &input.groups,
+                };
+                return plan_action::act(run, &of, &step).await;
+            }
+        };
+        match own {
             0 => {
                 choose(run, &input).await?;
                 Ok(Outcome::Done)
             }
             1 => begin(run, &input).await,
             2 => prepare(run, &input).await,
-            _ => boot(run, &input, node - BEFORE_GROUPS).await,
+            _ => boot(run, &input, own - BEFORE_GROUPS).await,
         }
     }
 
     async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        match node {
-            2 => {
+        let input = run.request::<DrillInput>()?;
+        match steps::at(&input.steps, node) {
+            Step::Action(step) => plan_action::undo(run, &step).await,
+            Step::Own(2) => {
                 remove_vms(
                     run.app,
                     &chosen(run),
@@ -149,12 +167,11 @@ impl Workflow for TestFailover {
                 )
                 .await
             }
-            1 => {
-                let input = run.request::<DrillInput>()?;
+            Step::Own(1) => {
                 mark_items(run, &input, Event::DrillAbort, None).await?;
                 Ok(Outcome::Done)
             }
-            _ => Ok(Outcome::Done),
+            Step::Own(_) => Ok(Outcome::Done),
         }
     }
 

@@ -10,15 +10,16 @@
 //! the items back to the recovery side, where they were; a source that runs already stays, unless the job is cancelled.
 
 use arm_model::ArmError;
-use arm_model::job::{JobState, Task};
+use arm_model::job::Task;
 use async_trait::async_trait;
 use engine_protocol::v1;
 use protection::life::{DataOption, Event, Phase, Request};
 use serde::{Deserialize, Serialize};
 
 use super::enable_protection::{host_disconnected, item_name};
-use super::state::{JobRecord, fresh_task};
-use super::{Outcome, Run, Workflow};
+use super::state::fresh_task;
+use super::steps::{self, Scenario, Step};
+use super::{Outcome, Run, Workflow, person, plan_action};
 use crate::failover;
 use crate::fault::Fault;
 
@@ -27,20 +28,31 @@ pub struct Failback;
 
 /// The node that waits for a person.
 const WAITS: usize = 2;
+/// The node that has the recovered VMs stopped, if they run until then.
+const STOPS: usize = 3;
 
 /// Parameters.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FailbackInput {
+    /// ARM id of the plan, for a plan's failback.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// Nodes; none = those of an item.
+    #[serde(default)]
+    pub steps: Vec<Step>,
     /// ARM ids of the items.
     pub items: Vec<String>,
     /// The recovered VMs run while most of the data moves, and a person says when they stop.
     pub minimise_downtime: bool,
 }
 
+/// Own nodes.
+pub const NODES: usize = 6;
+
 /// Tasks.
 #[must_use]
-pub fn tasks() -> Vec<Task> {
-    vec![
+pub fn tasks(input: &FailbackInput) -> Vec<Task> {
+    let own = vec![
         fresh_task(
             "PlannedFailoverPreflightChecksTask",
             "Prerequisites check for failback",
@@ -53,14 +65,27 @@ pub fn tasks() -> Vec<Task> {
         ),
         fresh_task("FailoverTask", "Receiving the last changes"),
         fresh_task("StartVmOnPrimary", "Starting the virtual machine"),
-    ]
+    ];
+    steps::tasks(&input.steps, own)
 }
 
 #[async_trait]
 impl Workflow for Failback {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
         let input: FailbackInput = run.request()?;
-        match node {
+        let own = match steps::at(&input.steps, node) {
+            Step::Own(own) => own,
+            Step::Action(step) => {
+                let groups = [input.items.clone()];
+                let of = plan_action::Of {
+                    plan: input.plan.as_deref().unwrap_or_default(),
+                    scenario: Scenario::Back,
+                    groups: &groups,
+                };
+                return plan_action::act(run, &of, &step).await;
+            }
+        };
+        match own {
             0 => preflight(run, &input).await,
             1 => {
                 let option = input.option();
@@ -74,20 +99,19 @@ impl Workflow for Failback {
                 .await
             }
             WAITS => {
-                if !input.minimise_downtime {
-                    return Ok(Outcome::Done);
-                }
-                if !is_resumed(run.job) {
-                    suspend(run.job);
+                if input.minimise_downtime && person::comments(run.job).is_none() {
+                    person::suspend(run.job, "Waiting for user input");
                     return Ok(Outcome::Wait);
                 }
-                ask(run, &input, Request::FinalizeFailback, |phase| {
-                    matches!(phase, Phase::Synchronised(_))
-                })
-                .await?;
                 Ok(Outcome::Done)
             }
-            3 => {
+            STOPS => {
+                if input.minimise_downtime {
+                    ask(run, &input, Request::FinalizeFailback, |phase| {
+                        matches!(phase, Phase::Synchronised(_))
+                    })
+                    .await?;
+                }
                 follow(run, &input, |phase| {
                     matches!(phase, Phase::StoppingRecovered(_))
                 })
@@ -104,16 +128,23 @@ impl Workflow for Failback {
     }
 
     async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        if node == 1 {
-            return take_back(run).await;
+        match steps::at(&run.request::<FailbackInput>()?.steps, node) {
+            Step::Own(1) => take_back(run).await,
+            Step::Own(_) => Ok(Outcome::Done),
+            Step::Action(step) => plan_action::undo(run, &step).await,
         }
-        Ok(Outcome::Done)
     }
 }
 
 // === impl FailbackInput ===
 
 impl FailbackInput {
+    /// The own node from which the recovered VMs stop.
+    #[must_use]
+    pub fn stops_at(minimise_downtime: bool) -> usize {
+        if minimise_downtime { STOPS } else { 1 }
+    }
+
     fn option(&self) -> DataOption {
         if self.minimise_downtime {
             DataOption::MinimiseDowntime
@@ -121,32 +152,6 @@ impl FailbackInput {
             DataOption::FullDownload
         }
     }
-}
-
-/// A person goes on with a job that waits. `false` = it doesn't wait.
-pub fn resume(job: &mut JobRecord, comments: Option<&str>) -> bool {
-    let waits = job.properties.state == JobState::Suspended && !job.cancel;
-    if waits {
-        job.remember(&resumed(job.node), comments.unwrap_or_default());
-        job.properties.state = JobState::InProgress;
-        "InProgress".clone_into(&mut job.properties.state_description);
-        job.properties.allowed_actions = vec!["Cancel".to_owned()];
-    }
-    waits
-}
-
-fn resumed(node: usize) -> String {
-    format!("resumed {node}")
-}
-
-fn is_resumed(job: &JobRecord) -> bool {
-    job.recall(&resumed(job.node)).is_some()
-}
-
-fn suspend(job: &mut JobRecord) {
-    job.properties.state = JobState::Suspended;
-    "Waiting for user input".clone_into(&mut job.properties.state_description);
-    job.properties.allowed_actions = vec!["Cancel".to_owned(), "Resume".to_owned()];
 }
 
 async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, Fault> {

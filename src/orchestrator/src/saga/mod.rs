@@ -23,14 +23,18 @@ pub mod enable_protection;
 pub mod failback;
 pub mod failover;
 pub mod failover_steps;
+mod failures;
 pub mod fence;
 pub mod initial_replication;
+pub mod person;
+mod plan_action;
 pub mod reshape;
 pub mod resynchronize;
 pub mod runner;
 pub mod simple;
 pub mod start;
 pub mod state;
+pub mod steps;
 
 #[cfg(test)]
 mod tests;

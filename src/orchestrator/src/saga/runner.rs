@@ -231,7 +231,11 @@ pub async fn step_with(app: &App, key: &str, trial: Trial) -> Result<Step, Store
                     return Ok(Step::Waiting);
                 }
                 Ok(Outcome::Done) => {
-                    job.mark(node, JobState::Succeeded, "Completed", &app.now_text());
+                    // A node that failed without ending the job has said so itself.
+                    let told = job.properties.tasks.get(node).map(|task| task.state);
+                    if told != Some(JobState::Failed) {
+                        job.mark(node, JobState::Succeeded, "Completed", &app.now_text());
+                    }
                     job.node += 1;
                     job.node_since_unix_ms = app.now_ms();
                     if job.node >= job.properties.tasks.len() {

@@ -6,9 +6,11 @@
 //!                                                 ~loan/<account id>             Loan
 //!  <vault id>/replicationpolicies Policy          ~desired/<engine id>           Desired
 //!  …/replicationfabrics           Fabric          ~recovered/<engine id>/<vm id> Recovered
+//!  …/replicationnetworkmappings   NetworkMapping
 //!  …/replicationprotecteditems    Item            ~key/<key id>                  EnrolmentKey
 //!  …/replicationjobs              Job (saga)      ~client/<client id>            Client
 //!                                                 ~lock/<resource key>           Lock
+//!                                                 ~script/<engine id>/<id>       ScriptOrder
 //!                                                 ~fence/<item key>              Fence
 //! ```
 
@@ -119,6 +121,18 @@ pub struct Mapping {
     pub policy_id: String,
 }
 record!(Mapping, "mapping");
+
+/// What a site's network is mapped to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkMapping {
+    /// ARM id.
+    pub id: String,
+    /// Name of the virtual switch.
+    pub switch: String,
+    /// Virtual network's ARM id.
+    pub network_id: String,
+}
+record!(NetworkMapping, "network-mapping");
 
 /// A protected VM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -264,6 +278,26 @@ pub struct Recovered {
     pub job: String,
 }
 record!(Recovered, "recovered");
+
+/// A script of a recovery plan that a host shall run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ScriptOrder {
+    /// Follows from job and action.
+    pub id: String,
+    /// Host's engine.
+    pub engine_id: String,
+    /// Inside the host's scripts folder.
+    pub path: String,
+    /// JSON.
+    pub context: String,
+    /// Time limit.
+    pub timeout_seconds: u32,
+    /// May run again when its end is unknown.
+    pub repeatable: bool,
+    /// Job that made it.
+    pub job: String,
+}
+record!(ScriptOrder, "script");
 
 /// A registration key, without its secret.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -487,6 +521,12 @@ pub fn desired_key(engine_id: &str) -> String {
 #[must_use]
 pub fn recovered_key(engine_id: &str, vm_id: &str) -> String {
     format!("~recovered/{}/{vm_id}", engine_id.to_ascii_lowercase())
+}
+
+/// Key of a script's order.
+#[must_use]
+pub fn script_key(engine_id: &str, id: &str) -> String {
+    format!("~script/{}/{id}", engine_id.to_ascii_lowercase())
 }
 
 /// Key of the lock of a resource.

@@ -60,6 +60,7 @@ pub fn config(folder: &TempDir, patience: Patience) -> Config {
         public_gateway: None,
         regions: Vec::new(),
         patience,
+        scripts_folder: None,
     }
 }
 

@@ -3,7 +3,9 @@
 mod association;
 mod drill_vms;
 mod host;
+mod network_mapping;
 mod plan;
+mod plan_action;
 mod policy;
 mod protected_vm;
 mod protection;
@@ -15,6 +17,7 @@ mod virtual_network;
 
 pub(crate) use association::Association;
 pub(crate) use host::HypervHost;
+pub(crate) use network_mapping::NetworkMapping;
 pub(crate) use plan::RecoveryPlan;
 pub(crate) use policy::Policy;
 pub(crate) use protected_vm::ProtectedVm;

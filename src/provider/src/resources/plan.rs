@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use arm_client::Method;
 use arm_model::protected_item::ProtectedItemProperties;
-use arm_model::recovery_plan::{BOOT, PlanProperties};
+use arm_model::recovery_plan::{BOOT, PlanGroup, PlanProperties};
 use arm_model::{
     FabricId, MICROSOFT_AZURE, PlanId, ProtectedItemId, Resource as Answer, VaultId, validate,
 };
@@ -17,6 +17,7 @@ use tf_provider::{
 };
 
 use super::association::same_vault;
+use super::plan_action;
 use super::site::{parse_vault_id, vault_id};
 use crate::Session;
 use crate::errors::Fields;
@@ -29,9 +30,16 @@ const FIELDS: Fields = &[
     ("name", "name"),
     ("primaryFabricId", "hyperv_site_id"),
     ("groups", "boot_group"),
+    ("startGroupActions", "boot_group"),
+    ("endGroupActions", "boot_group"),
     ("replicationProtectedItems", "boot_group"),
 ];
 const MEMBERS: &str = "protected_vm_ids";
+/// Blocks and types of the groups without VMs.
+const WHOLE: [(&str, &str); 2] = [
+    ("shutdown_group", "Shutdown"),
+    ("failover_group", "Failover"),
+];
 
 /// The resource.
 pub(crate) struct RecoveryPlan;
@@ -52,6 +60,10 @@ impl Resource<Session> for RecoveryPlan {
                 MEMBERS,
                 Attribute::list(Type::String).required().describe("Ids of the protected VMs of this group."),
             );
+        let whole = |what: &str| {
+            let block = Block::new().describe(format!("Actions around {what} of all VMs."));
+            NestedBlock::list(plan_action::add_blocks(block)).items(0, 1)
+        };
         let most = i64::try_from(validate::MAX_PLAN_GROUPS).unwrap_or(i64::MAX);
         Schema::new()
             .describe("A recovery plan: protected VMs that are recovered together, group by group.")
@@ -66,7 +78,9 @@ impl Resource<Session> for RecoveryPlan {
             )
             .attribute("id", fields::id())
             .attribute("timeouts", timeouts::attribute(timeouts::QUICK))
-            .block("boot_group", NestedBlock::list(group).items(1, most))
+            .block("boot_group", NestedBlock::list(plan_action::add_blocks(group)).items(1, most))
+            .block(WHOLE[0].0, whole("the shutdown"))
+            .block(WHOLE[1].0, whole("the failover"))
     }
 
     fn identity(&self) -> Option<IdentitySchema> {
@@ -76,6 +90,7 @@ impl Resource<Session> for RecoveryPlan {
     async fn validate(&self, _cx: &Context<Session>, config: &Object, report: &mut Diagnostics) {
         same_vault(config, "recovery_vault_id", "hyperv_site_id", report);
         check_groups(config, report);
+        plan_action::check(&all_groups(config), report);
     }
 
     async fn create(
@@ -123,7 +138,8 @@ impl Resource<Session> for RecoveryPlan {
         change: &Change,
         state: &mut ResourceState,
     ) -> Result<(), Diagnostics> {
-        if !change.changed("boot_group") {
+        let blocks = ["boot_group", WHOLE[0].0, WHOLE[1].0];
+        if !blocks.iter().any(|name| change.changed(name)) {
             return Ok(());
         }
         let limit = timeouts::of(&change.planned, "update", timeouts::QUICK.update);
@@ -159,6 +175,19 @@ fn member(group: usize, index: usize) -> AttributePath {
         .index(group)
         .attribute(MEMBERS)
         .index(index)
+}
+
+/// Every group with its place.
+fn all_groups(config: &Object) -> Vec<(AttributePath, &Object)> {
+    let names = WHOLE.map(|(name, _)| name);
+    let names = names.into_iter().chain(["boot_group"]);
+    let groups = names.flat_map(|name| {
+        let blocks = config.elements(name).iter().enumerate();
+        blocks.map(move |(index, block)| (AttributePath::new(name).index(index), block))
+    });
+    groups
+        .filter_map(|(path, block)| block.as_object().map(|block| (path, block)))
+        .collect()
 }
 
 fn check_groups(config: &Object, report: &mut Diagnostics) {
@@ -223,6 +252,17 @@ fn check_groups(config: &Object, report: &mut Diagnostics) {
 /// The groups as the service wants them: each VM with its id on the host.
 async fn groups(remote: &Remote<'_>, planned: &Object) -> Result<Vec<Json>, Diagnostics> {
     let mut groups = Vec::new();
+    for (name, kind) in WHOLE {
+        // One that is not written any more loses its actions.
+        let block = planned.objects(name).first().map(|block| (*block).clone());
+        let (before, after) = plan_action::actions(&block.unwrap_or_default());
+        groups.push(json!({
+            "groupType": kind,
+            "replicationProtectedItems": [],
+            "startGroupActions": before,
+            "endGroupActions": after,
+        }));
+    }
     for (group, block) in planned.objects("boot_group").into_iter().enumerate() {
         let mut items = Vec::new();
         for (index, id) in block.strings(MEMBERS).into_iter().enumerate() {
@@ -238,11 +278,12 @@ async fn groups(remote: &Remote<'_>, planned: &Object) -> Result<Vec<Json>, Diag
             let vm = item.properties.provider_specific_details.vm_id;
             items.push(json!({ "id": id, "virtualMachineId": vm }));
         }
+        let (before, after) = plan_action::actions(block);
         groups.push(json!({
             "groupType": BOOT,
             "replicationProtectedItems": items,
-            "startGroupActions": [],
-            "endGroupActions": [],
+            "startGroupActions": before,
+            "endGroupActions": after,
         }));
     }
     Ok(groups)
@@ -276,9 +317,25 @@ fn fill(id: &PlanId, answer: &Answer<PlanProperties>, object: &mut Object) {
                 .and_then(|ids| ids.iter().find(|id| id.eq_ignore_ascii_case(&item.id)));
             known.cloned().unwrap_or_else(|| item.id.clone())
         });
-        Object::new().with(MEMBERS, Value::list(ids))
+        let mut block = Object::new().with(MEMBERS, Value::list(ids));
+        plan_action::fill(group, &mut block);
+        block
     });
     object.set("boot_group", Value::list(groups));
+    for (name, kind) in WHOLE {
+        let is_it = |group: &&PlanGroup| {
+            let is_empty =
+                group.start_group_actions.is_empty() && group.end_group_actions.is_empty();
+            group.group_type == kind && !is_empty
+        };
+        let groups = answer.properties.groups.iter().filter(is_it);
+        let blocks = groups.map(|group| {
+            let mut block = Object::new();
+            plan_action::fill(group, &mut block);
+            block
+        });
+        object.set(name, Value::list(blocks));
+    }
 }
 
 #[cfg(test)]
@@ -289,10 +346,14 @@ mod tests {
 
     fn plan(groups: &[&[&str]]) -> Object {
         let blocks = groups.iter().map(|ids| {
-            Object::new().with(
-                MEMBERS,
-                Value::list(ids.iter().map(|id| format!("{ITEM}{id}"))),
-            )
+            let none = || Value::list(Vec::<Object>::new());
+            Object::new()
+                .with(
+                    MEMBERS,
+                    Value::list(ids.iter().map(|id| format!("{ITEM}{id}"))),
+                )
+                .with("pre_action", none())
+                .with("post_action", none())
         });
         Object::new().with("boot_group", Value::list(blocks))
     }

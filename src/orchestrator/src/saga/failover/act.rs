@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::choose::{self, PointChoice};
 use crate::saga::enable_protection::{from_finding, host_disconnected};
-use crate::saga::{Outcome, Run};
+use crate::saga::{Outcome, Run, failures};
 use crate::store::records::{self, Item, RecoverySide};
 
 /// How far a group is followed.
@@ -66,13 +66,13 @@ pub(super) async fn preflight(run: &mut Run<'_>, input: &FailoverInput) -> Resul
             }),
             // In a disaster one VM without a point does not keep the others down.
             Err(Fault::Refused { error, .. }) if goes_on(input) => {
-                note_failure(run, &item.id, error);
+                failures::note(run, &item.id, error);
             }
             Err(fault) => return Err(fault),
         }
     }
     if vms.is_empty() {
-        return Err(first_failure(run).unwrap_or_else(|| Fault::not_found(&run.job.resource)));
+        return Err(failures::first(run).unwrap_or_else(|| Fault::not_found(&run.job.resource)));
     }
     let memo = serde_json::to_value(&vms).unwrap_or_default();
     run.job.remember("vms", memo);
@@ -92,28 +92,6 @@ async fn host_and_point(
 /// Whether the others go on when one VM can't be recovered: in an unplanned failover of a plan.
 fn goes_on(input: &FailoverInput) -> bool {
     input.plan.is_some() && !input.planned
-}
-
-/// Remembers why a VM was left behind; the job ends with it when the others are up.
-fn note_failure(run: &mut Run<'_>, item: &str, error: ArmError) {
-    let mut failures = failures(run);
-    let item = item.to_ascii_lowercase();
-    if !failures.iter().any(|(known, _)| *known == item) {
-        tracing::warn!(job = %run.job.id, item, code = %error.code, message = %error.message, "a VM of the plan is left behind");
-        failures.push((item, error));
-        let memo = serde_json::to_value(&failures).unwrap_or_default();
-        run.job.remember("failures", memo);
-    }
-}
-
-fn failures(run: &Run<'_>) -> Vec<(String, ArmError)> {
-    let memo = run.job.recall("failures").cloned().unwrap_or_default();
-    serde_json::from_value(memo).unwrap_or_default()
-}
-
-fn first_failure(run: &Run<'_>) -> Option<Fault> {
-    let (_, error) = failures(run).into_iter().next()?;
-    Some(Fault::refuse(409, error))
 }
 
 fn source_away(run: &Run<'_>, item: &Item) -> Fault {
@@ -262,7 +240,10 @@ pub(super) async fn start(
 ) -> Result<Outcome, Fault> {
     let vms = chosen(run);
     let mut all_up = true;
-    let behind: Vec<String> = failures(run).into_iter().map(|(item, _)| item).collect();
+    let behind: Vec<String> = failures::all(run)
+        .into_iter()
+        .map(|(item, _)| item)
+        .collect();
     let members = vms.iter().filter(|vm| vm.group == group);
     for vm in members.filter(|vm| !behind.contains(&vm.item)) {
         let up = match due(run, vm).await {
@@ -272,7 +253,7 @@ pub(super) async fn start(
         match up {
             Ok(up) => all_up &= up,
             Err(Fault::Refused { error, .. }) if goes_on(input) => {
-                note_failure(run, &vm.item, error);
+                failures::note(run, &vm.item, error);
             }
             Err(fault) => return Err(fault),
         }
@@ -282,11 +263,7 @@ pub(super) async fn start(
     if !all_up {
         return Ok(Outcome::Wait);
     }
-    let is_last = group + 1 == input.groups.len() && until == Until::Booted;
-    match first_failure(run).filter(|_| is_last) {
-        Some(failure) => Err(failure),
-        None => Ok(Outcome::Done),
-    }
+    Ok(Outcome::Done)
 }
 
 /// Tells the recovery host of the VM.

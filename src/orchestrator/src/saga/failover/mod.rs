@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::choose::PointChoice;
 use super::drill::group_task;
 use super::state::fresh_task;
-use super::{Outcome, Run, Workflow};
+use super::steps::{self, Scenario, Step};
+use super::{Outcome, Run, Workflow, failures, plan_action};
 use crate::fault::Fault;
 
 /// Nodes before VMs are started.
@@ -46,6 +47,9 @@ pub struct FailoverInput {
     pub common_point: bool,
     /// When it was asked for.
     pub requested_unix_ms: i64,
+    /// Nodes of a plan; none = those of the groups alone.
+    #[serde(default)]
+    pub steps: Vec<Step>,
 }
 
 /// What the preflight decides for each VM.
@@ -86,30 +90,36 @@ pub fn tasks(input: &FailoverInput) -> Vec<Task> {
             "Starting the recovered virtual machine",
         ));
     }
-    tasks
+    steps::tasks(&input.steps, tasks)
 }
 
 #[async_trait]
 impl Workflow for Failover {
     async fn act(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
         let input: FailoverInput = run.request()?;
-        match node {
-            0 => act::preflight(run, &input).await,
-            1 => act::shut_down(run, &input).await,
-            2 => act::prepare(run, &input).await,
-            _ if input.plan.is_some() => {
-                let group = node - BEFORE_START;
-                act::start(run, &input, group, act::Until::Booted).await
+        let outcome = match steps::at(&input.steps, node) {
+            Step::Own(own) => input.own(run, own).await?,
+            Step::Action(step) => {
+                let of = plan_action::Of {
+                    plan: input.plan.as_deref().unwrap_or_default(),
+                    scenario: input.scenario(),
+                    groups: &input.groups,
+                };
+                plan_action::act(run, &of, &step).await?
             }
-            BEFORE_START => act::start(run, &input, 0, act::Until::Running).await,
-            _ => act::start(run, &input, 0, act::Until::Booted).await,
+        };
+        let is_last = node + 1 == run.job.properties.tasks.len();
+        match failures::first(run).filter(|_| is_last && outcome == Outcome::Done) {
+            Some(failure) => Err(failure),
+            None => Ok(outcome),
         }
     }
 
     async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
-        match node {
-            1 | 2 => act::take_back(run).await,
-            _ => Ok(Outcome::Done),
+        match steps::at(&run.request::<FailoverInput>()?.steps, node) {
+            Step::Own(1 | 2) => act::take_back(run).await,
+            Step::Own(_) => Ok(Outcome::Done),
+            Step::Action(step) => plan_action::undo(run, &step).await,
         }
     }
 }
@@ -117,6 +127,30 @@ impl Workflow for Failover {
 // === impl FailoverInput ===
 
 impl FailoverInput {
+    async fn own(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault> {
+        match node {
+            0 => act::preflight(run, self).await,
+            1 => act::shut_down(run, self).await,
+            2 => act::prepare(run, self).await,
+            _ if self.plan.is_some() => {
+                let group = node - BEFORE_START;
+                act::start(run, self, group, act::Until::Booted).await
+            }
+            BEFORE_START => act::start(run, self, 0, act::Until::Running).await,
+            _ => act::start(run, self, 0, act::Until::Booted).await,
+        }
+    }
+
+    /// What a plan is carried out as.
+    #[must_use]
+    pub fn scenario(&self) -> Scenario {
+        if self.planned {
+            Scenario::Planned
+        } else {
+            Scenario::Unplanned
+        }
+    }
+
     /// What is asked of each life.
     #[must_use]
     pub fn request(&self) -> Request {

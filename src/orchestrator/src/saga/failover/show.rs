@@ -8,6 +8,7 @@ use crate::failover::vm_id;
 use crate::fault::Fault;
 use crate::saga::Run;
 use crate::saga::drill_report::{Shown, detail, mark_children};
+use crate::saga::steps;
 use crate::store::records::{self, Item};
 
 /// Writes what is known of the VMs into the job.
@@ -38,7 +39,11 @@ pub(super) async fn show(run: &mut Run<'_>, input: &FailoverInput) -> Result<(),
     }
     run.job.properties.custom_details.protected_item_details = Some(details);
     let now = app.now_text();
-    if let Some(task) = run.job.properties.tasks.get_mut(1)
+    if let Some(task) = run
+        .job
+        .properties
+        .tasks
+        .get_mut(steps::position(&input.steps, 1))
         && task.state == JobState::InProgress
         && running > 0
     {
@@ -48,7 +53,12 @@ pub(super) async fn show(run: &mut Run<'_>, input: &FailoverInput) -> Result<(),
         return Ok(());
     }
     for group in 0..input.groups.len() {
-        let Some(task) = run.job.properties.tasks.get_mut(BEFORE_START + group) else {
+        let Some(task) = run
+            .job
+            .properties
+            .tasks
+            .get_mut(steps::position(&input.steps, BEFORE_START + group))
+        else {
             continue;
         };
         let members: Vec<(String, String)> = states

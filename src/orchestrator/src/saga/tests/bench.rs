@@ -38,6 +38,12 @@ pub(super) struct Bench {
     pub(super) mute_source: bool,
     /// This item has no recovery point.
     pub(super) pointless: Option<String>,
+    /// How scripts end on the host.
+    pub(super) script: Option<(v1::script_status::Outcome, i32)>,
+    /// Scripts that the host has begun, in order.
+    pub(super) begun: Vec<v1::ScriptOrder>,
+    /// What runs scripts on the orchestrator's machine.
+    pub(super) here: Option<Arc<plan_script::Scripts>>,
 }
 
 impl Bench {
@@ -57,6 +63,9 @@ impl Bench {
             points: BTreeMap::new(),
             mute_source: false,
             pointless: None,
+            script: Some((v1::script_status::Outcome::Exited, 0)),
+            begun: Vec::new(),
+            here: None,
         };
         let fabric = bench.vault.fabric("f");
         let policy = bench.vault.policy("p");
@@ -118,6 +127,9 @@ impl Bench {
             patience: Patience::default(),
             sealer: crate::seal::Sealer::new(&[7; 32]).expect("sealer"),
         });
+        if let Some(scripts) = &self.here {
+            app.run_scripts(Arc::clone(scripts));
+        }
         self.report(&app).await;
         app
     }
@@ -185,6 +197,22 @@ impl Bench {
             name: id.to_owned(),
             ..Default::default()
         });
+        let mut scripts = Vec::new();
+        for order in &wanted.scripts {
+            let Some((outcome, exit_code)) = self.script else {
+                continue;
+            };
+            if self.begun.iter().all(|known| known.id != order.id) {
+                self.begun.push(order.clone());
+            }
+            scripts.push(v1::ScriptStatus {
+                id: order.id.clone(),
+                outcome: outcome.into(),
+                exit_code,
+                output: "said".to_owned(),
+                ..Default::default()
+            });
+        }
         let report = v1::EngineReport {
             observed_generation: wanted.generation,
             host: Some(v1::Host {
@@ -195,6 +223,8 @@ impl Bench {
             virtual_machines: vms.to_vec(),
             replications: replications.collect(),
             recovered_vms: recovered_vms.collect(),
+            scripts,
+            ..Default::default()
         };
         Intake::new(ENGINE).take(app, report).await.expect("report");
     }

@@ -150,6 +150,7 @@ impl Case {
             application_consistent: false,
             isolated: true,
             requested_unix_ms: 2_000,
+            steps: Vec::new(),
         };
         let failover = |plan: Option<String>, groups: Vec<Vec<String>>, planned| FailoverInput {
             plan,
@@ -159,6 +160,7 @@ impl Case {
             point: PointChoice::Newest,
             common_point: false,
             requested_unix_ms: 2_000,
+            steps: Vec::new(),
         };
         let (a, b) = (bench.item_id("vm-a"), bench.item_id("vm-b"));
         let step = |step| {
@@ -233,7 +235,7 @@ impl Case {
                     a.clone(),
                     "testFailover",
                     json!(input),
-                    drill::tasks(&input.groups, false),
+                    drill::tasks(&input),
                 )
             }
             Self::PlanDrill => {
@@ -242,7 +244,7 @@ impl Case {
                     plan.clone(),
                     "testFailover",
                     json!(input),
-                    drill::tasks(&input.groups, true),
+                    drill::tasks(&input),
                 )
             }
             Self::Planned | Self::Unplanned | Self::UnplannedAttempt => {
@@ -261,10 +263,12 @@ impl Case {
             Self::ReProtect => step(Step::ReProtect),
             Self::Failback | Self::FullDownload => {
                 let input = FailbackInput {
+                    plan: None,
+                    steps: Vec::new(),
                     items: vec![text(&a)],
                     minimise_downtime: self == Self::Failback,
                 };
-                (a.clone(), "failback", json!(input), failback::tasks())
+                (a.clone(), "failback", json!(input), failback::tasks(&input))
             }
             Self::ChangePoint => step(Step::ChangePoint),
             Self::Cancel => step(Step::Cancel),

@@ -4,6 +4,8 @@ mod bench;
 mod case;
 mod failovers;
 mod guards;
+mod plan_actions;
+mod plan_webhooks;
 
 use std::collections::BTreeMap;
 
@@ -50,7 +52,7 @@ async fn run(bench: &mut Bench, key: &str, trial: Trial, killed: bool) -> JobSta
 async fn resume(bench: &Bench, key: &str) {
     let goes_on = |job: &JobRecord| {
         let mut job = job.clone();
-        super::failback::resume(&mut job, None).then_some(job)
+        super::person::resume(&mut job, None).then_some(job)
     };
     records::update::<JobRecord>(&bench.store, key, goes_on)
         .await
