@@ -9,9 +9,9 @@ use serde_json::json;
 use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{
-    containers, fabrics, failover, item_actions, jobs, load, mappings, networks, plans, policies,
-    protectable_items, protected_items, recovery_points, resource_groups, services_providers,
-    storage_accounts, test_failover, vault_health, vaults,
+    containers, drill_schedules, fabrics, failover, item_actions, jobs, load, mappings, network_mappings, networks,
+    plans, policies, protectable_items, protected_items, recovery_points, resource_groups,
+    services_providers, site_networks, storage_accounts, test_failover, vault_health, vaults,
 };
 use crate::fault::Fault;
 use crate::store::records::{self, JobRecord, Stored};
@@ -131,6 +131,7 @@ async fn recovery_services(call: &Call<'_>, kinds: &str) -> Result<Reply, Fault>
         ) => failover::plan(call).await,
         (_, "vaults/replicationrecoveryplans", None) => plans::handle(call).await,
         (_, "vaults/replicationjobs", _) => jobs::handle(call).await,
+        (_, "vaults/drillschedules", None) => drill_schedules::handle(call).await,
         _ => Err(unknown_path(&call.path)),
     }
 }
@@ -145,11 +146,12 @@ async fn vault_collection(call: &Call<'_>, collection: &str) -> Result<Reply, Fa
         "replicationprotecteditems" => protected_items::list_of_vault(call).await,
         "replicationrecoveryplans" => plans::list(call).await,
         "replicationjobs" => jobs::list(call).await,
+        "drillschedules" => drill_schedules::list(call).await,
         "replicationvaulthealth" => vault_health::get(call).await,
         "replicationvaultsettings" => vaults::settings(call).await,
+        "replicationnetworks" => site_networks::list_of_vault(call).await,
+        "replicationnetworkmappings" => network_mappings::list_of_vault(call).await,
         "replicationevents"
-        | "replicationnetworks"
-        | "replicationnetworkmappings"
         | "replicationalertsettings"
         | "replicationstorageclassifications"
         | "replicationstorageclassificationmappings"

@@ -1,0 +1,301 @@
+//! `V/drillSchedules/{name}`: drills that start by themselves. An extension of ours.
+
+use arm_model::{ArmId, Page, PlanId, ProtectedItemId, VaultId, timestamp};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::entry::{Call, unknown_path};
+use super::load;
+use super::reply::Reply;
+use crate::app::App;
+use crate::fault::Fault;
+use crate::schedule::due::Rule;
+use crate::schedule::{Run, Schedule, run};
+use crate::store::records::{self, Stored};
+
+const DAYS: [&str; 7] = [
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+];
+/// Longest time that test VMs are kept: a week.
+const MAX_KEEP_MINUTES: u32 = 7 * 24 * 60;
+const MAX_HOURS: u32 = 365 * 24;
+const MAX_WEBHOOKS: usize = 10;
+
+/// What a client says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Wish {
+    target_id: String,
+    days: Vec<String>,
+    time: Option<String>,
+    every_hours: Option<u32>,
+    keep_for_minutes: u32,
+    webhooks: Vec<String>,
+    notify: String,
+    enabled: bool,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self {
+            target_id: String::new(),
+            days: Vec::new(),
+            time: None,
+            every_hours: None,
+            keep_for_minutes: 60,
+            webhooks: Vec::new(),
+            notify: "OnFailure".to_owned(),
+            enabled: true,
+        }
+    }
+}
+
+/// GET, PUT, DELETE of a schedule.
+///
+/// # Errors
+/// What is refused.
+pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let id = vault.child("drillSchedules", &load::name(call, "drillSchedules")?);
+    match call.method {
+        "GET" => {
+            let stored = load::require::<Schedule>(call.app, id.as_str()).await?;
+            Reply::versioned(&answer(&stored), stored.etag)
+        }
+        "PUT" => put(call, &vault, &id).await,
+        "DELETE" => {
+            let store = call.app.store.as_ref();
+            let Some(stored) = records::get::<Schedule>(store, &id.key()).await? else {
+                return Ok(Reply::Empty(StatusCode::NO_CONTENT));
+            };
+            call.precondition(Some(stored.etag))?;
+            store.apply(vec![records::delete(id.key())]).await?;
+            Ok(Reply::Empty(StatusCode::OK))
+        }
+        _ => Err(unknown_path(&call.path)),
+    }
+}
+
+/// `V/drillSchedules`.
+///
+/// # Errors
+/// 404 without a vault.
+pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
+    let (vault, _) = load::vault(call).await?;
+    let below = format!("{}/", vault.key());
+    let schedules = records::list::<Schedule>(call.app.store.as_ref(), &below).await?;
+    Reply::ok(&Page {
+        value: schedules.iter().map(answer).collect::<Vec<_>>(),
+        next_link: None,
+    })
+}
+
+async fn put(call: &Call<'_>, vault: &VaultId, id: &ArmId) -> Result<Reply, Fault> {
+    let wish: Wish = call.properties()?;
+    let target = target(call, vault, &wish.target_id).await?;
+    let rule = rule(&wish)?;
+    if !(1..=MAX_KEEP_MINUTES).contains(&wish.keep_for_minutes) {
+        return Err(Fault::invalid(
+            "properties.keepForMinutes",
+            format!("Test VMs are kept for 1 to {MAX_KEEP_MINUTES} minutes."),
+        ));
+    }
+    check_webhooks(&wish.webhooks)?;
+    let always = match wish.notify.as_str() {
+        "OnFailure" => false,
+        "Always" => true,
+        other => {
+            return Err(Fault::invalid(
+                "properties.notify",
+                format!("`{other}` is not possible; use `OnFailure` or `Always`."),
+            ));
+        }
+    };
+    let store = call.app.store.as_ref();
+    let known = records::get::<Schedule>(store, &id.key()).await?;
+    let etag = known.as_ref().map(|known| known.etag);
+    call.precondition(etag)?;
+    let now = call.app.now_ms();
+    let before = known.map(|known| known.record);
+    // Switched off and on again it does not make up for what was due in between.
+    let same = |known: &&Schedule| known.rule == rule && (known.enabled || !wish.enabled);
+    let (since, until) = before.as_ref().filter(same).map_or((now, now), |known| {
+        (known.since_unix_ms, known.done_until_unix_ms)
+    });
+    let record = Schedule {
+        id: before
+            .as_ref()
+            .map_or_else(|| id.as_str().to_owned(), |known| known.id.clone()),
+        target,
+        rule,
+        keep_minutes: wish.keep_for_minutes,
+        webhooks: wish.webhooks,
+        always,
+        enabled: wish.enabled,
+        since_unix_ms: since,
+        done_until_unix_ms: until,
+        runs: before.map(|known| known.runs).unwrap_or_default(),
+    };
+    store
+        .apply(vec![records::put(id.key(), &record, Call::expect(etag))?])
+        .await?;
+    call.app.ring();
+    let stored = load::require::<Schedule>(call.app, id.as_str()).await?;
+    let status = if etag.is_some() {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    Reply::json(status, &answer(&stored), Some(stored.etag))
+}
+
+async fn target(call: &Call<'_>, vault: &VaultId, wanted: &str) -> Result<String, Fault> {
+    let at = "properties.targetId";
+    let id = ArmId::parse(wanted).map_err(|error| Fault::invalid(at, format!("{error}.")))?;
+    let fits = PlanId::parse(wanted).is_ok() || ProtectedItemId::parse(wanted).is_ok();
+    if !fits || VaultId::of(&id).is_none_or(|of| of.key() != vault.key()) {
+        return Err(Fault::invalid(
+            at,
+            "The target is a recovery plan or a protected item of this vault.",
+        ));
+    }
+    call.may_use(&id, at)?;
+    if !exists(call.app, wanted).await? {
+        return Err(Fault::invalid(at, format!("There is no `{wanted}`.")));
+    }
+    Ok(id.as_str().to_owned())
+}
+
+async fn exists(app: &App, target: &str) -> Result<bool, Fault> {
+    Ok(run::exists(app, target).await?)
+}
+
+fn rule(wish: &Wish) -> Result<Rule, Fault> {
+    match (wish.every_hours, wish.time.as_deref()) {
+        (Some(hours), None) if wish.days.is_empty() => {
+            if !(1..=MAX_HOURS).contains(&hours) {
+                return Err(Fault::invalid(
+                    "properties.everyHours",
+                    format!("A drill is possible every 1 to {MAX_HOURS} hours."),
+                ));
+            }
+            Ok(Rule::Every { hours })
+        }
+        (None, Some(time)) => {
+            let minute = minute(time).ok_or_else(|| {
+                Fault::invalid(
+                    "properties.time",
+                    format!("`{time}` is no time of day such as `02:30`; it is in UTC."),
+                )
+            })?;
+            let mut days = Vec::new();
+            for day in &wish.days {
+                let number = DAYS
+                    .iter()
+                    .position(|known| known == day)
+                    .and_then(|number| u8::try_from(number).ok());
+                days.push(number.ok_or_else(|| {
+                    Fault::invalid(
+                        "properties.days",
+                        format!("`{day}` is no day such as `Monday`."),
+                    )
+                })?);
+            }
+            days.sort_unstable();
+            days.dedup();
+            if days.is_empty() {
+                return Err(Fault::invalid(
+                    "properties.days",
+                    "At least one day of the week is needed.",
+                ));
+            }
+            Ok(Rule::Weekly { days, minute })
+        }
+        _ => Err(Fault::invalid(
+            "properties",
+            "Give `days` and `time`, or `everyHours`, and not both.",
+        )),
+    }
+}
+
+fn minute(time: &str) -> Option<u32> {
+    let (hour, minute) = time.split_once(':')?;
+    let number = |text: &str, most: u32| {
+        let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits
+            .then(|| text.parse::<u32>().ok())
+            .flatten()
+            .filter(|number| *number <= most)
+    };
+    Some(number(hour, 23)? * 60 + number(minute, 59)?)
+}
+
+fn check_webhooks(urls: &[String]) -> Result<(), Fault> {
+    let fits = |url: &str| {
+        let address = url
+            .strip_prefix("https://")
+            .or_else(|| url.strip_prefix("http://"));
+        address.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && url.len() <= 2_000)
+            && !url.contains(|character: char| character.is_whitespace() || character.is_control())
+    };
+    if urls.len() > MAX_WEBHOOKS || !urls.iter().all(|url| fits(url)) {
+        return Err(Fault::invalid(
+            "properties.webhooks",
+            format!("At most {MAX_WEBHOOKS} addresses that begin with https:// or http://."),
+        ));
+    }
+    Ok(())
+}
+
+fn answer(stored: &Stored<Schedule>) -> Value {
+    let schedule = &stored.record;
+    let mut properties = json!({
+        "targetId": schedule.target,
+        "keepForMinutes": schedule.keep_minutes,
+        "webhooks": schedule.webhooks,
+        "notify": if schedule.always { "Always" } else { "OnFailure" },
+        "enabled": schedule.enabled,
+        "nextDrillTime": schedule
+            .enabled
+            .then(|| schedule.rule.next(schedule.since_unix_ms, schedule.done_until_unix_ms))
+            .flatten()
+            .and_then(timestamp::from_unix_ms),
+        "runs": schedule.runs.iter().rev().map(told).collect::<Vec<_>>(),
+    });
+    match &schedule.rule {
+        Rule::Every { hours } => properties["everyHours"] = json!(hours),
+        Rule::Weekly { days, minute } => {
+            properties["time"] = json!(format!("{:02}:{:02}", minute / 60, minute % 60));
+            let names = days.iter().filter_map(|day| DAYS.get(usize::from(*day)));
+            properties["days"] = json!(names.collect::<Vec<_>>());
+        }
+    }
+    json!({
+        "id": schedule.id,
+        "name": schedule.id.rsplit('/').next(),
+        "type": "Microsoft.RecoveryServices/vaults/drillSchedules",
+        "properties": properties,
+    })
+}
+
+fn told(run: &Run) -> Value {
+    let notice = &run.notice;
+    json!({
+        "dueTime": timestamp::from_unix_ms(run.due_unix_ms),
+        "missedDrills": run.missed,
+        "jobId": run.job,
+        "skippedReason": run.skipped,
+        "verdict": run.verdict,
+        "cleanup": { "jobId": run.cleanup.job, "done": run.cleanup.done, "problem": run.cleanup.problem },
+        "notification": {
+            "wanted": notice.wanted, "delivered": notice.delivered, "tries": notice.tries, "problem": notice.problem,
+        },
+    })
+}
