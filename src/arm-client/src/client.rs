@@ -18,6 +18,9 @@ pub struct ClientConfig {
     pub endpoint: String,
     /// Certificates (PEM) that the service's certificate is verified against, in place of the system's.
     pub ca_pem: Option<String>,
+    /// Address of the token issuer when it is another one than the service, without a path, such as
+    /// `https://login.microsoftonline.com`.
+    pub authority: Option<String>,
     /// Tenant the token is asked for.
     pub tenant_id: String,
     /// Name of the client (application id).
@@ -43,6 +46,7 @@ impl ClientConfig {
         ClientConfig {
             endpoint: endpoint.into().trim_end_matches('/').to_owned(),
             ca_pem: None,
+            authority: None,
             tenant_id: tenant_id.into(),
             client_id: client_id.into(),
             client_secret,
@@ -110,7 +114,7 @@ pub struct Client {
 struct Inner {
     http: reqwest::Client,
     config: ClientConfig,
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
 }
 
 impl std::fmt::Debug for Client {
@@ -126,12 +130,20 @@ impl Client {
     pub fn new(config: ClientConfig) -> Result<Client, ClientError> {
         const ACTION: &str = "configuring the client";
         let wrong = |text: &str| ClientError::new(ClientErrorKind::Configuration, ACTION, text);
-        let parsed = reqwest::Url::parse(&config.endpoint)
-            .map_err(|e| wrong("the endpoint is not a URL").caused_by(e))?;
-        let host = parsed.host_str().unwrap_or_default();
-        let this_machine = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
-        if !(parsed.scheme() == "https" || parsed.scheme() == "http" && this_machine) {
+        let secure = |address: &str| -> Result<bool, ClientError> {
+            let parsed = reqwest::Url::parse(address)
+                .map_err(|e| wrong("the endpoint is not a URL").caused_by(e))?;
+            let host = parsed.host_str().unwrap_or_default();
+            let this_machine = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+            Ok(parsed.scheme() == "https" || parsed.scheme() == "http" && this_machine)
+        };
+        if !secure(&config.endpoint)? {
             return Err(wrong("the endpoint must begin with https://"));
+        }
+        if let Some(authority) = &config.authority
+            && !secure(authority)?
+        {
+            return Err(wrong("the authority must begin with https://"));
         }
         // Another part of the program may have installed one already; either is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -155,9 +167,23 @@ impl Client {
             inner: Arc::new(Inner {
                 http,
                 config,
-                tokens: Tokens::new(),
+                tokens: Arc::new(Tokens::new()),
             }),
         })
+    }
+
+    /// The same client, connections and token, with another number of attempts: 1 for callers that look at what became
+    /// of a request before they send it again.
+    pub fn with_attempts(&self, attempts: u32) -> Client {
+        let mut config = self.inner.config.clone();
+        config.attempts = attempts.max(1);
+        Client {
+            inner: Arc::new(Inner {
+                http: self.inner.http.clone(),
+                config,
+                tokens: Arc::clone(&self.inner.tokens),
+            }),
+        }
     }
 
     /// The configured endpoint.
@@ -362,10 +388,9 @@ impl Client {
                 error.kind = ClientErrorKind::Service;
             }
             // A server in trouble may ask for very long pauses; nobody waits longer than two minutes at a time.
-            return Err(Failed::Error(
-                error,
-                retry_after.map(|w| w.min(Duration::from_secs(120))),
-            ));
+            let retry_after = retry_after.map(|w| w.min(Duration::from_secs(120)));
+            error.marks.retry_after = retry_after;
+            return Err(Failed::Error(error, retry_after));
         }
         if (300..400).contains(&status) {
             let text = format!("the service answered {status}, a redirection");

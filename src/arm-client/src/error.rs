@@ -88,6 +88,7 @@ pub(crate) struct Marks {
     pub(crate) details: Vec<ErrorDetail>,
     pub(crate) request_id: Option<String>,
     pub(crate) job_id: Option<String>,
+    pub(crate) retry_after: Option<std::time::Duration>,
 }
 
 fn code_suffix(code: &str) -> String {
@@ -228,6 +229,11 @@ impl ClientError {
     /// Id by which the request is found in the service's log.
     pub fn request_id(&self) -> Option<&str> {
         self.marks.request_id.as_deref()
+    }
+
+    /// How long the service asks to wait before the next try; two minutes at most.
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        self.marks.retry_after
     }
 
     /// Job of the operation, when one was started.

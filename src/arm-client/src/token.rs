@@ -87,7 +87,11 @@ async fn fetch(
     const ACTION: &str = "fetching a token";
     let url = format!(
         "{}/{}/oauth2/v2.0/token",
-        config.endpoint,
+        config
+            .authority
+            .as_deref()
+            .unwrap_or(&config.endpoint)
+            .trim_end_matches('/'),
         encode_segment(&config.tenant_id)
     );
     let body = format!(

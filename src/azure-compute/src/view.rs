@@ -1,0 +1,92 @@
+//! How a VM stands.
+
+use serde_json::Value;
+
+/// Whether it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// It runs.
+    Running,
+    /// It begins to.
+    Starting,
+    /// It is off and still pays for its machine.
+    Stopped,
+    /// It goes off.
+    Stopping,
+    /// It is off and has no machine.
+    Deallocated,
+    /// It gives its machine back.
+    Deallocating,
+    /// Azure doesn't say.
+    Unknown,
+}
+
+/// A VM as Azure shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceView {
+    /// Whether it runs.
+    pub power: Power,
+    /// `provisioningState` of the VM.
+    pub provisioning_state: String,
+    /// Whether Azure's agent in the guest reports; `None` when there is none.
+    pub agent_ready: Option<bool>,
+    /// Its size.
+    pub size: String,
+    /// Messages of its statuses, as people read them.
+    pub messages: Vec<String>,
+}
+
+impl InstanceView {
+    /// Reads a VM that was asked for with `$expand=instanceView`.
+    pub fn from_vm(vm: &Value) -> InstanceView {
+        let text = |path: &str| vm.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let statuses = |path: &str| -> Vec<&Value> {
+            vm.pointer(path)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .collect()
+        };
+        let code = |status: &Value| {
+            status
+                .get("code")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_ascii_lowercase()
+        };
+        let all = statuses("/properties/instanceView/statuses");
+        let power = all
+            .iter()
+            .map(|s| code(s))
+            .find_map(|c| c.strip_prefix("powerstate/").map(power_of))
+            .unwrap_or(Power::Unknown);
+        let agent = statuses("/properties/instanceView/vmAgent/statuses");
+        InstanceView {
+            power,
+            provisioning_state: text("/properties/provisioningState").to_owned(),
+            agent_ready: (!agent.is_empty()).then(|| {
+                agent
+                    .iter()
+                    .any(|s| code(s) == "provisioningstate/succeeded")
+            }),
+            size: text("/properties/hardwareProfile/vmSize").to_owned(),
+            messages: all
+                .iter()
+                .filter_map(|s| s.get("message").or_else(|| s.get("displayStatus")))
+                .filter_map(|m| m.as_str().map(ToOwned::to_owned))
+                .collect(),
+        }
+    }
+}
+
+fn power_of(word: &str) -> Power {
+    match word {
+        "running" => Power::Running,
+        "starting" => Power::Starting,
+        "stopped" => Power::Stopped,
+        "stopping" => Power::Stopping,
+        "deallocated" => Power::Deallocated,
+        "deallocating" => Power::Deallocating,
+        _ => Power::Unknown,
+    }
+}
