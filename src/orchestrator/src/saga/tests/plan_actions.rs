@@ -31,6 +31,7 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario::Back,
 ];
 
+#[allow(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
 pub(super) fn action(name: &str, details: Value) -> Value {
     let console = details["check"] == "Console";
     let back = ["PrimaryToRecovery", "RecoveryToPrimary"];
@@ -61,6 +62,7 @@ fn console(name: &str) -> Value {
     )
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
 pub(super) fn group(bench: &Bench, vm: &str, before: Vec<Value>, after: Vec<Value>) -> PlanGroup {
     let item = bench.item_id(vm).to_string();
     serde_json::from_value(
