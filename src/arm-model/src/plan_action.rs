@@ -441,7 +441,10 @@ mod tests {
 
     use super::*;
 
-    #[allow(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "bodies are written as literals"
+    )]
     fn action(details: serde_json::Value) -> PlanAction {
         serde_json::from_value(json!({
             "actionName": "a", "failoverTypes": ["PlannedFailover", "Commit"],

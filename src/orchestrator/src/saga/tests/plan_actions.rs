@@ -31,7 +31,10 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario::Back,
 ];
 
-#[allow(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "bodies are written as literals"
+)]
 pub(super) fn action(name: &str, details: Value) -> Value {
     let console = details["check"] == "Console";
     let back = ["PrimaryToRecovery", "RecoveryToPrimary"];
@@ -62,7 +65,10 @@ fn console(name: &str) -> Value {
     )
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "bodies are written as literals"
+)]
 pub(super) fn group(bench: &Bench, vm: &str, before: Vec<Value>, after: Vec<Value>) -> PlanGroup {
     let item = bench.item_id(vm).to_string();
     serde_json::from_value(
