@@ -1,6 +1,7 @@
 //! The whole circle with real VMs of both generations, which write all the time: protected → drill → planned failover →
 //! commit → failback → commit → protected again → drill; and once more with an unplanned failover, after the source's host
-//! and VMs were killed in the middle of a cycle. The checker in the guests decides.
+//! and VMs were killed in the middle of a cycle, to a recovery host that has lost generation 2: what UEFI started at the
+//! source is started by a BIOS there, and by UEFI again after the way back. The checker in the guests decides.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,9 @@ use system_tests::story::{
 use system_tests::{Cli, Console, Lab, Orchestrator, Terraform};
 
 const GUESTS: [(&str, u8); 2] = [("shop01", 2), ("shop02", 1)];
+/// Their generations on a recovery host that supports both, and on one that supports generation 1 only.
+const KEPT: [u8; 2] = [2, 1];
+const CONVERTED: [u8; 2] = [1, 1];
 const LIMIT: Duration = Duration::from_secs(240);
 const FILL_MIB: u32 = 24;
 /// Exit code of a command whose job waits for a person.
@@ -38,7 +42,7 @@ fn circle(lab: &Lab) -> Result<()> {
     let orchestrator = Orchestrator::start(lab)?;
     let cli = Cli::new(lab, &orchestrator)?;
     start_guests(lab, &GUESTS, FILL_MIB)?;
-    let variables = json!({
+    let mut variables = json!({
         "vm_folder": lab.vm_folder(),
         "source_folder": lab.folder().join("host"),
         "recovery_folder": lab.folder().join("recovery"),
@@ -56,7 +60,7 @@ fn circle(lab: &Lab) -> Result<()> {
     for (name, _) in GUESTS {
         wait_for_points(&cli, name, 1)?;
     }
-    drill(lab, &cli, &plan)?;
+    drill(lab, &cli, &plan, &KEPT)?;
 
     show("planned failover: nothing that was written may be missing");
     failover(&cli, &plan, &["planned"])?;
@@ -64,9 +68,16 @@ fn circle(lab: &Lab) -> Result<()> {
     for (name, _) in GUESTS {
         written.push((name, is_off(lab, name)?));
     }
-    at_recovery(lab, &cli, &written)?;
+    at_recovery(lab, &cli, &written, &KEPT)?;
     back(lab, &cli, &plan)?;
-    drill(lab, &cli, &plan)?;
+    drill(lab, &cli, &plan, &KEPT)?;
+
+    show("from now on the recovery host supports generation 1 only");
+    if let Some(all) = variables.as_object_mut() {
+        all.insert("recovery_generations".to_owned(), json!([1]));
+    }
+    terraform.variables(&variables)?;
+    terraform.apply()?;
 
     show("the source's host and its VMs are killed in the middle of a cycle");
     let points = positions(&cli)?;
@@ -77,7 +88,7 @@ fn circle(lab: &Lab) -> Result<()> {
     kill_source(lab)?;
     failover(&cli, &plan, &["unplanned", "--yes"])?;
     let known: Vec<(&str, u64)> = GUESTS.iter().map(|(name, _)| (*name, 1)).collect();
-    at_recovery(lab, &cli, &known)?;
+    at_recovery(lab, &cli, &known, &CONVERTED)?;
 
     show("the source's host comes back: its VMs are held");
     terraform.apply()?;
@@ -95,7 +106,7 @@ fn circle(lab: &Lab) -> Result<()> {
             "{name} has no new point"
         );
     }
-    drill(lab, &cli, &plan)?;
+    drill(lab, &cli, &plan, &CONVERTED)?;
     terraform.plan_is_empty()?;
     terraform.destroy()?;
     nothing_is_left(lab)
@@ -122,15 +133,28 @@ fn may(item: &Value, operation: &str) -> bool {
 }
 
 /// A drill of the plan finds every stamp; replication goes on.
-fn drill(lab: &Lab, cli: &Cli, plan: &str) -> Result<()> {
+fn drill(lab: &Lab, cli: &Cli, plan: &str, generations: &[u8]) -> Result<()> {
     show("a drill");
     cli.text(&["test-failover", "start", "--plan", plan])?;
-    for (name, _) in GUESTS {
+    for ((name, _), generation) in GUESTS.iter().zip(generations) {
+        is_of_generation(lab, name, *generation)?;
         let check = recovered(lab, name)?.wait_for_check(BOOT)?;
         show(&format!("{name}: {}", check.line));
         ensure!(check.last_sequence > 0, "{name} holds no stamp");
     }
     cli.text(&["test-failover", "cleanup", "--plan", plan])?;
+    Ok(())
+}
+
+/// A recovered VM has the firmware of this generation.
+fn is_of_generation(lab: &Lab, name: &str, generation: u8) -> Result<()> {
+    let file = recovered_folder(lab, name)?.join("vm.toml");
+    let text = std::fs::read_to_string(&file)?;
+    ensure!(
+        text.lines()
+            .any(|line| line == format!("generation = {generation}")),
+        "{name} is not recovered as generation {generation}:\n{text}"
+    );
     Ok(())
 }
 
@@ -175,8 +199,9 @@ fn is_off(lab: &Lab, name: &str) -> Result<u64> {
 }
 
 /// The recovered VMs have what was written, and go on writing; then the failover is accepted.
-fn at_recovery(lab: &Lab, cli: &Cli, written: &[(&str, u64)]) -> Result<()> {
-    for (name, least) in written {
+fn at_recovery(lab: &Lab, cli: &Cli, written: &[(&str, u64)], generations: &[u8]) -> Result<()> {
+    for ((name, least), generation) in written.iter().zip(generations) {
+        is_of_generation(lab, name, *generation)?;
         let console = recovered(lab, name)?;
         let check = console.wait_for_check(BOOT)?;
         show(&format!("{name} at the recovery side: {}", check.line));
