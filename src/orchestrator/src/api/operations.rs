@@ -9,9 +9,10 @@ use serde_json::json;
 use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{
-    containers, drill_schedules, fabrics, failover, item_actions, jobs, load, mappings, network_mappings, networks,
-    plans, policies, protectable_items, protected_items, recovery_points, resource_groups,
-    services_providers, site_networks, storage_accounts, test_failover, vault_health, vaults,
+    containers, drill_schedules, fabrics, failover, item_actions, jobs, load, mappings,
+    network_mappings, networks, plans, policies, protectable_items, protected_items,
+    recovery_points, resource_groups, services_providers, site_networks, storage_accounts,
+    test_failover, vault_health, vaults,
 };
 use crate::fault::Fault;
 use crate::store::records::{self, JobRecord, Stored};
@@ -101,14 +102,24 @@ async fn recovery_services(call: &Call<'_>, kinds: &str) -> Result<Reply, Fault>
         (
             "GET",
             "vaults/replicationfabrics",
-            Some(
-                "replicationnetworks"
-                | "replicationstorageclassifications"
-                | "replicationlogicalnetworks",
-            ),
+            Some("replicationstorageclassifications" | "replicationlogicalnetworks"),
         ) => {
             load::fabric(call).await?;
             page::<()>(Vec::new())
+        }
+        ("GET", "vaults/replicationfabrics", Some("replicationnetworks")) => {
+            site_networks::list_of_fabric(call).await
+        }
+        ("GET", "vaults/replicationfabrics/replicationnetworks", None) => {
+            site_networks::get(call).await
+        }
+        (
+            "GET",
+            "vaults/replicationfabrics/replicationnetworks",
+            Some("replicationnetworkmappings"),
+        ) => network_mappings::list(call).await,
+        (_, "vaults/replicationfabrics/replicationnetworks/replicationnetworkmappings", None) => {
+            network_mappings::handle(call).await
         }
         (_, "vaults/replicationfabrics", _) => fabrics::handle(call).await,
         (_, "vaults/replicationfabrics/replicationrecoveryservicesproviders", _) => {
