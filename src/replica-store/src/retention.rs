@@ -96,6 +96,7 @@ pub fn expired_points(
     };
     let present = newest_clock.saturating_add(step(newest.time_unix_ms, now_unix_ms));
     let age = |clock: i64| present.saturating_sub(clock);
+    let host_time = HostTime::of(newest, now_unix_ms);
     let held: HashSet<Uuid> = held.iter().copied().collect();
     let chosen = chosen_by_tiers(&points, policy, present);
     let newest_application = points
@@ -111,7 +112,7 @@ pub fn expired_points(
             || (policy.hours > 0 && age(clock) <= hours_ms(policy.hours))
             || chosen.contains(&point.id)
             || Some(point.id) == newest_application
-            || is_immutable(point, age(clock), policy, now_unix_ms)
+            || is_immutable(point, age(clock), policy, &host_time)
     };
     points
         .iter()
@@ -127,27 +128,47 @@ pub(crate) fn immutable_points(
     now_unix_ms: i64,
 ) -> HashSet<Uuid> {
     let points = clocked(points);
-    let present = points.last().map_or(0, |(newest, clock)| {
-        clock.saturating_add(step(newest.time_unix_ms, now_unix_ms))
-    });
+    let Some((newest, newest_clock)) = points.last() else {
+        return HashSet::new();
+    };
+    let present = newest_clock.saturating_add(step(newest.time_unix_ms, now_unix_ms));
+    let host_time = HostTime::of(newest, now_unix_ms);
     points
         .iter()
         .filter(|(point, clock)| {
-            is_immutable(point, present.saturating_sub(*clock), policy, now_unix_ms)
+            is_immutable(point, present.saturating_sub(*clock), policy, &host_time)
         })
         .map(|(point, _)| point.id)
         .collect()
 }
 
+/// What the host's clock says, with the newest point as its witness: that one never expires, so what a
+/// point is promised doesn't depend on when its neighbours were retired.
+struct HostTime {
+    newest_unix_ms: i64,
+    /// A clock that was set back since the newest point shortens no promise.
+    now_unix_ms: i64,
+}
+
+impl HostTime {
+    fn of(newest: &PointAge, now_unix_ms: i64) -> Self {
+        Self {
+            newest_unix_ms: newest.time_unix_ms,
+            now_unix_ms: now_unix_ms.max(newest.time_unix_ms),
+        }
+    }
+}
+
 /// Neither replication that ran too short a time nor a clock that was set ahead ends the promise. A
-/// point of the future (the clock was wrong when it was made) is promised by replicated time alone.
-fn is_immutable(point: &PointAge, age_ms: i64, policy: &RetentionPolicy, now_unix_ms: i64) -> bool {
+/// point that claims to be younger than the newest one (the clock was wrong when it was made) is
+/// promised by replicated time alone, also when the clock comes by its instant again.
+fn is_immutable(point: &PointAge, age_ms: i64, policy: &RetentionPolicy, host: &HostTime) -> bool {
     let hours = point.immutable_hours.max(policy.immutability_hours);
     if hours == 0 {
         return false;
     }
-    let by_clock = point.time_unix_ms <= now_unix_ms
-        && now_unix_ms < point.time_unix_ms.saturating_add(hours_ms(hours));
+    let by_clock = point.time_unix_ms <= host.newest_unix_ms
+        && host.now_unix_ms < point.time_unix_ms.saturating_add(hours_ms(hours));
     by_clock || age_ms < hours_ms(hours)
 }
 

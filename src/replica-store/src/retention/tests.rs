@@ -137,6 +137,19 @@ fn an_immutable_point_stays_whatever_policy_and_clock_say() {
     assert_eq!(picture(&points, &[], &longer, 240), "x....");
 }
 
+#[test]
+fn a_point_that_a_wrong_clock_made_gets_no_second_promise_when_the_clock_comes_by_again() {
+    // The clock was weeks ahead for the first point, and was then set right.
+    let points = made(&[1, -56_000, -55_940, -55_880], &[], 1);
+    let none = RetentionPolicy::hours(0);
+    assert_eq!(picture(&points, &[], &none, -55_880), "xx..");
+    // Whether the journal was tidied weeks ago or only now, the same points go.
+    assert_eq!(picture(&points, &[], &none, 2), "xxx.");
+    // A clock that is set back after the newest point doesn't end what it promised.
+    let points = made(&[0, 60, 59, 118, 60, 61], &[], 2);
+    assert_eq!(picture(&points, &[], &none, 0), "......");
+}
+
 fn policies() -> impl Strategy<Value = RetentionPolicy> {
     let tier = (1u64..20, 1u64..400).prop_map(|(every, span)| RetentionTier {
         every_seconds: every * 1800,
