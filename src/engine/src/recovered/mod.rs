@@ -30,7 +30,7 @@ mod steps;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ pub struct RecoveryHost {
     pub boot: String,
     /// Of VMs that it may run; another one is converted, or refused. Both, unless told otherwise.
     pub generations: Vec<Generation>,
+    /// Whether a folder has room for more than what guests write; asked before a piece of a VM's disks is brought there.
+    pub has_room: fn(&Path) -> bool,
     /// Where a test may stop the world; see [`places`].
     pub pauses: Arc<dyn Pauses>,
 }
@@ -106,6 +108,7 @@ impl RecoveryHost {
             shutdown_patience: SHUTDOWN_PATIENCE,
             boot: boot.trim().to_owned(),
             generations: vec![Generation::One, Generation::Two],
+            has_room: hydration::has_room,
             pauses: Arc::new(NoPauses),
         }
     }

@@ -19,20 +19,24 @@ use hypervisor::nbd::NbdServer;
 use hypervisor::{Independence, Stop, VmId};
 use protection::Generation;
 use protection::life::{Guard, RecoveryOrder};
-use replica_store::{PointSelector, StoreTarget};
+use replica_store::{PointSelector, ReplicaView, StoreTarget};
 use replication_log::KeyRing;
 use uuid::Uuid;
 
 use super::conversion::Conversion;
 use super::failover::{Next, Side};
+use super::hydration::{self, Copies, Hydration};
 use super::record::Record;
-use super::{POWER_POLL, making, places, reverse};
+use super::{POWER_POLL, local_copy, making, places, reverse};
 use crate::engine::now_unix_ms;
 use crate::stores;
 use crate::task::blocking;
 
 /// How often a VM that is being made independent is looked at.
 const INDEPENDENCE_POLL: Duration = Duration::from_secs(1);
+
+/// A guest that says nothing on its console is taken for booted after that.
+const BOOT_ALONE: Duration = Duration::from_secs(60);
 
 /// Disks that are served.
 pub(super) struct Served {
@@ -43,6 +47,11 @@ pub(super) struct Served {
     pub(super) conversion: Option<Arc<Conversion>>,
     /// As long as this lives.
     _server: NbdServer,
+    /// Its disks, and the point that they are at.
+    copies: Copies,
+    view: ReplicaView,
+    /// They come to this host.
+    hydration: Option<Hydration>,
 }
 
 impl Side {
@@ -123,6 +132,9 @@ impl Side {
         if leaving {
             return self.make_independent(guard, &record).await;
         }
+        if running {
+            self.hydrate(&record);
+        }
         let console = self.served.as_ref().map(|served| served.console.clone());
         let Some(console) = console.filter(|_| running && record.first_output_unix_ms == 0) else {
             return Ok(Next::Look(POWER_POLL));
@@ -177,6 +189,19 @@ impl Side {
         self.host.pauses.pass(places::STOPPED).await;
         tracing::info!(vm = %record.id, name = record.name, order = ?guard.order, "recovered VM is off");
         Ok(Next::Again)
+    }
+
+    /// Brings the disks to this host once the guest has booted: until then it has the link and the store to itself.
+    fn hydrate(&mut self, record: &Record) {
+        let age = now_unix_ms().saturating_sub(record.started_unix_ms);
+        let is_up = record.first_output_unix_ms != 0 || age > BOOT_ALONE.as_millis() as i64;
+        if let Some(served) = self.served.as_mut().filter(|_| is_up)
+            && served.hydration.is_none()
+            && !served.copies.is_empty()
+        {
+            let (view, copies) = (served.view.clone(), served.copies.clone());
+            served.hydration = Some(hydration::start(&self.host, record.id, view, copies));
+        }
     }
 
     /// It is off and kept.
@@ -250,6 +275,9 @@ impl Side {
             console: console.context("find the console of the virtual machine")?,
             conversion: made.conversion,
             _server: made.server,
+            copies: made.copies,
+            view,
+            hydration: None,
         });
         if !record.made {
             record.made = true;
@@ -304,6 +332,10 @@ impl Side {
         self.served = None;
         making::let_point_go(record).await?;
         self.host.pauses.pass(places::POINT_LET_GO).await;
+        let folder = self.host.folder.join(record.id.to_string());
+        blocking(move || local_copy::remove_all(&folder))
+            .await
+            .context("remove the local copies of its disks")?;
         making::forget(self.place.records(), record.id).await?;
         tracing::info!(vm = %record.id, name = record.name, "recovered VM is left to itself");
         Ok(Next::Again)

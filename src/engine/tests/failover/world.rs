@@ -123,6 +123,7 @@ impl World {
         host.pauses = pauses;
         host.boot = self.boot.clone();
         host.generations = self.generations.clone();
+        host.has_room = |_| true;
         Engine {
             vms: RecoveredVms::new(Arc::new(host)),
             board,

@@ -101,14 +101,24 @@ async fn recovery_services(call: &Call<'_>, kinds: &str) -> Result<Reply, Fault>
         (
             "GET",
             "vaults/replicationfabrics",
-            Some(
-                "replicationnetworks"
-                | "replicationstorageclassifications"
-                | "replicationlogicalnetworks",
-            ),
+            Some("replicationstorageclassifications" | "replicationlogicalnetworks"),
         ) => {
             load::fabric(call).await?;
             page::<()>(Vec::new())
+        }
+        ("GET", "vaults/replicationfabrics", Some("replicationnetworks")) => {
+            site_networks::list_of_fabric(call).await
+        }
+        ("GET", "vaults/replicationfabrics/replicationnetworks", None) => {
+            site_networks::get(call).await
+        }
+        (
+            "GET",
+            "vaults/replicationfabrics/replicationnetworks",
+            Some("replicationnetworkmappings"),
+        ) => network_mappings::list(call).await,
+        (_, "vaults/replicationfabrics/replicationnetworks/replicationnetworkmappings", None) => {
+            network_mappings::handle(call).await
         }
         (_, "vaults/replicationfabrics", _) => fabrics::handle(call).await,
         (_, "vaults/replicationfabrics/replicationrecoveryservicesproviders", _) => {
