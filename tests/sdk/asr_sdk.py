@@ -103,11 +103,56 @@ def with_own_processes(programs):
                 (folder / "engine.toml").write_text("\n".join(lines) + "\n")
                 start("siterecovery-engine", "run", "--config", folder / "engine.toml")
 
-            walk(register)
+            walk(register, lambda: virtual_machine(folder / "vms" / "web01"))
         finally:
             for process in reversed(started):
                 process.terminate()
                 process.wait(timeout=20)
+
+
+def virtual_machine(folder):
+    """A VM of the host, off, connected to the virtual switch "LAN"."""
+    folder.mkdir()
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", folder / "os.vhdx", "64M"], check=True)
+    (folder / "vm.toml").write_text(
+        f'id = "{uuid.uuid4()}"\nname = "web01"\ngeneration = 2\nmemory_mib = 256\nprocessors = 1\nos_type = "Linux"\n'
+        '[[disk]]\nfile = "os.vhdx"\n[[network]]\nname = "LAN"\nmac = "52:54:00:00:00:01"\n'
+    )
+
+
+def network_mapping(client, call, subscription):
+    """A switch is found, mapped, mapped to another network and let go."""
+
+    def virtual_network(name):
+        path = f"/subscriptions/{subscription}/resourceGroups/{GROUP}/providers/Microsoft.Network/virtualNetworks/{name}"
+        body = {"location": "northeurope", "properties": {"addressSpace": {"addressPrefixes": ["10.0.0.0/16"]}, "subnets": []}}
+        return call("PUT", path, body).json()["id"]
+
+    first, second = virtual_network("vnet-sdk-1"), virtual_network("vnet-sdk-2")
+    network = wait(
+        "switch is a network of the site", 30, lambda: next(iter(client.replication_networks.list_by_replication_fabrics(*SCOPE, SITE)), None)
+    )
+    step("network has the switch's name", network.properties.friendly_name == "LAN", network)
+
+    def body(target):
+        return {
+            "properties": {
+                "recoveryFabricName": "Microsoft Azure",
+                "recoveryNetworkId": target,
+                "fabricSpecificDetails": {"instanceType": "VmmToAzure"},
+            }
+        }
+
+    at = (*SCOPE, SITE, network.name, "lan")
+    made = client.replication_network_mappings.begin_create(*at, body(first)).result()
+    step("network is mapped", made.properties.recovery_network_id == first and made.properties.state == "Paired", made)
+    changed = client.replication_network_mappings.begin_update(*at, body(second)).result()
+    step("mapping is changed", changed.properties.recovery_network_id == second, changed)
+    listed = list(client.replication_network_mappings.list(*SCOPE))
+    step("mapping is listed", [one.id for one in listed] == [made.id], listed)
+    step("mapped network stays", call("DELETE", second).status_code == 409)
+    client.replication_network_mappings.begin_delete(*at).result()
+    step("mapping is removed", list(client.replication_network_mappings.list(*SCOPE)) == [])
 
 
 def caller(credential, endpoint, ca):
@@ -170,7 +215,7 @@ def premium_account(call, subscription, client):
     step("premium account is removed", call("DELETE", path).status_code in (200, 204))
 
 
-def walk(register=None):
+def walk(register=None, add_virtual_machine=None):
     """The walk. `register` starts an engine with a registration key."""
     endpoint = os.environ["SITERECOVERY_ENDPOINT"].rstrip("/")
     ca = os.environ["SITERECOVERY_CA_FILE"]
@@ -301,6 +346,8 @@ def walk(register=None):
             *SCOPE, SITE, container, "map-sdk", mapping
         ).result()
         step("policy is associated", made.properties.state == "Paired", made)
+        add_virtual_machine()
+        network_mapping(client, caller(credential, endpoint, ca), subscription)
 
     for name, values in {
         "containers": client.replication_protection_containers.list(*SCOPE),

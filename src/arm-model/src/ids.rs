@@ -5,6 +5,7 @@
 //!                   ├─ VirtualNetworkId
 //!                   └─ VaultId ─┬─ PolicyId, PlanId, JobId
 //!                               └─ FabricId ─┬─ ServicesProviderId
+//!                                            ├─ NetworkId ── NetworkMappingId
 //!                                            └─ ContainerId ─┬─ MappingId, ProtectableItemId
 //!                                                            └─ ProtectedItemId ── RecoveryPointId
 //! ```
@@ -128,6 +129,15 @@ typed_id!(
     /// A recovery services provider: one registered host.
     ServicesProviderId, RECOVERY_SERVICES,
     ["vaults", "replicationFabrics", "replicationRecoveryServicesProviders"], "not the id of a registered host");
+typed_id!(
+    /// A network of a site: a virtual switch of its hosts.
+    NetworkId, RECOVERY_SERVICES,
+    ["vaults", "replicationFabrics", "replicationNetworks"], "not the id of a site's network");
+typed_id!(
+    /// What a site's network is mapped to.
+    NetworkMappingId, RECOVERY_SERVICES,
+    ["vaults", "replicationFabrics", "replicationNetworks", "replicationNetworkMappings"],
+    "not the id of a network mapping");
 typed_id!(
     /// A protection container: exactly one per site.
     ContainerId, RECOVERY_SERVICES,
@@ -264,10 +274,24 @@ impl FabricId {
         ServicesProviderId(self.0.child("replicationRecoveryServicesProviders", name))
     }
 
+    /// A network of this site.
+    #[must_use]
+    pub fn network(&self, name: &str) -> NetworkId {
+        NetworkId(self.0.child("replicationNetworks", name))
+    }
+
     /// A container of this site.
     #[must_use]
     pub fn container(&self, name: &str) -> ContainerId {
         ContainerId(self.0.child("replicationProtectionContainers", name))
+    }
+}
+
+impl NetworkId {
+    /// A mapping of this network.
+    #[must_use]
+    pub fn mapping(&self, name: &str) -> NetworkMappingId {
+        NetworkMappingId(self.0.child("replicationNetworkMappings", name))
     }
 }
 

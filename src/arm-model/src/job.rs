@@ -234,6 +234,15 @@ pub struct ProviderError {
 // === impl JobError ===
 
 impl JobError {
+    /// A warning: the job goes on.
+    #[must_use]
+    pub fn warning(error: &ArmError, task_id: &str, at: &str, activity_id: &str) -> Self {
+        Self {
+            error_level: "Warning".to_owned(),
+            ..Self::from_arm(error, task_id, at, activity_id)
+        }
+    }
+
     /// From an ARM error.
     #[must_use]
     pub fn from_arm(error: &ArmError, task_id: &str, at: &str, activity_id: &str) -> Self {

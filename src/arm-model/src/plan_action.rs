@@ -402,7 +402,9 @@ fn is_inside(path: &str) -> bool {
     !is_drive && !path.contains('\0') && parts.all(|part| !matches!(part, "" | "." | ".."))
 }
 
-fn is_postable(url: &str) -> bool {
+/// Whether a webhook's URL can be posted to: `https://` without user and password; `http://` only on this machine itself.
+#[must_use]
+pub fn is_postable(url: &str) -> bool {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let is_plain = url

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::{Extra, InstanceType};
 use crate::health::HealthError;
+use crate::network::NicChoice;
 use crate::protectable_item::OsDetails;
 use crate::window::Throttle;
 
@@ -67,6 +68,12 @@ pub struct EnableDetails {
     /// Subnet name after failover.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_azure_subnet_id: Option<String>,
+    /// Extension: choices for the adapters; ASR takes them with an update only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_nics: Option<Vec<NicChoice>>,
+    /// Extension: adapter that becomes the primary one; ASR takes it with an update only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selected_source_nic_id: Option<String>,
     /// Size of the recovery VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_vm_size: Option<String>,
@@ -150,9 +157,12 @@ pub struct UpdateProtectedItem {
     /// Network after failover.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selected_recovery_azure_network_id: Option<String>,
-    /// Network adapters.
+    /// Network adapters; those that are not named keep what was chosen for them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub vm_nics: Option<serde_json::Value>,
+    pub vm_nics: Option<Vec<NicChoice>>,
+    /// Adapter that becomes the primary one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selected_source_nic_id: Option<String>,
     /// The Hyper-V to Azure part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider_specific_details: Option<UpdateDetails>,
@@ -296,6 +306,12 @@ pub struct ReplicationDetails {
     pub recovery_azure_log_storage_account_id: Option<String>,
     /// Network after failover.
     pub selected_recovery_azure_network_id: Option<String>,
+    /// Extension: `Mapping` when the network follows from a mapping, absent when it was chosen for the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_network_source: Option<String>,
+    /// Extension: subnet of the VM, for adapters without one of their own; empty = none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_azure_subnet_id: Option<String>,
     /// Adapter that becomes the primary one.
     pub selected_source_nic_id: Option<String>,
     /// Adapters.
@@ -424,7 +440,7 @@ pub struct VmNic {
     /// Virtual switch on the source.
     #[serde(rename = "vMNetworkName")]
     pub vm_network_name: String,
-    /// `SelectedByDefault`.
+    /// [`SELECTED_BY_DEFAULT`](crate::network::SELECTED_BY_DEFAULT) or what was chosen.
     pub selection_type: String,
     /// Network after failover.
     #[serde(rename = "recoveryVMNetworkId")]

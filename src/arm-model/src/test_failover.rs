@@ -145,7 +145,10 @@ pub struct DrillVm {
     pub engine_version: String,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }

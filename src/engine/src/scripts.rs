@@ -68,9 +68,11 @@ impl PlanScripts {
     }
 
     fn show(&self) {
-        let listed = self.listed().clone();
+        // Held until the picture is handed over: of two at a time the older would else come last and stay.
+        let listed = self.listed();
         let known = listed.iter().filter_map(|id| self.scripts.status(id));
         self.board.set_scripts(known.map(message).collect());
+        drop(listed);
     }
 
     fn listed(&self) -> MutexGuard<'_, BTreeSet<String>> {

@@ -1,7 +1,6 @@
 //! What a recovered VM writes goes back into its replica: real QEMU, a real store, kills in between.
 //!
-//! The guest is one boot sector that waits for the power button, writes a sector and ends; its other writes come through its
-//! device by QEMU's own tool.
+//! The guest is one boot sector that waits for the power button, writes a sector and ends; QEMU's own tool writes the rest.
 
 #[allow(dead_code, reason = "of the double's tests one thing is used")]
 #[path = "support/faults.rs"]

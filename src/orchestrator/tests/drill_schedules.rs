@@ -73,6 +73,12 @@ async fn a_drill_that_was_due_while_nobody_was_there_is_made_up_for_once_cleaned
     let made = world.put(&schedule(&world), body).await;
     assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
     assert_eq!(made.body["properties"]["runs"], json!([]));
+    // The address is not shown; whoever puts back what was shown keeps it: the message below arrives.
+    let shown = url.replace("/hook", "/…");
+    assert_eq!(made.body["properties"]["webhooks"], json!([shown]));
+    let again = world.put(&schedule(&world), made.body).await;
+    assert_eq!(again.status, StatusCode::OK, "{again:?}");
+    assert_eq!(again.body["properties"]["webhooks"], json!([shown]));
     world
         .orchestrator
         .app
@@ -86,6 +92,8 @@ async fn a_drill_that_was_due_while_nobody_was_there_is_made_up_for_once_cleaned
     assert_eq!(run(&noted)["missedDrills"], 2);
     let mut world = world.restart().await;
     world.sign_in_again().await;
+    let early = world.delete(&schedule(&world)).await;
+    assert_eq!(early.status, StatusCode::CONFLICT, "{early:?}");
     // A restart sets the tests' clock back: nothing more is due, and what is due is known.
     let over = world
         .until(&schedule(&world), |schedule| run(schedule)["verdict"] != "")
@@ -210,6 +218,14 @@ async fn a_schedule_that_makes_no_sense_is_refused_at_the_property() {
         (json!({ "keepForMinutes": 0 }), "properties.keepForMinutes"),
         (
             json!({ "webhooks": ["file:///etc/passwd"] }),
+            "properties.webhooks",
+        ),
+        (
+            json!({ "webhooks": ["https://user:word@hooks.example/dr"] }),
+            "properties.webhooks",
+        ),
+        (
+            json!({ "webhooks": ["http://hooks.example/dr"] }),
             "properties.webhooks",
         ),
         (json!({ "notify": "Never" }), "properties.notify"),

@@ -21,6 +21,8 @@ use crate::{CONTEXT_VARIABLE, MOST_OUTPUT};
 const GATE: &str = "read -r _ && exec \"$0\"";
 /// After the script's end, what it left in the pipes is read for so long; a daemon that it started may hold them for ever.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A killed process is waited for at most so long: one that hangs in the kernel must not hold its order for ever.
+const LONGEST_DEATH: Duration = Duration::from_secs(10);
 
 type Tail = Arc<Mutex<VecDeque<u8>>>;
 
@@ -106,7 +108,10 @@ impl Gated {
 
     async fn kill(&mut self, outcome: Outcome) -> Outcome {
         killpg(Pid::from_raw(self.group), Signal::SIGKILL).ok();
-        self.child.wait().await.ok();
+        self.child.start_kill().ok();
+        tokio::time::timeout(LONGEST_DEATH, self.child.wait())
+            .await
+            .ok();
         outcome
     }
 }

@@ -109,6 +109,13 @@ impl Scripts {
             attempts: attempts + 1,
             process: None,
         };
+        if !is_plain(&order.id) {
+            // Told only: its note would be a file of that name, wherever the id leads.
+            status.outcome = Outcome::Refused("the order's id is not one".to_owned());
+            status.ended_unix_ms = now_ms();
+            self.show(status, None);
+            return;
+        }
         let (this, wanted) = (Arc::clone(self), order.clone());
         let begun = tokio::task::spawn_blocking(move || this.begin(&wanted)).await;
         let begun = begun.unwrap_or_else(|error| Err(error.to_string()));
@@ -142,11 +149,6 @@ impl Scripts {
     }
 
     fn begin(&self, order: &Order) -> Result<(Gated, PathBuf), String> {
-        let is_plain =
-            |id: &str| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if !is_plain(&order.id) {
-            return Err("the order's id is not one".to_owned());
-        }
         let script = folder::resolve(self.folder.as_deref(), &order.path)
             .map_err(|refusal| refusal.to_string())?;
         let written = self.notes.write_context(&order.id, &order.context);
@@ -222,6 +224,11 @@ impl Scripts {
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
     }
+}
+
+/// Whether an order's id may be the name of a file.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 fn now_ms() -> i64 {

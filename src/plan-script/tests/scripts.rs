@@ -53,12 +53,16 @@ async fn end(scripts: &Scripts, id: &str) -> Status {
 }
 
 async fn file(path: &Path) -> String {
-    loop {
-        match std::fs::read_to_string(path) {
-            Ok(text) if text.ends_with('\n') => return text,
-            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+    let written = async {
+        loop {
+            match std::fs::read_to_string(path) {
+                Ok(text) if text.ends_with('\n') => return text,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
         }
-    }
+    };
+    let written = tokio::time::timeout(Duration::from_secs(60), written).await;
+    written.unwrap_or_else(|_| panic!("no script wrote a whole line to {}", path.display()))
 }
 
 fn runs(process: &str) -> bool {
@@ -119,7 +123,7 @@ async fn a_script_over_its_limit_dies_with_its_children() {
         &format!("sleep 1000 & echo $! > {}; wait", child.display()),
     );
     let scripts = place.open();
-    let limit = Duration::from_secs(2);
+    let limit = Duration::from_secs(20);
     scripts
         .take(&Order {
             limit,
@@ -186,6 +190,20 @@ fn the_end_of_a_script_whose_watcher_died_is_unknown_and_only_a_repeatable_one_r
         scripts.withdraw("a");
         end(&scripts, "a").await;
     });
+}
+
+#[tokio::test]
+async fn an_order_whose_id_is_a_path_is_refused_and_nothing_is_written() {
+    let place = Place::new();
+    place.script("ok.sh", "true");
+    let scripts = place.open();
+    scripts.take(&order("../a", "ok.sh")).await;
+    let outcome = scripts.status("../a").unwrap().outcome;
+    assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+    let notes = std::fs::read_dir(place.folder.path().join("notes")).unwrap();
+    assert_eq!(notes.count(), 0);
+    let names = std::fs::read_dir(place.folder.path()).unwrap();
+    assert_eq!(names.count(), 2, "only the scripts and the notes");
 }
 
 #[tokio::test]

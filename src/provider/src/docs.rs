@@ -165,6 +165,9 @@ fn import_id(type_name: &str) -> String {
         "replication_policy_association" => {
             format!("{container}/replicationProtectionContainerMappings/<name>")
         }
+        "network_mapping" => format!(
+            "{vault}/replicationFabrics/<site>/replicationNetworks/<network>/replicationNetworkMappings/<name>"
+        ),
         "protected_vm" => format!("{container}/replicationProtectedItems/<VM id>"),
         "recovery_plan" => format!("{vault}/replicationRecoveryPlans/<name>"),
         "test_failover" => format!("{vault}/replicationJobs/<job>"),

@@ -16,8 +16,8 @@ use crate::functions::{BuildId, ParseId};
 use crate::plain::{ByName, Managed};
 use crate::registration_key::RegistrationKey;
 use crate::resources::{
-    Association, HypervHost, Policy, ProtectedVm, RecoveryPlan, Site, StorageAccount, TestFailover,
-    Vault, VirtualNetwork,
+    Association, HypervHost, NetworkMapping, Policy, ProtectedVm, RecoveryPlan, Site,
+    StorageAccount, TestFailover, Vault, VirtualNetwork,
 };
 use crate::session::Session;
 
@@ -131,6 +131,7 @@ impl Provider for SiteRecovery {
             Box::new(Managed::<Policy>::new()),
             Box::new(HypervHost),
             Box::new(Association),
+            Box::new(NetworkMapping),
             Box::new(ProtectedVm),
             Box::new(RecoveryPlan),
             Box::new(TestFailover),

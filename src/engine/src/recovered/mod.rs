@@ -17,8 +17,6 @@ mod conversion;
 mod evidence;
 mod failover;
 mod guard;
-mod hydration;
-mod local_copy;
 mod machine;
 mod making;
 pub mod places;

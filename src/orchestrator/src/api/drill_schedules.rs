@@ -1,5 +1,6 @@
 //! `V/drillSchedules/{name}`: drills that start by themselves. An extension of ours.
 
+use arm_model::plan_action::is_postable;
 use arm_model::{ArmId, Page, PlanId, ProtectedItemId, VaultId, timestamp};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::fault::Fault;
 use crate::schedule::due::Rule;
 use crate::schedule::{Run, Schedule, run};
 use crate::store::records::{self, Stored};
+use crate::store::{Change, Expect};
 
 const DAYS: [&str; 7] = [
     "Monday",
@@ -27,6 +29,8 @@ const DAYS: [&str; 7] = [
 const MAX_KEEP_MINUTES: u32 = 7 * 24 * 60;
 const MAX_HOURS: u32 = 365 * 24;
 const MAX_WEBHOOKS: usize = 10;
+/// Longest address of a webhook, bytes.
+const MAX_URL: usize = 2_000;
 
 /// What a client says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,7 +80,23 @@ pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
                 return Ok(Reply::Empty(StatusCode::NO_CONTENT));
             };
             call.precondition(Some(stored.etag))?;
-            store.apply(vec![records::delete(id.key())]).await?;
+            if let Some(open) = stored.record.runs.last().filter(|run| run.is_open()) {
+                return Err(Fault::conflict(
+                    "OperationNotAllowed",
+                    id.as_str(),
+                    format!(
+                        "The last drill of the schedule is not cleaned up yet; its target is `{}`.",
+                        open.target(&stored.record)
+                    ),
+                    "Wait until the schedule has removed the test VMs, or clean the test failover of the target up, then delete the schedule.",
+                ));
+            }
+            // A drill that is noted in between must not be forgotten.
+            let change = Change::Delete {
+                key: id.key(),
+                expect: Expect::Etag(stored.etag),
+            };
+            store.apply(vec![change]).await?;
             Ok(Reply::Empty(StatusCode::OK))
         }
         _ => Err(unknown_path(&call.path)),
@@ -107,7 +127,6 @@ async fn put(call: &Call<'_>, vault: &VaultId, id: &ArmId) -> Result<Reply, Faul
             format!("Test VMs are kept for 1 to {MAX_KEEP_MINUTES} minutes."),
         ));
     }
-    check_webhooks(&wish.webhooks)?;
     let always = match wish.notify.as_str() {
         "OnFailure" => false,
         "Always" => true,
@@ -124,6 +143,21 @@ async fn put(call: &Call<'_>, vault: &VaultId, id: &ArmId) -> Result<Reply, Faul
     call.precondition(etag)?;
     let now = call.app.now_ms();
     let before = known.map(|known| known.record);
+    let stored_hooks = before
+        .as_ref()
+        .map(|known| known.webhooks.as_slice())
+        .unwrap_or_default();
+    let webhooks = webhooks(&wish.webhooks, stored_hooks)?;
+    let mut runs = before
+        .as_ref()
+        .map(|known| known.runs.clone())
+        .unwrap_or_default();
+    if let Some(known) = &before {
+        // Runs of earlier releases don't know what they have drilled.
+        for run in runs.iter_mut().filter(|run| run.target.is_empty()) {
+            run.target.clone_from(&known.target);
+        }
+    }
     // Switched off and on again it does not make up for what was due in between.
     let same = |known: &&Schedule| known.rule == rule && (known.enabled || !wish.enabled);
     let (since, until) = before.as_ref().filter(same).map_or((now, now), |known| {
@@ -136,12 +170,12 @@ async fn put(call: &Call<'_>, vault: &VaultId, id: &ArmId) -> Result<Reply, Faul
         target,
         rule,
         keep_minutes: wish.keep_for_minutes,
-        webhooks: wish.webhooks,
+        webhooks,
         always,
         enabled: wish.enabled,
         since_unix_ms: since,
         done_until_unix_ms: until,
-        runs: before.map(|known| known.runs).unwrap_or_default(),
+        runs,
     };
     store
         .apply(vec![records::put(id.key(), &record, Call::expect(etag))?])
@@ -237,21 +271,49 @@ fn minute(time: &str) -> Option<u32> {
     Some(number(hour, 23)? * 60 + number(minute, 59)?)
 }
 
-fn check_webhooks(urls: &[String]) -> Result<(), Fault> {
-    let fits = |url: &str| {
-        let address = url
-            .strip_prefix("https://")
-            .or_else(|| url.strip_prefix("http://"));
-        address.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && url.len() <= 2_000)
-            && !url.contains(|character: char| character.is_whitespace() || character.is_control())
+/// The addresses that a client means. One that is shortened as answers show it stands for the stored one.
+fn webhooks(wanted: &[String], stored: &[String]) -> Result<Vec<String>, Fault> {
+    let at = "properties.webhooks";
+    let hidden = |short: &str| -> Vec<&String> {
+        let kept = stored.iter().filter(|url| !wanted.contains(url));
+        kept.filter(|url| shortened(url) == short).collect()
     };
-    if urls.len() > MAX_WEBHOOKS || !urls.iter().all(|url| fits(url)) {
+    let mut urls = Vec::new();
+    for (number, url) in wanted.iter().enumerate() {
+        let meant = hidden(url);
+        let same = |others: &[String]| others.iter().filter(|other| *other == url).count();
+        if meant.is_empty() {
+            urls.push(url.clone());
+        } else if same(wanted) == meant.len() {
+            let nth = same(wanted.get(..number).unwrap_or_default());
+            urls.extend(meant.get(nth).copied().cloned());
+        } else {
+            return Err(Fault::invalid(
+                at,
+                format!("`{url}` may be one of several stored addresses; give them in full."),
+            ));
+        }
+    }
+    let fits = |url: &String| is_postable(url) && url.len() <= MAX_URL;
+    if urls.len() > MAX_WEBHOOKS || !urls.iter().all(fits) {
         return Err(Fault::invalid(
-            "properties.webhooks",
-            format!("At most {MAX_WEBHOOKS} addresses that begin with https:// or http://."),
+            at,
+            format!(
+                "At most {MAX_WEBHOOKS} https:// addresses of up to {MAX_URL} characters, without user and password; http:// only on this machine itself."
+            ),
         ));
     }
-    Ok(())
+    Ok(urls)
+}
+
+/// Scheme and host: the rest of a webhook's address is often its only secret.
+fn shortened(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}/…")
 }
 
 fn answer(stored: &Stored<Schedule>) -> Value {
@@ -259,7 +321,7 @@ fn answer(stored: &Stored<Schedule>) -> Value {
     let mut properties = json!({
         "targetId": schedule.target,
         "keepForMinutes": schedule.keep_minutes,
-        "webhooks": schedule.webhooks,
+        "webhooks": schedule.webhooks.iter().map(|url| shortened(url)).collect::<Vec<_>>(),
         "notify": if schedule.always { "Always" } else { "OnFailure" },
         "enabled": schedule.enabled,
         "nextDrillTime": schedule
@@ -298,4 +360,28 @@ fn told(run: &Run) -> Value {
             "wanted": notice.wanted, "delivered": notice.delivered, "tries": notice.tries, "problem": notice.problem,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(urls: &[&str]) -> Vec<String> {
+        urls.iter().map(|url| (*url).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_shortened_address_stands_for_the_stored_one_and_for_no_other() {
+        let (one, two) = ("https://a.example/one", "https://a.example/two?key=1");
+        let stored = list(&[one, two]);
+        let short = shortened(two);
+        assert_eq!(short, "https://a.example/…");
+        let means = |wanted: &[&str]| webhooks(&list(wanted), &stored).ok();
+        assert_eq!(means(&[&short, &short]), Some(stored.clone()));
+        assert_eq!(means(&[one, &short]), Some(stored.clone()));
+        // One of two: which one is not known.
+        assert_eq!(means(&[&short]), None);
+        assert_eq!(means(&["https://b.example/…"]), None);
+        assert_eq!(means(&[]), Some(Vec::new()));
+    }
 }

@@ -17,7 +17,7 @@ use super::entry::Call;
 use super::load::{self, Located};
 use super::reply::Reply;
 use super::storage_accounts::{folder_of, sku_of};
-use super::{item_actions, item_rules};
+use super::{item_actions, item_rules, nics};
 use crate::access::Account;
 use crate::fault::Fault;
 use crate::gateway::desired::hex;
@@ -123,6 +123,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         correlation_id: Uuid::new_v4().to_string(),
     };
     item_rules::all(call, &located.vault.key(), &item, &item.request, at).await?;
+    nics::check(call, &item, "properties.providerSpecificDetails").await?;
     if let Some(present) = &stored
         && present.record.life.item.copied_once
         && present.record.disk_ids != item.disk_ids

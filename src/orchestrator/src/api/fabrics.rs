@@ -18,7 +18,7 @@ use crate::gateway::enrol;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
 use crate::store::Change;
-use crate::store::records::{self, EngineRecord, Fabric, Item, Record, Stored};
+use crate::store::records::{self, EngineRecord, Fabric, Item, NetworkMapping, Record, Stored};
 
 /// Most hours a registration key may be valid.
 const MAX_KEY_HOURS: u32 = 720;
@@ -195,6 +195,8 @@ async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
     let mut documents =
         vec![json!({ "key": id.key(), "kind": Fabric::KIND, "body": stored.record })];
     documents.extend(mappings.iter().map(|mapping| json!({ "key": mapping.key, "kind": records::Mapping::KIND, "body": mapping.record })));
+    let of_networks = records::list::<NetworkMapping>(store, &below).await?;
+    documents.extend(of_networks.iter().map(|mapping| json!({ "key": mapping.key, "kind": NetworkMapping::KIND, "body": mapping.record })));
     documents.extend(engines.iter().map(engine_document));
     let engine_ids: Vec<&str> = engines
         .iter()

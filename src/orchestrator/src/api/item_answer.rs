@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arm_model::job::JobDetails;
+use arm_model::network::SELECTED_BY_DEFAULT;
 use arm_model::policy::{ENCRYPTION_DISABLED, ENCRYPTION_ENABLED};
 use arm_model::protectable_item::OsDetails;
 use arm_model::protected_item::{
@@ -13,7 +14,6 @@ use arm_model::{
     HYPER_V_REPLICA_AZURE, HYPER_V_SITE, MICROSOFT_AZURE, ProtectedItemId, Resource, VaultId,
     timestamp,
 };
-use base64::Engine as _;
 use engine_protocol::v1::{self, disk_status::Tracking};
 use protection::health::{Signs, replication_health};
 use protection::{Health, ReplicationState, rpo_seconds};
@@ -24,8 +24,8 @@ use super::operations::current_job;
 use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::initial_replication::percent;
-use crate::store::records::{self, EngineRecord, Item, Place, Policy};
-use crate::{immutability, vault_keys};
+use crate::store::records::{self, EngineRecord, Item, NetworkMapping, Place, Policy};
+use crate::{immutability, networks, vault_keys};
 
 /// Many.
 ///
@@ -86,6 +86,7 @@ pub async fn answer(
         of_replication
     };
     let immutable_until = immutability::until(call.app, item).await?;
+    let mappings = networks::of_site(call.app, &item.id).await?;
     let encrypts = policy
         .as_ref()
         .is_some_and(|policy| vault_keys::encrypts(&policy.record));
@@ -175,7 +176,7 @@ pub async fn answer(
                 }
                 .to_owned(),
                 immutable_until: immutable_until.and_then(timestamp::from_unix_ms),
-                ..details(item, &status, &live, now, rpo)
+                ..details(item, &status, &live, &mappings, now, rpo)
             },
         },
     ))
@@ -185,6 +186,7 @@ fn details(
     item: &Item,
     status: &v1::ReplicationStatus,
     live: &Live,
+    mappings: &[NetworkMapping],
     now: i64,
     rpo: Option<u64>,
 ) -> ReplicationDetails {
@@ -201,10 +203,12 @@ fn details(
     } else {
         percent(status.progress_done_bytes, status.progress_total_bytes).unwrap_or_default()
     };
-    let nics: Vec<VmNic> = machine
-        .network_adapters
+    let adapters = &machine.network_adapters;
+    let recovery_network = networks::after_failover(item, adapters, mappings);
+    let network_id = recovery_network.as_ref().map(|network| network.id.as_str());
+    let nics: Vec<VmNic> = adapters
         .iter()
-        .map(|adapter| nic(item, adapter))
+        .map(|adapter| nic(item, adapter, network_id))
         .collect();
     ReplicationDetails {
         instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
@@ -226,8 +230,18 @@ fn details(
         recovery_azure_resource_group_id: item.request.target_azure_v2_resource_group_id.clone(),
         recovery_azure_storage_account: item.storage_id.clone(),
         recovery_azure_log_storage_account_id: item.request.log_storage_account_id.clone(),
-        selected_recovery_azure_network_id: item.request.target_azure_network_id.clone(),
-        selected_source_nic_id: nics.first().map(|nic| nic.nic_id.clone()),
+        selected_recovery_azure_network_id: network_id.map(str::to_owned),
+        recovery_network_source: recovery_network
+            .filter(|network| network.is_mapped)
+            .map(|_| "Mapping".to_owned()),
+        target_azure_subnet_id: Some(
+            item.request
+                .target_azure_subnet_id
+                .clone()
+                .unwrap_or_default(),
+        ),
+        selected_source_nic_id: networks::primary(item, adapters)
+            .map(|adapter| networks::nic_id(&item.vm_id, &adapter.id)),
         vm_nics: nics,
         last_replicated_time: instant(newest),
         last_rpo_calculated_time: rpo.and_then(|_| timestamp::from_unix_ms(now)),
@@ -356,17 +370,27 @@ fn replicated_disk(
     }
 }
 
-fn nic(item: &Item, adapter: &v1::NetworkAdapter) -> VmNic {
-    let text = format!("Microsoft:{}\\{}", item.vm_id, adapter.id);
+fn nic(item: &Item, adapter: &v1::NetworkAdapter, network: Option<&str>) -> VmNic {
+    let nic_id = networks::nic_id(&item.vm_id, &adapter.id);
+    let choice = networks::choice(item, &nic_id);
+    let selection = choice
+        .map(|choice| choice.selection_type.as_str())
+        .filter(|kind| !kind.is_empty());
+    let subnet = choice
+        .and_then(|choice| choice.subnet())
+        .or(item.request.target_azure_subnet_id.as_deref());
+    let address = choice.and_then(|choice| choice.address());
     VmNic {
-        nic_id: base64::engine::general_purpose::STANDARD.encode(text),
         vm_network_name: adapter.network_name.clone(),
-        selection_type: "SelectedByDefault".to_owned(),
-        recovery_vm_network_id: item.request.target_azure_network_id.clone(),
+        selection_type: selection.unwrap_or(SELECTED_BY_DEFAULT).to_owned(),
+        recovery_vm_network_id: network.map(str::to_owned),
         ip_configs: vec![serde_json::json!({
-            "name": "ip0", "isPrimary": true, "isSeletedForFailover": true, "ipAddressType": "Dynamic",
-            "recoverySubnetName": item.request.target_azure_subnet_id,
+            "name": "ip0", "isPrimary": true, "isSeletedForFailover": true,
+            "ipAddressType": if address.is_some() { "Static" } else { "Dynamic" },
+            "recoverySubnetName": subnet,
+            "recoveryStaticIPAddress": address,
         })],
+        nic_id,
     }
 }
 

@@ -11,7 +11,7 @@ use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{load, plain};
 use crate::fault::Fault;
-use crate::store::records::{self, Item, Network};
+use crate::store::records::{self, Item, Network, NetworkMapping};
 
 /// PUT, GET, list, DELETE.
 ///
@@ -146,6 +146,24 @@ async fn delete(call: &Call<'_>, id: &VirtualNetworkId) -> Result<Reply, Fault> 
                 id.name()
             ),
             "Switch their protection off, or give them another network first.",
+        ));
+    }
+    let mappings = records::list::<NetworkMapping>(store, "").await?;
+    let mapping = mappings
+        .into_iter()
+        .map(|mapping| mapping.record)
+        .find(|mapping| mapping.network_id.eq_ignore_ascii_case(id.as_str()));
+    if let Some(mapping) = mapping {
+        return Err(Fault::conflict(
+            "NetworkInUse",
+            id.as_str(),
+            format!(
+                "The site's network `{}` is mapped to the network `{}`, by `{}`.",
+                mapping.switch,
+                id.name(),
+                mapping.id
+            ),
+            "Remove the mapping, or map to another network first.",
         ));
     }
     store

@@ -9,9 +9,10 @@ use serde_json::json;
 use super::entry::{Call, page, unknown_path};
 use super::reply::Reply;
 use super::{
-    containers, drill_schedules, fabrics, failover, item_actions, jobs, load, mappings, network_mappings, networks,
-    plans, policies, protectable_items, protected_items, recovery_points, resource_groups,
-    services_providers, site_networks, storage_accounts, test_failover, vault_health, vaults,
+    containers, drill_schedules, fabrics, failover, item_actions, jobs, load, mappings,
+    network_mappings, networks, plans, policies, protectable_items, protected_items,
+    recovery_points, resource_groups, services_providers, site_networks, storage_accounts,
+    test_failover, vault_health, vaults,
 };
 use crate::fault::Fault;
 use crate::store::records::{self, JobRecord, Stored};

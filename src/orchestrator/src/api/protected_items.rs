@@ -13,7 +13,7 @@ use super::entry::{Call, page, unknown_path};
 use super::filter::Filter;
 use super::item_answer::{answer, answers};
 use super::reply::Reply;
-use super::{item_rules, load};
+use super::{item_rules, load, nics};
 use crate::fault::Fault;
 use crate::saga::start::{self, NewJob};
 use crate::saga::{disable_protection, fence};
@@ -119,14 +119,31 @@ async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
         // An empty text takes the network out; what is absent stays.
         item.request.target_azure_network_id = Some(network).filter(|id| !id.is_empty());
     }
-    let subnet = update
+    let (of_vm, of_nics): (Vec<_>, Vec<_>) = update
         .vm_nics
-        .as_ref()
-        .and_then(|nics| nics.pointer("/0/ipConfigs/0/recoverySubnetName"))
-        .and_then(serde_json::Value::as_str);
-    if let Some(subnet) = subnet {
-        item.request.target_azure_subnet_id =
-            Some(subnet.to_owned()).filter(|subnet| !subnet.is_empty());
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|choice| choice.nic_id.is_empty());
+    // A choice without an adapter is for the whole VM; an empty name takes its subnet out.
+    let subnet = of_vm.first().and_then(|choice| choice.ip_configs.first());
+    if let Some(subnet) = subnet.and_then(|ip| ip.recovery_subnet_name.clone()) {
+        item.request.target_azure_subnet_id = Some(subnet).filter(|name| !name.is_empty());
+    }
+    let chooses = !of_nics.is_empty() || update.selected_source_nic_id.is_some();
+    if chooses {
+        // What was chosen for an adapter that is gone must not stand in the way.
+        nics::drop_gone(call, &mut item);
+    }
+    if !of_nics.is_empty() {
+        let choices = nics::merged(item.request.vm_nics.as_ref(), of_nics);
+        item.request.vm_nics = Some(choices);
+    }
+    if let Some(primary) = update.selected_source_nic_id {
+        item.request.selected_source_nic_id = Some(primary).filter(|id| !id.is_empty());
+    }
+    // Old choices are not checked when something else is changed: the network may be another one by now.
+    if chooses {
+        nics::check(call, &item, "properties").await?;
     }
     if let Some(details) = update.provider_specific_details {
         apply(call, &mut item, details).await?;

@@ -10,6 +10,7 @@ use super::reply::Reply;
 use super::{load, plain};
 use crate::fault::Fault;
 use crate::saga::state::Phase;
+use crate::schedule::Schedule;
 use crate::store::records::{self, Fabric, JobRecord, Plan, Policy, Vault, VaultKeys};
 use crate::vault_keys;
 
@@ -150,6 +151,8 @@ async fn delete(call: &Call<'_>) -> Result<Reply, Fault> {
         changes.push(records::delete(records::vault_keys_key(&id.key())));
     }
     changes.extend(jobs.into_iter().map(|job| records::delete(job.key)));
+    let schedules = records::list::<Schedule>(store, &below).await?;
+    changes.extend(schedules.into_iter().map(|one| records::delete(one.key)));
     store.apply(changes).await?;
     Ok(Reply::Empty(StatusCode::NO_CONTENT))
 }

@@ -4,6 +4,7 @@
 //! come without points. The points are in the store all the same, and an operator in need must not see them vanish.
 //! A replica that was complete always holds a point, so an empty list says "not known yet": the last figures stand until
 //! the engine names points itself, begins a new activation, or says that the replica is being made or is gone.
+//! Likewise a script that was seen stands until the engine has taken its orders in.
 
 use engine_protocol::v1::{self, replication_status::State};
 
@@ -39,11 +40,19 @@ pub fn carry_over(known: &v1::EngineReport, mut next: v1::EngineReport) -> v1::E
         let missing: Vec<_> = missing.cloned().collect();
         next.replications.extend(missing);
     }
+    // 0 = nothing taken in since its start, in however many reports until then.
+    if next.observed_generation < known.observed_generation || next.observed_generation == 0 {
+        let is_missing = |old: &&v1::ScriptStatus| next.scripts.iter().all(|new| new.id != old.id);
+        let missing: Vec<_> = known.scripts.iter().filter(is_missing).cloned().collect();
+        next.scripts.extend(missing);
+    }
     next
 }
 
 #[cfg(test)]
 mod tests {
+    use engine_protocol::v1::script_status::Outcome;
+
     use super::*;
 
     fn status(item: &str, generation: u64, state: State, points: usize) -> v1::ReplicationStatus {
@@ -101,6 +110,30 @@ mod tests {
         }
         let gone = report(7, vec![]);
         assert_eq!(points(&carry_over(&known, gone)), [0_usize; 0]);
+    }
+
+    #[test]
+    fn a_script_stays_until_a_restarted_engine_has_taken_its_orders_in() {
+        let script = |outcome: Outcome| v1::ScriptStatus {
+            id: "s".to_owned(),
+            outcome: outcome.into(),
+            ..v1::ScriptStatus::default()
+        };
+        let known = v1::EngineReport {
+            scripts: vec![script(Outcome::Running)],
+            ..report(7, vec![])
+        };
+        let first = carry_over(&known, report(0, vec![]));
+        assert_eq!(first.scripts, known.scripts);
+        let second = carry_over(&first, report(0, vec![]));
+        assert_eq!(second.scripts, known.scripts);
+        let said = v1::EngineReport {
+            scripts: vec![script(Outcome::Unknown)],
+            ..report(0, vec![])
+        };
+        assert_eq!(carry_over(&second, said.clone()).scripts, said.scripts);
+        let gone = carry_over(&second, report(7, vec![]));
+        assert!(gone.scripts.is_empty());
     }
 
     #[test]

@@ -64,9 +64,7 @@ impl Intake {
     ) -> Result<(), StoreError> {
         let now = app.now_ms();
         // Kept beside the drill's job, neither in memory nor with the engine.
-        if let Some(evidence) = report.evidence.take() {
-            evidence::take(app, &self.engine_id, evidence).await?;
-        }
+        let evidence = report.evidence.take();
         let known = app.fleet.get(&self.engine_id).map(|live| live.report);
         let report = Arc::new(match known {
             Some(known) => super::carry::carry_over(&known, report),
@@ -138,6 +136,15 @@ impl Intake {
             .await?;
             self.inventory = inventory;
             self.stored_ms = now;
+        }
+        if let Some(evidence) = evidence
+            && let Err(error) = evidence::take(app, &self.engine_id, evidence).await
+        {
+            warn!(
+                engine = %self.engine_id,
+                error = &error as &dyn std::error::Error,
+                "evidence of a drill can't be stored; the engine sends it again"
+            );
         }
         app.ring();
         Ok(())

@@ -56,6 +56,9 @@ impl Record for Schedule {
 pub struct Run {
     /// Due time.
     pub due_unix_ms: i64,
+    /// What the schedule's target was when it was noted; empty in records of earlier releases.
+    #[serde(default)]
+    pub target: String,
     /// When it was seen to be due.
     pub noted_unix_ms: i64,
     /// Older due times that it stands for, too.
@@ -105,6 +108,16 @@ pub struct Notice {
 }
 
 impl Run {
+    /// ARM id of what is drilled, also after the schedule was given another target.
+    #[must_use]
+    pub fn target<'a>(&'a self, schedule: &'a Schedule) -> &'a str {
+        if self.target.is_empty() {
+            &schedule.target
+        } else {
+            &self.target
+        }
+    }
+
     /// Whether its test VMs may still be there.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use arm_model::timestamp;
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::{Notice, Run, Schedule};
@@ -31,7 +32,7 @@ pub fn message(schedule: &Schedule, run: &Run, public_url: &str) -> Value {
     json!({
         "event": "ScheduledDrill",
         "schedule": schedule.id,
-        "target": schedule.target,
+        "target": run.target(schedule),
         "dueTime": timestamp::from_unix_ms(run.due_unix_ms),
         "missedDrills": run.missed,
         "verdict": verdict,
@@ -42,16 +43,18 @@ pub fn message(schedule: &Schedule, run: &Run, public_url: &str) -> Value {
     })
 }
 
-/// One round to all who have not taken it yet.
+/// One round to all who have not taken it yet, at the same time: a slow one holds up no other.
 pub async fn tell(schedule: &Schedule, run: &Run, public_url: &str, now_ms: i64) -> Notice {
     let mut notice = run.notice.clone();
     notice.problem.clear();
     let body = message(schedule, run, public_url).to_string();
-    for (number, url) in schedule.webhooks.iter().enumerate() {
-        if notice.taken_by.contains(url) {
-            continue;
-        }
-        match post(url, body.clone()).await {
+    let open = schedule.webhooks.iter().enumerate();
+    let open: Vec<_> = open
+        .filter(|(_, url)| !notice.taken_by.contains(url))
+        .collect();
+    let answers = join_all(open.iter().map(|(_, url)| post(url, body.clone()))).await;
+    for ((number, url), answer) in open.into_iter().zip(answers) {
+        match answer {
             Ok(()) => notice.taken_by.push(url.clone()),
             Err(problem) => notice.problem = format!("webhook {}: {problem}", number + 1),
         }

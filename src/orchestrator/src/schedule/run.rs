@@ -91,6 +91,7 @@ async fn step(app: &App, mut stored: Stored<Schedule>) -> Result<(), StoreError>
     let busy = schedule.runs.last().is_some_and(Run::is_open);
     let mut next = Run {
         due_unix_ms: due.at_ms,
+        target: schedule.target.clone(),
         noted_unix_ms: now,
         missed: due.missed,
         ..Run::default()
@@ -144,12 +145,18 @@ async fn follow(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), Sto
         return start(app, schedule, run).await;
     }
     let job = records::get::<JobRecord>(app.store.as_ref(), &run.job.to_ascii_lowercase()).await?;
-    let Some(job) = job
-        .map(|job| job.record)
-        .filter(|job| job.properties.state.is_final())
-    else {
+    let Some(job) = job.map(|job| job.record) else {
+        // A drill's job stays for as long as the drill: without it nothing is left to be removed.
+        if run.verdict.is_empty() {
+            "Unknown".clone_into(&mut run.verdict);
+            run.notice.wanted = true;
+        }
+        run.cleanup.done = true;
         return Ok(());
     };
+    if !job.properties.state.is_final() {
+        return Ok(());
+    }
     if run.verdict.is_empty() {
         let verdict = report::build(&job, &[]).verdict;
         run.verdict = format!("{verdict:?}");
@@ -184,6 +191,10 @@ async fn clean(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), Stor
     let now = app.now_ms();
     let problem = if run.cleanup.job.is_empty() {
         if now < run.cleanup.not_before_unix_ms {
+            return Ok(());
+        }
+        if !is_drilled(app, schedule, run).await? {
+            run.cleanup.done = true;
             return Ok(());
         }
         let comments = format!("Removed by schedule {}.", name(schedule));
@@ -222,19 +233,47 @@ async fn clean(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), Stor
     Ok(())
 }
 
+/// Whether an item or a plan still belongs to the drill of a run.
+async fn is_drilled(app: &App, schedule: &Schedule, run: &Run) -> Result<bool, StoreError> {
+    let (store, below) = (app.store.as_ref(), vault(run.target(schedule)));
+    let is_ours = |job: Option<&str>| job.is_some_and(|job| job.eq_ignore_ascii_case(&run.job));
+    let items = records::list::<Item>(store, &below).await?;
+    if items
+        .iter()
+        .any(|item| is_ours(item.record.drill_job.as_deref()))
+    {
+        return Ok(true);
+    }
+    let plans = records::list::<Plan>(store, &below).await?;
+    Ok(plans
+        .iter()
+        .any(|plan| is_ours(plan.record.drill_job.as_deref())))
+}
+
+/// The key below which everything of a target's vault is.
+fn vault(target: &str) -> String {
+    let vault = ArmId::parse(target).ok().and_then(|id| VaultId::of(&id));
+    vault
+        .map(|vault| format!("{}/", vault.key()))
+        .unwrap_or_default()
+}
+
 /// Asks for the drill, or finds the one that was asked for before we were cut off.
 async fn start(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), StoreError> {
     let asked = format!("{} ActivityId: ", request_id(schedule, run, "testFailover"));
-    let target = ArmId::parse(&schedule.target).ok();
-    let vault = target.and_then(|target| VaultId::of(&target));
-    let below = vault
-        .map(|vault| format!("{}/", vault.key()))
-        .unwrap_or_default();
+    let target = run.target(schedule);
+    let below = vault(target);
     let jobs = records::list::<JobRecord>(app.store.as_ref(), &below).await?;
-    if let Some(job) = jobs
-        .into_iter()
-        .find(|job| job.record.properties.activity_id.starts_with(&asked))
-    {
+    // Clients choose their request ids, but not who they are.
+    let client = client_id(schedule);
+    let is_ours = |job: &JobRecord| {
+        let asked_by = job.properties.custom_details.extra.get("requestedBy");
+        job.properties.activity_id.starts_with(&asked)
+            && job.workflow == "testFailover"
+            && job.resource.eq_ignore_ascii_case(target)
+            && asked_by.and_then(Value::as_str) == Some(client.as_str())
+    };
+    if let Some(job) = jobs.into_iter().find(|job| is_ours(&job.record)) {
         run.job = job.record.id;
         return Ok(());
     }
@@ -282,6 +321,11 @@ fn name(schedule: &Schedule) -> &str {
     schedule.id.rsplit('/').next().unwrap_or_default()
 }
 
+/// Who asks for drills of a schedule, as jobs note it.
+fn client_id(schedule: &Schedule) -> String {
+    format!("schedule {}", name(schedule))
+}
+
 fn request_id(schedule: &Schedule, run: &Run, action: &str) -> String {
     format!(
         "drill-schedule {} {} {action}",
@@ -298,7 +342,7 @@ async fn ask(
     action: &str,
     body: Value,
 ) -> Result<String, Fault> {
-    let path = format!("{}/{action}", schedule.target);
+    let path = format!("{}/{action}", run.target(schedule));
     let call = Call {
         app,
         method: "POST",
@@ -310,7 +354,7 @@ async fn ask(
         api_version: API_VERSION.to_owned(),
         path: path.clone(),
         scope: "/".to_owned(),
-        client_id: format!("schedule {}", name(schedule)),
+        client_id: client_id(schedule),
     };
     let is_plan = call.route.kinds == "vaults/replicationrecoveryplans";
     let reply = match (is_plan, action) {

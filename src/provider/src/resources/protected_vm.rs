@@ -161,7 +161,7 @@ impl Resource<Session> for ProtectedVm {
                 "target_network_id",
                 fields::arm_id::<VirtualNetworkId>("a virtual network")
                     .optional()
-                    .describe("Id of the virtual network after a failover, in the vault's region."),
+                    .describe("Id of the virtual network after a failover, in the vault's region. Without it the VM belongs to the network that its virtual switch is mapped to (`siterecovery_network_mapping`), if any."),
             )
             .attribute("target_subnet_name", text().describe("Name of the subnet after a failover."))
             .attribute(

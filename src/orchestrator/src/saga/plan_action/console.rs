@@ -1,5 +1,5 @@
 //! Readiness: every VM of the group has written to its console. Where nobody asks for it, a VM that is silent counts as
-//! up after a while; here it is a failure.
+//! up after a while; here it is a failure. A VM that was left behind is told as that already and is not waited for.
 
 use arm_model::ArmError;
 use engine_protocol::v1::recovered_vm_status::State;
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::{Seen, millis};
 use crate::failover::vm_id;
 use crate::fault::Fault;
-use crate::saga::Run;
 use crate::saga::steps::ActionStep;
+use crate::saga::{Run, failures};
 use crate::store::records::{self, Item};
 
 pub(super) async fn act(
@@ -18,8 +18,12 @@ pub(super) async fn act(
     limit_seconds: u32,
 ) -> Result<Seen, Fault> {
     let mut silent = Vec::new();
+    let failed = failures::all(run);
     for id in &step.items {
         let key = id.to_ascii_lowercase();
+        if failed.iter().any(|(about, _)| *about == key) {
+            continue;
+        }
         let Some(item) = records::get::<Item>(run.app.store.as_ref(), &key).await? else {
             continue;
         };

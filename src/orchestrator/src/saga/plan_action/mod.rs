@@ -131,26 +131,28 @@ pub(super) async fn act(
     if let Some(end) = recall(run, node) {
         return finish(run, of, step, end).await;
     }
-    let work = step.action.work().map_err(|problem| {
-        let error = ArmError::new("InvalidAction", problem.message);
-        Fault::refuse(409, error.advise("", &problem.advice))
-    })?;
+    let work = step.action.work();
     let seen = match &work {
-        Work::Manual { .. } => manual(run),
-        Work::Script { .. } => script::act(run, of, step, &work).await?,
-        Work::Webhook { url, limit_seconds } => {
+        // As any failed action: an unplanned failover goes on.
+        Err(problem) => {
+            let error = ArmError::new("InvalidAction", problem.message.as_str());
+            Seen::badly(error.advise("", &problem.advice), Value::Null)
+        }
+        Ok(Work::Manual { .. }) => manual(run),
+        Ok(order @ Work::Script { .. }) => script::act(run, of, step, order).await?,
+        Ok(Work::Webhook { url, limit_seconds }) => {
             webhook::act(run, of, step, url, *limit_seconds).await?
         }
-        Work::Console { limit_seconds } => console::act(run, step, *limit_seconds).await?,
-        Work::Delay { seconds } if run.waited_ms() < millis(*seconds) => Seen::Waits,
-        Work::Delay { .. } => Seen::well(Value::Null),
+        Ok(Work::Console { limit_seconds }) => console::act(run, step, *limit_seconds).await?,
+        Ok(Work::Delay { seconds }) if run.waited_ms() < millis(*seconds) => Seen::Waits,
+        Ok(Work::Delay { .. }) => Seen::well(Value::Null),
     };
     let Seen::Ended(end) = seen else {
         return Ok(Outcome::Wait);
     };
     let kept = serde_json::to_value(&end).unwrap_or_default();
     run.job.remember(&memo(node), kept);
-    if matches!(work, Work::Script { .. }) {
+    if matches!(work, Ok(Work::Script { .. })) {
         // Stored before its order goes: without either it could be given again.
         run.app.ring();
         return Ok(Outcome::Wait);

@@ -79,7 +79,8 @@ pub(super) async fn act(
             };
             give(run, &order).await?;
             let live = run.app.fleet.get(&engine).unwrap_or_default();
-            match live.script(&id).and_then(there) {
+            let said = live.script(&id);
+            match said.and_then(|status| there(status, *idempotent)) {
                 Some(end) => end,
                 None => return Ok(silent(run, &engine, &id, *limit_seconds)),
             }
@@ -145,8 +146,10 @@ fn here(status: Status) -> Option<(End, String)> {
     Some((end, status.output))
 }
 
-fn there(status: &v1::ScriptStatus) -> Option<(End, String)> {
+fn there(status: &v1::ScriptStatus, idempotent: bool) -> Option<(End, String)> {
     let end = match status.outcome() {
+        // The engine repeats it when it has its order again.
+        Said::Unknown if idempotent => return None,
         Said::Unspecified | Said::Running => return None,
         Said::Exited => End::Exited(status.exit_code),
         Said::Signalled => End::Signalled(status.exit_code),

@@ -505,6 +505,23 @@ async fn a_host_that_is_silent_about_a_script_ends_the_wait() {
 }
 
 #[tokio::test]
+async fn a_script_that_may_run_twice_is_waited_for_while_its_end_is_unknown() {
+    let mut bench = world(Scenario::Planned).await;
+    bench.script = Some((Said::Unknown, 0));
+    let mut act = script(&bench, "s");
+    act["customDetails"]["idempotent"] = json!(true);
+    let groups = [group(&bench, "vm-a", vec![act], vec![])];
+    let key = begin(&mut bench, Scenario::Planned, &groups).await;
+    until(&mut bench, &key, |_, bench| !bench.begun.is_empty()).await;
+    let app = bench.app().await;
+    let step = step_with(&app, &key, Trial::default()).await.expect("step");
+    assert_eq!(step, Step::Waiting);
+    bench.script = Some((Said::Exited, 0));
+    let state = run(&mut bench, &key, Trial::default(), true).await;
+    assert_eq!(state, JobState::Succeeded);
+}
+
+#[tokio::test]
 async fn a_script_of_the_orchestrator_runs_once_though_each_step_is_another_process() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("count.sh");

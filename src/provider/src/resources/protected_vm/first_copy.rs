@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use arm_model::protected_item::ProtectedItemProperties;
 use arm_model::{FabricId, ProtectedItemId, Resource as Answer};
-use serde_json::Value as Json;
 use tf_provider::{Context, Diagnostic, Diagnostics, Object, ResourceState, Value};
 
 use super::COMPLETED;
@@ -211,10 +210,11 @@ pub(super) fn fill(id: &ProtectedItemId, item: &ProtectedItemProperties, object:
             keep_spelling(object, "target_resource_group_id", group),
         );
     }
+    // A network that follows from a mapping is not the VM's own.
     let network = details
         .selected_recovery_azure_network_id
         .as_deref()
-        .filter(|id| !id.is_empty());
+        .filter(|id| !id.is_empty() && details.recovery_network_source.is_none());
     object.set(
         "target_network_id",
         network.map(|id| keep_spelling(object, "target_network_id", id)),
@@ -270,12 +270,11 @@ pub(super) fn subnet_of(item: &ProtectedItemProperties) -> Option<String> {
         .vm_nics
         .iter()
         .find_map(|nic| nic.ip_configs.first()?["recoverySubnetName"].as_str());
-    let echoed = details
-        .extra
-        .get("targetAzureSubnetId")
-        .and_then(Json::as_str);
-    from_nic
-        .or(echoed)
+    // An adapter may have a subnet of its own; the VM's is told apart from it, except by a service that knows no other.
+    details
+        .target_azure_subnet_id
+        .as_deref()
+        .or(from_nic)
         .filter(|name| !name.is_empty())
         .map(ToOwned::to_owned)
 }
