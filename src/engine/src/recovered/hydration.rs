@@ -1,12 +1,17 @@
-//! Brings the disks of a recovered VM to its host while it runs, so that it needs the store no more.
+//! Brings the disks of a recovered VM to its host while it runs, so that its guest reads the store no more.
 //!
-//! Only VMs of failovers are hydrated: a drill ends soon, and what it reads need not travel twice.
+//! Only VMs of failovers are hydrated: a drill ends soon, and what it reads need not travel twice. A restart of the engine,
+//! and a start of the VM, need the store as before.
+//!
+//! Guests come first: nothing is kept unless the volume has room for what they write, and when it gets tight the copies are
+//! given up, for the store has it all.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use replica_store::ReplicaView;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
@@ -20,14 +25,37 @@ use crate::task::{blocking, spawn_named};
 /// Left free on the volume for what guests write: the larger of these.
 const ROOM_BYTES: u64 = 1 << 30;
 const ROOM_SHARE: u64 = 10;
-/// How often a host without room is looked at again.
-const NO_ROOM_POLL: Duration = Duration::from_secs(60);
+/// How often room is looked for when nothing is fetched.
+const ROOM_POLL: Duration = Duration::from_secs(10);
 
 /// The copies of a VM's disks, in the order of the point.
 pub(super) type Copies = Vec<Arc<LocalCopy>>;
 
-/// As long as it lives, disks are fetched.
-pub(super) struct Hydration(#[expect(dead_code, reason = "ends the task when it goes")] DropGuard);
+/// What a volume has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// More than guests need for now.
+    Ample,
+    /// Nothing is added any more.
+    Scarce,
+    /// Guests need what the copies take.
+    Tight,
+}
+
+/// Disks are fetched until it is ended, or dropped.
+pub(super) struct Hydration {
+    stop: DropGuard,
+    task: JoinHandle<Option<()>>,
+}
+
+impl Hydration {
+    /// Ends it. Afterwards nobody writes to the copies, so that they may be opened again or removed.
+    pub(super) async fn end(self) {
+        drop(self.stop);
+        // A panic was logged by the task itself.
+        self.task.await.ok();
+    }
+}
 
 /// Opens the copies of a VM's disks. Without them the VM reads from the store, as every drill does.
 pub(super) async fn open(view: &ReplicaView, folder: PathBuf) -> Copies {
@@ -48,7 +76,7 @@ pub(super) async fn open(view: &ReplicaView, folder: PathBuf) -> Copies {
     })
 }
 
-/// Fetches what is missing, disk by disk, until nothing is or the result is dropped.
+/// Fetches what is missing, disk by disk, and then looks after the room.
 pub(super) fn start(
     host: &Arc<RecoveryHost>,
     id: Uuid,
@@ -57,9 +85,11 @@ pub(super) fn start(
 ) -> Hydration {
     let stop = CancellationToken::new();
     let guard = stop.clone().drop_guard();
-    let host = host.clone();
-    spawn_named(format!("hydrate {id}"), run(host, id, view, copies, stop));
-    Hydration(guard)
+    let run = run(host.clone(), id, view, copies, stop);
+    Hydration {
+        stop: guard,
+        task: spawn_named(format!("hydrate {id}"), run),
+    }
 }
 
 async fn run(
@@ -70,51 +100,95 @@ async fn run(
     stop: CancellationToken,
 ) {
     let mut failures = 0;
-    let mut next = 0;
-    while let Some(copy) = copies.get(next).cloned() {
-        let disk = copy.disk();
-        let view = view.clone();
-        let read = move |offset, length| {
-            let view = view.clone();
-            async move { anyhow::Ok(view.read(disk, offset, length).await?) }
-        };
-        let has_room = || {
+    let mut was_complete = false;
+    loop {
+        let room = (host.room)(&host.folder);
+        if room == Room::Tight {
+            give_up(id, &copies).await;
             tell(&host, id, &copies);
-            (host.has_room)(&host.folder)
-        };
-        let wait = match fill(&copy, read, has_room, &stop).await {
-            Ok(Filled::Complete | Filled::Broken) => {
-                next += 1;
-                continue;
+            return;
+        }
+        let mut wait = ROOM_POLL;
+        copies
+            .iter()
+            .for_each(|copy| copy.keep_more(room == Room::Ample));
+        if room == Room::Ample {
+            for copy in &copies {
+                match step(&host, id, &view, copy, &copies, &stop).await {
+                    Ok(Filled::Complete | Filled::Broken) => {}
+                    Ok(Filled::Stopped) => return,
+                    Ok(Filled::NoRoom) => break,
+                    Err(error) => {
+                        failures += 1;
+                        wait = ship_delay(failures);
+                        tracing::warn!(vm = %id, disk = %copy.disk(), error = format!("{error:#}"), "fetching the disk of a recovered VM is tried again");
+                        break;
+                    }
+                }
             }
-            Ok(Filled::Stopped) => return,
-            Ok(Filled::NoRoom) => {
-                tracing::warn!(vm = %id, folder = %host.folder.display(), "no room to bring a recovered VM's disks to this host; it goes on reading from the store");
-                NO_ROOM_POLL
-            }
-            Err(error) => {
-                failures += 1;
-                tracing::warn!(vm = %id, %disk, error = format!("{error:#}"), "fetching the disk of a recovered VM is tried again");
-                ship_delay(failures)
-            }
-        };
+        }
+        tell(&host, id, &copies);
+        let is_complete = copies.iter().all(|copy| copy.is_complete());
+        if is_complete && !was_complete {
+            tracing::info!(vm = %id, "all disks of the recovered VM are on this host");
+        }
+        was_complete = is_complete;
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = stop.cancelled() => return,
         }
     }
-    tell(&host, id, &copies);
-    if copies.iter().all(|copy| copy.is_complete()) {
-        tracing::info!(vm = %id, "all disks of the recovered VM are on this host");
+}
+
+/// One run over a disk, with its progress told at every checkpoint.
+async fn step(
+    host: &Arc<RecoveryHost>,
+    id: Uuid,
+    view: &ReplicaView,
+    copy: &Arc<LocalCopy>,
+    all: &Copies,
+    stop: &CancellationToken,
+) -> anyhow::Result<Filled> {
+    let (disk, view) = (copy.disk(), view.clone());
+    let read = move |offset, length| {
+        let view = view.clone();
+        async move { anyhow::Ok(view.read(disk, offset, length).await?) }
+    };
+    let has_room = || {
+        tell(host, id, all);
+        (host.room)(&host.folder) == Room::Ample
+    };
+    fill(copy, read, has_room, stop).await
+}
+
+/// Gives the room of all copies back to the guests.
+pub(super) async fn give_up(id: Uuid, copies: &Copies) {
+    tracing::warn!(vm = %id, "the local copies of a recovered VM's disks are given up: its host has no room for them");
+    for copy in copies {
+        if let Err(error) = copy.discard().await {
+            tracing::warn!(vm = %id, disk = %copy.disk(), %error, "a local copy can't be removed");
+        }
     }
 }
 
-/// Whether guests keep enough room beside what is fetched.
-pub(super) fn has_room(folder: &Path) -> bool {
+/// What the volume of `folder` has room for.
+pub fn room(folder: &Path) -> Room {
     let Some((free, size)) = free_bytes(folder).zip(making::volume_bytes(folder)) else {
-        return false;
+        return Room::Scarce;
     };
-    free > ROOM_BYTES.max(size / ROOM_SHARE)
+    room_of(free, size)
+}
+
+fn room_of(free: u64, size: u64) -> Room {
+    let reserve = ROOM_BYTES.max(size / ROOM_SHARE);
+    if free > reserve {
+        Room::Ample
+    } else if free > reserve / 2 {
+        // Between the two nothing changes, so that copies are not given up and fetched again by turns.
+        Room::Scarce
+    } else {
+        Room::Tight
+    }
 }
 
 fn tell(host: &RecoveryHost, id: Uuid, copies: &Copies) {
@@ -124,4 +198,20 @@ fn tell(host: &RecoveryHost, id: Uuid, copies: &Copies) {
         status.local_bytes = here;
         status.disk_bytes = all;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_keep_a_tenth_of_the_volume_and_never_less_than_a_gibibyte() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(room_of(101 * GIB, 1000 * GIB), Room::Ample);
+        assert_eq!(room_of(100 * GIB, 1000 * GIB), Room::Scarce);
+        assert_eq!(room_of(50 * GIB, 1000 * GIB), Room::Tight);
+        assert_eq!(room_of(2 * GIB, 4 * GIB), Room::Ample);
+        assert_eq!(room_of(GIB, 4 * GIB), Room::Scarce);
+        assert_eq!(room_of(0, 0), Room::Tight);
+    }
 }

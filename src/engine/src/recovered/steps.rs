@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::conversion::Conversion;
 use super::failover::{Next, Side};
-use super::hydration::{self, Copies, Hydration};
+use super::hydration::{self, Copies, Hydration, Room};
 use super::record::Record;
 use super::{POWER_POLL, local_copy, making, places, reverse};
 use crate::engine::now_unix_ms;
@@ -207,7 +207,7 @@ impl Side {
     /// It is off and kept.
     pub(super) async fn stay_off(&mut self, mut record: Record) -> anyhow::Result<Next> {
         self.note_stopped(&mut record).await?;
-        self.served = None;
+        self.unserve().await;
         Ok(Next::Look(POWER_POLL))
     }
 
@@ -223,11 +223,19 @@ impl Side {
 
     /// It is off and not wanted.
     pub(super) async fn remove(&mut self, record: Record) -> anyhow::Result<Next> {
-        self.served = None;
+        self.unserve().await;
         making::remove(&self.host, self.place.records(), record.id).await?;
         reverse::forget(self.place.records(), record.id).await?;
         self.host.pauses.pass(places::REMOVED).await;
         Ok(Next::Again)
+    }
+
+    /// Serves no disks any more. Afterwards nobody writes to their copies.
+    async fn unserve(&mut self) {
+        let hydration = self.served.take().and_then(|served| served.hydration);
+        if let Some(hydration) = hydration {
+            hydration.end().await;
+        }
     }
 
     /// Whether the disks of a VM are served.
@@ -242,7 +250,7 @@ impl Side {
         takes: Generation,
     ) -> anyhow::Result<Next> {
         // One server a socket; that of another VM has no one to serve any more.
-        self.served = None;
+        self.unserve().await;
         let store = self.store(record)?;
         let wanted = match &self.wish {
             Some(wish) => making::wanted_point(wish)?,
@@ -297,6 +305,7 @@ impl Side {
         guard: Guard<RecoveryOrder>,
         record: &Record,
     ) -> anyhow::Result<Next> {
+        self.make_room(record.id).await;
         let step = self.host.hypervisor.make_independent(VmId(record.id));
         match step
             .await
@@ -316,6 +325,23 @@ impl Side {
         }
     }
 
+    /// All that a VM reads goes into its own layers from here on: it needs no second copy, and may need the room of the first.
+    async fn make_room(&mut self, id: Uuid) {
+        let Some(served) = &mut self.served else {
+            return;
+        };
+        if let Some(hydration) = served.hydration.take() {
+            hydration.end().await;
+        }
+        served.copies.iter().for_each(|copy| copy.keep_more(false));
+        if (self.host.room)(&self.host.folder) == Room::Ample {
+            return;
+        }
+        if served.copies.iter().any(|copy| !copy.is_broken()) {
+            hydration::give_up(id, &served.copies).await;
+        }
+    }
+
     /// The order is carried out.
     pub(super) async fn note_done(
         &mut self,
@@ -329,7 +355,7 @@ impl Side {
 
     /// The VM needs nothing of us any more. What it holds goes first: without its record nobody would know of it.
     async fn let_go(&mut self, record: &Record) -> anyhow::Result<Next> {
-        self.served = None;
+        self.unserve().await;
         making::let_point_go(record).await?;
         self.host.pauses.pass(places::POINT_LET_GO).await;
         let folder = self.host.folder.join(record.id.to_string());

@@ -11,7 +11,7 @@ use super::{BLOCK, LocalCopy};
 
 /// Fetched at once: 1 MiB.
 const PIECE: u64 = 16;
-/// Made durable at least so often: 64 MiB.
+/// Made durable at least so often, and room is asked for: 64 MiB.
 const CHECKPOINT: u64 = 1024;
 
 /// How a fill ended.
@@ -27,8 +27,8 @@ pub enum Filled {
     Broken,
 }
 
-/// Fetches what is missing with `read`, until nothing is. `has_room` is asked before every piece: the guest's own writes need
-/// the same volume.
+/// Fetches what is missing with `read`, until nothing is. `has_room` is asked at the beginning and at every checkpoint: the
+/// guest's own writes need the same volume. A stop does not wait for a store that does not answer.
 ///
 /// # Errors
 /// Those of `read`, with what is here made durable; and a failed sync, as an error of the engine's own files.
@@ -48,19 +48,23 @@ where
         if copy.is_broken() {
             return Ok(Filled::Broken);
         }
-        let Some((first, blocks)) = copy.with_map(|map| map.missing(from, PIECE)) else {
-            break Ok(Filled::Complete);
-        };
         if stop.is_cancelled() {
             break Ok(Filled::Stopped);
         }
-        if !has_room() {
+        let Some((first, blocks)) = copy.with_map(|map| map.missing(from, PIECE)) else {
+            break Ok(Filled::Complete);
+        };
+        if since == 0 && !has_room() {
             break Ok(Filled::NoRoom);
         }
         guest_first(copy, stop).await;
         let start = first * BLOCK;
         let length = (blocks * BLOCK).min(copy.size_bytes - start);
-        match read(start, length as usize).await {
+        let piece = tokio::select! {
+            piece = read(start, length as usize) => piece,
+            () = stop.cancelled() => continue,
+        };
+        match piece {
             Ok(bytes) if bytes.len() as u64 == length => copy.keep(start, bytes).await,
             Ok(_) => break Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Err(error) => break Err(error),

@@ -1,5 +1,5 @@
 //! A disk of a recovery point on the recovery host: what was read of it stays, and [`fill`] fetches the rest, so that in the
-//! end a recovered VM needs the store no more.
+//! end the guest of a recovered VM reads the store no more.
 //!
 //! ```text
 //!  guest ─► NBD ─► here? ── yes ─► <disk>.copy      (sparse, as large as the disk)
@@ -9,7 +9,7 @@
 //!
 //! Promise: what is read through here is what the point holds. A bit is set on disk only after the data that it stands for is
 //! durable there, so a kill or a power cut costs fetching some blocks again. A copy that can't be read or written is done
-//! without: the guest's reads go to the store as before.
+//! without: the guest's reads go to the store as before. One copy of a disk is open at a time.
 
 pub mod fill;
 mod map;
@@ -42,7 +42,9 @@ pub struct LocalCopy {
     reading: AtomicUsize,
     /// Rings when the last of them ends.
     idle: Notify,
-    /// It can't be read or written any more.
+    /// There is room for more; until somebody says so nothing is kept.
+    keeps: AtomicBool,
+    /// It is not read or written any more.
     broken: AtomicBool,
 }
 
@@ -67,7 +69,7 @@ pub fn remove_all(folder: &Path) -> io::Result<()> {
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(".copy") || name.ends_with(".copy.map") {
+        if name.contains(".copy") {
             durable::remove(&path)?;
         }
     }
@@ -91,7 +93,11 @@ impl LocalCopy {
                 durable::remove(&map_path)?;
                 let file = durable::create_empty(&path, Access::Plain)?;
                 file.set_len(size_bytes)?;
-                (file, Map::empty(point, disk, size_bytes))
+                // The file is of this point from here on, and is not made anew by the next one that opens it.
+                file.sync_all()?;
+                let map = Map::empty(point, disk, size_bytes);
+                map.write(&map_path)?;
+                (file, map)
             }
         };
         Ok(Self {
@@ -102,6 +108,7 @@ impl LocalCopy {
             map: Mutex::new(map),
             reading: AtomicUsize::new(0),
             idle: Notify::new(),
+            keeps: AtomicBool::new(false),
             broken: AtomicBool::new(false),
         })
     }
@@ -111,9 +118,32 @@ impl LocalCopy {
         self.disk
     }
 
-    /// Bytes that are here, and bytes of the disk.
+    /// Bytes that are here, and bytes of the disk. Of a copy that is done without nothing is here.
     pub fn progress(&self) -> (u64, u64) {
+        if self.is_broken() {
+            return (0, self.size_bytes);
+        }
         (self.with_map(|map| map.present_bytes()), self.size_bytes)
+    }
+
+    /// Whether what is read from the store is kept from here on.
+    pub fn keep_more(&self, keep: bool) {
+        self.keeps.store(keep, Ordering::Release);
+    }
+
+    /// Does without the copy and gives its room back: the guests of this host need it.
+    ///
+    /// # Errors
+    /// When the files can't be changed; the copy is done without nevertheless.
+    pub async fn discard(&self) -> io::Result<()> {
+        self.broken.store(true, Ordering::Release);
+        let (file, path) = (self.file.clone(), self.map_path.clone());
+        blocking(move || {
+            // First the map: it must never name data that is gone.
+            durable::remove(&path)?;
+            file.set_len(0)
+        })
+        .await
     }
 
     /// Whether the store is needed no more.
@@ -149,6 +179,9 @@ impl LocalCopy {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => self.give_up("read", &error),
             }
+            return read(offset, length).await;
+        }
+        if !self.keeps.load(Ordering::Acquire) {
             return read(offset, length).await;
         }
         let busy = self.busy();

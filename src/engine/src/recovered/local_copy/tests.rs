@@ -53,7 +53,9 @@ impl Store {
 }
 
 fn open(folder: &TempDir) -> Arc<LocalCopy> {
-    Arc::new(LocalCopy::open(folder.path(), POINT, DISK, SIZE as u64).expect("open"))
+    let copy = LocalCopy::open(folder.path(), POINT, DISK, SIZE as u64).expect("open");
+    copy.keep_more(true);
+    Arc::new(copy)
 }
 
 async fn read(copy: &LocalCopy, store: &Store, offset: usize, length: usize) -> io::Result<Bytes> {
@@ -153,15 +155,18 @@ async fn a_store_that_goes_away_costs_nothing_that_is_here_and_the_fill_goes_on_
 async fn without_room_or_when_told_to_the_fill_stops_and_what_is_here_is_durable() {
     let (folder, store) = (TempDir::new().expect("folder"), Store::new());
     let copy = open(&folder);
-    let pieces = AtomicUsize::new(0);
     let read_store = |offset, length| store.read(offset, length);
-    let room = || pieces.fetch_add(1, Ordering::SeqCst) < 1;
     let stop = CancellationToken::new();
-    let ended = fill(&copy, read_store, room, &stop).await;
+    read(&copy, &store, 0, 1).await.expect("read");
+    let ended = fill(&copy, read_store, || false, &stop).await;
     assert_eq!(ended.expect("fill"), Filled::NoRoom);
-    assert_eq!(open(&folder).progress().0, 16 * BLOCK);
-    stop.cancel();
-    let ended = fill(&copy, read_store, || true, &stop).await;
+    assert_eq!(open(&folder).progress().0, BLOCK);
+    // A store that never answers holds no stop up.
+    let silent = |_, _| {
+        stop.cancel();
+        std::future::pending::<io::Result<Bytes>>()
+    };
+    let ended = fill(&copy, silent, || true, &stop).await;
     assert_eq!(ended.expect("fill"), Filled::Stopped);
 }
 
@@ -207,6 +212,7 @@ async fn a_hole_of_the_disk_takes_no_room() {
 async fn a_copy_that_can_not_be_written_is_done_without_and_the_guest_reads_on() {
     let (folder, store) = (TempDir::new().expect("folder"), Store::new());
     let mut copy = LocalCopy::open(folder.path(), POINT, DISK, SIZE as u64).expect("open");
+    copy.keep_more(true);
     // A file that nothing can be written to stands for a disk that is full or failing.
     copy.file = Arc::new(File::open(path_of(folder.path(), DISK)).expect("read only"));
     let copy = Arc::new(copy);
@@ -216,4 +222,37 @@ async fn a_copy_that_can_not_be_written_is_done_without_and_the_guest_reads_on()
     let got = read(&copy, &store, 10, 100).await.expect("read on");
     assert!(got[..] == store.bytes[10..110]);
     assert_eq!(filled(&copy, &store).await.expect("fill"), Filled::Broken);
+}
+
+#[tokio::test]
+async fn nothing_is_kept_before_there_is_room_and_a_discarded_copy_gives_its_room_back() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (folder, store) = (TempDir::new().expect("folder"), Store::new());
+    let copy = open(&folder);
+    copy.keep_more(false);
+    read(&copy, &store, 10, 100).await.expect("read");
+    assert_eq!(copy.progress().0, 0);
+    copy.keep_more(true);
+    assert_eq!(filled(&copy, &store).await.expect("fill"), Filled::Complete);
+    copy.discard().await.expect("discard");
+    let metadata = std::fs::metadata(path_of(folder.path(), DISK)).expect("copy");
+    assert_eq!(metadata.blocks(), 0, "{metadata:?}");
+    assert!(!copy.is_complete() && copy.progress().0 == 0);
+    let got = read(&copy, &store, 10, 100).await.expect("read on");
+    assert!(got[..] == store.bytes[10..110]);
+    assert_eq!(open(&folder).progress().0, 0);
+}
+
+#[tokio::test]
+async fn a_copy_is_not_made_anew_under_one_that_is_still_written() {
+    let (folder, store) = (TempDir::new().expect("folder"), Store::new());
+    let old = open(&folder);
+    let new = open(&folder);
+    read(&old, &store, 0, 4096).await.expect("read");
+    old.checkpoint().await.expect("checkpoint");
+    drop((old, new));
+    let again = open(&folder);
+    store.away.store(true, Ordering::SeqCst);
+    let got = read(&again, &store, 0, 4096).await.expect("here");
+    assert!(got[..] == store.bytes[..4096]);
 }
