@@ -80,15 +80,17 @@ fn a_drill_and_a_removed_vm_leave_no_copies() {
     life(async {
         let mut engine = world.engine(no_pauses());
         let drill = Uuid::from_u128(77);
-        engine.tell(&world.drill(drill)).await;
+        let both = [world.listed(10, run(A), A), world.drill(drill)];
+        engine.vms.apply(&both).await;
+        engine.says(10, RecoverySaid::Running).await;
+        let of_drill = drill.to_string();
         engine
             .until("the drill runs", |all| {
-                all.iter().any(|vm| vm.started_unix_ms > 0)
+                all.iter()
+                    .any(|vm| vm.id == of_drill && vm.started_unix_ms > 0)
             })
             .await;
         assert_eq!(copies(&world, drill), Vec::<PathBuf>::new());
-        engine.tell(&world.listed(10, run(A), A)).await;
-        engine.says(10, RecoverySaid::Running).await;
         assert!(!copies(&world, id(A)).is_empty());
         engine
             .tell(&world.listed(11, RecoveryOrder::Absent, A))
