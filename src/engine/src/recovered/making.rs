@@ -15,6 +15,7 @@ use replication_log::KeyRing;
 use uuid::Uuid;
 
 use super::conversion::{self, Conversion, Shape};
+use super::hydration::{self, Copies};
 use super::record::Record;
 use super::{RecoveryHost, reverse, view};
 use crate::replicator::policy;
@@ -80,6 +81,8 @@ pub(super) async fn open(
 pub(super) struct Made {
     /// As long as this lives.
     pub server: NbdServer,
+    /// What is on this host of its disks.
+    pub copies: Copies,
     /// What its disks are read through.
     pub conversion: Option<Arc<Conversion>>,
 }
@@ -109,7 +112,13 @@ pub(super) async fn make(
     .with_context(|| format!("create folder {}", folder.display()))?;
     let shape = conversion::shape(host, records, record, view, &folder).await?;
     let socket = folder.join("nbd.sock");
-    let server = view::serve(view, &socket, shape.conversion.as_ref())
+    // A drill ends soon: what it reads need not be kept.
+    let copies = if record.instance.is_some() {
+        hydration::open(view, folder.clone()).await
+    } else {
+        Vec::new()
+    };
+    let server = view::serve(view, &socket, &copies, shape.conversion.as_ref())
         .await
         .context("serve the disks of the recovery point")?;
     let machine = machine(record, view, &shape, &folder, &socket)?;
@@ -122,6 +131,7 @@ pub(super) async fn make(
         .context("create the virtual machine")?;
     Ok(Made {
         server,
+        copies,
         conversion: shape.conversion,
     })
 }
@@ -273,6 +283,12 @@ pub(super) async fn power(host: &RecoveryHost, vm: VmId) -> anyhow::Result<Power
         .find(|machine| machine.id == vm)
         .map(|machine| machine.power_state)
         .context("the virtual machine is gone")
+}
+
+/// Size of the volume that holds `path`.
+pub(super) fn volume_bytes(path: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(stat.blocks() as u64 * stat.fragment_size() as u64)
 }
 
 /// Whether a guest has written to its console.

@@ -17,6 +17,8 @@ mod conversion;
 mod evidence;
 mod failover;
 mod guard;
+mod hydration;
+mod local_copy;
 mod machine;
 mod making;
 pub mod places;
@@ -28,7 +30,7 @@ mod steps;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +50,7 @@ use crate::task::{blocking, spawn_named};
 pub use conversion::Conversion;
 use failover::Failover;
 use guard::Place;
+pub use hydration::Room;
 use record::Record;
 
 /// How often the console file is looked at for the first byte: short, since this is the figure people compare.
@@ -71,6 +74,8 @@ pub struct RecoveryHost {
     pub boot: String,
     /// Of VMs that it may run; another one is converted, or refused. Both, unless told otherwise.
     pub generations: Vec<Generation>,
+    /// What a folder has room for beside what guests write; asked before a VM's disks are brought there.
+    pub room: fn(&Path) -> Room,
     /// Where a test may stop the world; see [`places`].
     pub pauses: Arc<dyn Pauses>,
 }
@@ -104,6 +109,7 @@ impl RecoveryHost {
             shutdown_patience: SHUTDOWN_PATIENCE,
             boot: boot.trim().to_owned(),
             generations: vec![Generation::One, Generation::Two],
+            room: hydration::room,
             pauses: Arc::new(NoPauses),
         }
     }

@@ -19,20 +19,24 @@ use hypervisor::nbd::NbdServer;
 use hypervisor::{Independence, Stop, VmId};
 use protection::Generation;
 use protection::life::{Guard, RecoveryOrder};
-use replica_store::{PointSelector, StoreTarget};
+use replica_store::{PointSelector, ReplicaView, StoreTarget};
 use replication_log::KeyRing;
 use uuid::Uuid;
 
 use super::conversion::Conversion;
 use super::failover::{Next, Side};
+use super::hydration::{self, Copies, Hydration, Room};
 use super::record::Record;
-use super::{POWER_POLL, making, places, reverse};
+use super::{POWER_POLL, local_copy, making, places, reverse};
 use crate::engine::now_unix_ms;
 use crate::stores;
 use crate::task::blocking;
 
 /// How often a VM that is being made independent is looked at.
 const INDEPENDENCE_POLL: Duration = Duration::from_secs(1);
+
+/// A guest that says nothing on its console is taken for booted after that.
+const BOOT_ALONE: Duration = Duration::from_secs(60);
 
 /// Disks that are served.
 pub(super) struct Served {
@@ -43,6 +47,11 @@ pub(super) struct Served {
     pub(super) conversion: Option<Arc<Conversion>>,
     /// As long as this lives.
     _server: NbdServer,
+    /// Its disks, and the point that they are at.
+    copies: Copies,
+    view: ReplicaView,
+    /// They come to this host.
+    hydration: Option<Hydration>,
 }
 
 impl Side {
@@ -123,6 +132,9 @@ impl Side {
         if leaving {
             return self.make_independent(guard, &record).await;
         }
+        if running {
+            self.hydrate(&record);
+        }
         let console = self.served.as_ref().map(|served| served.console.clone());
         let Some(console) = console.filter(|_| running && record.first_output_unix_ms == 0) else {
             return Ok(Next::Look(POWER_POLL));
@@ -179,10 +191,23 @@ impl Side {
         Ok(Next::Again)
     }
 
+    /// Brings the disks to this host once the guest has booted: until then it has the link and the store to itself.
+    fn hydrate(&mut self, record: &Record) {
+        let age = now_unix_ms().saturating_sub(record.started_unix_ms);
+        let is_up = record.first_output_unix_ms != 0 || age > BOOT_ALONE.as_millis() as i64;
+        if let Some(served) = self.served.as_mut().filter(|_| is_up)
+            && served.hydration.is_none()
+            && !served.copies.is_empty()
+        {
+            let (view, copies) = (served.view.clone(), served.copies.clone());
+            served.hydration = Some(hydration::start(&self.host, record.id, view, copies));
+        }
+    }
+
     /// It is off and kept.
     pub(super) async fn stay_off(&mut self, mut record: Record) -> anyhow::Result<Next> {
         self.note_stopped(&mut record).await?;
-        self.served = None;
+        self.unserve().await;
         Ok(Next::Look(POWER_POLL))
     }
 
@@ -198,11 +223,19 @@ impl Side {
 
     /// It is off and not wanted.
     pub(super) async fn remove(&mut self, record: Record) -> anyhow::Result<Next> {
-        self.served = None;
+        self.unserve().await;
         making::remove(&self.host, self.place.records(), record.id).await?;
         reverse::forget(self.place.records(), record.id).await?;
         self.host.pauses.pass(places::REMOVED).await;
         Ok(Next::Again)
+    }
+
+    /// Serves no disks any more. Afterwards nobody writes to their copies.
+    async fn unserve(&mut self) {
+        let hydration = self.served.take().and_then(|served| served.hydration);
+        if let Some(hydration) = hydration {
+            hydration.end().await;
+        }
     }
 
     /// Whether the disks of a VM are served.
@@ -217,7 +250,7 @@ impl Side {
         takes: Generation,
     ) -> anyhow::Result<Next> {
         // One server a socket; that of another VM has no one to serve any more.
-        self.served = None;
+        self.unserve().await;
         let store = self.store(record)?;
         let wanted = match &self.wish {
             Some(wish) => making::wanted_point(wish)?,
@@ -250,6 +283,9 @@ impl Side {
             console: console.context("find the console of the virtual machine")?,
             conversion: made.conversion,
             _server: made.server,
+            copies: made.copies,
+            view,
+            hydration: None,
         });
         if !record.made {
             record.made = true;
@@ -269,6 +305,7 @@ impl Side {
         guard: Guard<RecoveryOrder>,
         record: &Record,
     ) -> anyhow::Result<Next> {
+        self.make_room(record.id).await;
         let step = self.host.hypervisor.make_independent(VmId(record.id));
         match step
             .await
@@ -288,6 +325,23 @@ impl Side {
         }
     }
 
+    /// All that a VM reads goes into its own layers from here on: it needs no second copy, and may need the room of the first.
+    async fn make_room(&mut self, id: Uuid) {
+        let Some(served) = &mut self.served else {
+            return;
+        };
+        if let Some(hydration) = served.hydration.take() {
+            hydration.end().await;
+        }
+        served.copies.iter().for_each(|copy| copy.keep_more(false));
+        if (self.host.room)(&self.host.folder) == Room::Ample {
+            return;
+        }
+        if served.copies.iter().any(|copy| !copy.is_broken()) {
+            hydration::give_up(id, &served.copies).await;
+        }
+    }
+
     /// The order is carried out.
     pub(super) async fn note_done(
         &mut self,
@@ -301,9 +355,13 @@ impl Side {
 
     /// The VM needs nothing of us any more. What it holds goes first: without its record nobody would know of it.
     async fn let_go(&mut self, record: &Record) -> anyhow::Result<Next> {
-        self.served = None;
+        self.unserve().await;
         making::let_point_go(record).await?;
         self.host.pauses.pass(places::POINT_LET_GO).await;
+        let folder = self.host.folder.join(record.id.to_string());
+        blocking(move || local_copy::remove_all(&folder))
+            .await
+            .context("remove the local copies of its disks")?;
         making::forget(self.place.records(), record.id).await?;
         tracing::info!(vm = %record.id, name = record.name, "recovered VM is left to itself");
         Ok(Next::Again)

@@ -11,6 +11,7 @@ use replica_store::ReplicaView;
 use uuid::Uuid;
 
 use super::conversion::Conversion;
+use super::local_copy::LocalCopy;
 use super::read_ahead::ReadAhead;
 use crate::replicator::trouble::chain;
 
@@ -19,13 +20,20 @@ struct DiskOfView {
     disk: Uuid,
     size_bytes: u64,
     ahead: ReadAhead,
+    copy: Option<Arc<LocalCopy>>,
     conversion: Option<Arc<Conversion>>,
 }
 
 #[async_trait]
 impl BlockReader for DiskOfView {
     async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let read = |offset, length| self.view.read(self.disk, offset, length);
+        let read = async |offset, length| {
+            let of_store = |offset, length| self.view.read(self.disk, offset, length);
+            match &self.copy {
+                Some(copy) => copy.read(offset, length, of_store).await,
+                None => of_store(offset, length).await,
+            }
+        };
         let read = self.ahead.read(self.size_bytes, offset, length, read).await;
         let data = read.map_err(|error| {
             tracing::error!(disk = %self.disk, offset, length, error = chain(&error), "a recovered VM could not read its recovery point");
@@ -38,10 +46,12 @@ impl BlockReader for DiskOfView {
     }
 }
 
-/// Serves every disk of `view` at `socket`, converted if that is needed; the export's name is the disk's id.
+/// Serves every disk of `view` at `socket`, out of its local copy where there is one, converted if that is needed; the
+/// export's name is the disk's id.
 pub async fn serve(
     view: &ReplicaView,
     socket: &Path,
+    copies: &[Arc<LocalCopy>],
     conversion: Option<&Arc<Conversion>>,
 ) -> Result<NbdServer, NbdError> {
     let exports = view
@@ -55,6 +65,7 @@ pub async fn serve(
                 disk: disk.id,
                 size_bytes: disk.size_bytes,
                 ahead: ReadAhead::default(),
+                copy: copies.iter().find(|copy| copy.disk() == disk.id).cloned(),
                 conversion: conversion.cloned(),
             }),
         })

@@ -20,7 +20,7 @@ use crate::world::{A, World, codes, id, key, leave, no_pauses, run};
 const DISK: Uuid = Uuid::from_u128(1);
 
 /// One life of the engine as by [`crate::world::life`], by the real clock: it waits for another program.
-fn life<T>(life: impl Future<Output = T>) -> T {
+pub fn life<T>(life: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -55,7 +55,7 @@ fn plan(world: &World) -> ConversionPlan {
 }
 
 /// What the guest reads.
-async fn served(world: &World) -> Vec<u8> {
+pub async fn served(world: &World) -> Vec<u8> {
     let machine = world.host.machine(id(A)).unwrap();
     let DiskSource::Nbd {
         socket,

@@ -4,6 +4,7 @@
 mod boot_disks;
 mod generations;
 mod host;
+mod hydration;
 mod world;
 
 use std::time::Duration;

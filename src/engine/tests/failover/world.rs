@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::board::Board;
-use engine::recovered::{RecoveredVms, RecoveryHost};
+use engine::recovered::{RecoveredVms, RecoveryHost, Room};
 use engine::replicator::pauses::{NoPauses, Pauses};
 use engine_protocol::orders;
 use engine_protocol::v1::{RecoveredVm, RecoveredVmStatus, StoreTarget as Target, store_target};
@@ -123,6 +123,7 @@ impl World {
         host.pauses = pauses;
         host.boot = self.boot.clone();
         host.generations = self.generations.clone();
+        host.room = |_| Room::Ample;
         Engine {
             vms: RecoveredVms::new(Arc::new(host)),
             board,
