@@ -17,6 +17,7 @@
 mod error;
 mod files;
 pub mod local;
+mod recovered;
 mod service;
 mod settings;
 
@@ -171,7 +172,11 @@ pub trait Deployer: Send + Sync {
     ) -> Result<String, DeployError>;
 
     /// Stops the engine and removes all that was installed, the data folder and its content included.
-    /// Works when the engine is dead and when half of it is gone already; recovered VMs that are left over are stopped.
+    /// Works when the engine is dead and when half of it is gone already. VMs of drills are stopped and removed, VMs that
+    /// were left to themselves run on with their disks.
+    ///
+    /// # Errors
+    /// [`DeployErrorKind::InUse`], before anything is touched, while a failed-over VM depends on the engine.
     async fn uninstall(&self, deployment: &Deployment) -> Result<(), DeployError>;
 }
 

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DeployError, DeployErrorKind};
+use crate::recovered::{self, Recovered};
 use crate::service::{self, ServiceManager};
 use crate::{Deployer, Deployment, Inspection, RegistrationKey, files};
 
@@ -157,6 +158,7 @@ impl Deployer for LocalDeployer {
             if !owner.is_empty() && owner != wanted.owner {
                 return Ok(false);
             }
+            Recovered::look(&wanted.settings.recovery_folder)?.refuse_failed_over()?;
             mend_config(&wanted)?;
             Ok(true)
         })
@@ -166,7 +168,7 @@ impl Deployer for LocalDeployer {
             return Ok(());
         }
         self.manager.stop(deployment).await?;
-        stop_recovered_vms(deployment).await?;
+        stop_drills(deployment).await?;
         self.manager.forget().await?;
         let wanted = deployment.clone();
         blocking(move || remove(&wanted)).await
@@ -314,34 +316,33 @@ async fn version(engine: &Path) -> Option<String> {
         .map(ToOwned::to_owned)
 }
 
-/// A recovered VM outlives the engine. When the host is taken out of service, none may stay running unseen.
-async fn stop_recovered_vms(deployment: &Deployment) -> Result<(), DeployError> {
+/// A drill's VM outlives the engine. When the host is taken out of service, none may stay running unseen.
+async fn stop_drills(deployment: &Deployment) -> Result<(), DeployError> {
     let folder = &deployment.settings.recovery_folder;
     let engine = [deployment.engine_path(), deployment.bundled_engine.clone()]
         .into_iter()
         .find(|path| path.exists());
-    let (Some(engine), Ok(entries)) = (engine, fs::read_dir(folder)) else {
+    let Some(engine) = engine else {
         return Ok(());
     };
-    for entry in entries.flatten() {
-        if !entry.path().join("vm.toml").exists() {
+    for name in Recovered::look(folder)?.drills {
+        if !folder.join(&name).join("vm.toml").exists() {
             continue;
         }
-        let name = entry.file_name();
-        tracing::warn!(vm = %name.to_string_lossy(), "stopping a recovered VM that was left over");
+        tracing::warn!(vm = name, "stopping the VM of a drill that was left over");
         let arguments: [&std::ffi::OsStr; 5] = [
             "vm".as_ref(),
             "stop".as_ref(),
             "--vm-folder".as_ref(),
             folder.as_os_str(),
-            &name,
+            name.as_ref(),
         ];
         let outcome = service::run(&engine, &arguments).await?;
         if !outcome.success {
             return Err(DeployError::new(
                 DeployErrorKind::EngineFailed,
                 "stopping the recovered VM",
-                name.to_string_lossy().into_owned(),
+                name,
                 outcome.text.trim().to_owned(),
                 "end its process by hand, then destroy again",
             ));
@@ -356,7 +357,7 @@ const DATA: &[&str] = &[
     "identity",
     "state",
     "scratch",
-    "recovered",
+    RECOVERED,
     "engine.toml",
     "engine.sock",
     "engine.lock",
@@ -366,6 +367,9 @@ const DATA: &[&str] = &[
     "supervisor.pid",
     "registration.key",
 ];
+
+/// Where recovered VMs lie unless the deployment names another place.
+const RECOVERED: &str = "recovered";
 
 fn remove_data(folder: &Path) -> Result<(), DeployError> {
     let entries = match fs::read_dir(folder) {
@@ -385,6 +389,8 @@ fn remove_data(folder: &Path) -> Result<(), DeployError> {
         }
         if !left_over && !DATA.contains(&&*name) {
             foreign.push(name.into_owned());
+        } else if name == RECOVERED {
+            recovered::remove(&path)?;
         } else if path.is_dir() && !path.is_symlink() {
             files::remove_tree(&path)?;
         } else {
@@ -403,7 +409,8 @@ fn remove(deployment: &Deployment) -> Result<(), DeployError> {
     let settings = &deployment.settings;
     files::remove_file(&deployment.engine_path())?;
     if settings.recovery_role && record.created_folders.contains(&settings.recovery_folder) {
-        files::remove_tree(&settings.recovery_folder)?;
+        recovered::remove(&settings.recovery_folder)?;
+        files::remove_if_empty(&settings.recovery_folder);
     }
     // The record lies in the data folder, so this comes last: until then a second run still knows it all.
     remove_data(&settings.data_folder)?;

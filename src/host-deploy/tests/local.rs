@@ -20,6 +20,7 @@ case "$1" in
     setsid sleep 600 > /dev/null 2>&1 & echo $! > "$data/engine.pid" ;;
   status) alive ;;
   stop) if alive; then kill "$(cat "$data/engine.pid")"; rm "$data/engine.pid"; fi ;;
+  vm) echo "$2 $5" >> "$4/../../../bundle/calls" ;;
   *) echo "unknown word $1" >&2; exit 2 ;;
 esac
 "#;
@@ -253,4 +254,67 @@ async fn uninstall_leaves_what_others_keep_in_the_data_folder() {
     deployer.uninstall(deployment).await.unwrap();
     assert_eq!(names(data), ["notes", "replicas"]);
     assert!(data.join("replicas/vault/base.vhd").exists());
+}
+
+const DRILL: &str = "11111111-0000-4000-8000-000000000001";
+const COUNTS: &str = "22222222-0000-4000-8000-000000000002";
+const LEFT: &str = "33333333-0000-4000-8000-000000000003";
+
+/// A recovered VM as the engine keeps it; with its record, if it has one.
+fn recovered_vm(deployment: &Deployment, id: &str, records: Option<&str>) {
+    let folder = &deployment.settings.recovery_folder;
+    fs::create_dir_all(folder.join(id)).unwrap();
+    fs::write(folder.join(id).join("vm.toml"), "").unwrap();
+    fs::write(folder.join(id).join("disk.qcow2"), "all that it wrote").unwrap();
+    if let Some(records) = records {
+        let records = folder.join(records);
+        fs::create_dir_all(&records).unwrap();
+        let record = format!(r#"{{"version":1,"id":"{id}","name":"web01-dr"}}"#);
+        fs::write(records.join(format!("{id}.json")), record).unwrap();
+        fs::write(records.join("guard.json"), "{}").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_was_failed_over_keeps_its_engine() {
+    let lab = lab();
+    let (deployer, deployment) = (LocalDeployer::detached(), &lab.deployment);
+    deployer.install(deployment, None).await.unwrap();
+    deployer.start(deployment).await.unwrap();
+    recovered_vm(deployment, COUNTS, Some("failovers/vault/item"));
+    let error = deployer.uninstall(deployment).await.unwrap_err();
+    assert_eq!(error.kind(), DeployErrorKind::InUse);
+    let text = format!("{error}; {}", error.next_step());
+    for part in ["web01-dr", "fail it back", COUNTS] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(deployer.inspect(deployment).await.unwrap().running);
+
+    // When the failover is over its guard stays and its VM is gone.
+    let records = deployment
+        .settings
+        .recovery_folder
+        .join("failovers/vault/item");
+    fs::remove_file(records.join(format!("{COUNTS}.json"))).unwrap();
+    fs::remove_dir_all(deployment.settings.recovery_folder.join(COUNTS)).unwrap();
+    deployer.uninstall(deployment).await.unwrap();
+    assert_eq!(names(lab.folder.path()), ["bundle", "vms"]);
+}
+
+#[tokio::test]
+async fn a_vm_that_was_left_to_itself_outlives_the_engine_and_drills_do_not() {
+    let lab = lab();
+    let (deployer, deployment) = (LocalDeployer::detached(), &lab.deployment);
+    deployer.install(deployment, None).await.unwrap();
+    recovered_vm(deployment, DRILL, Some(""));
+    recovered_vm(deployment, LEFT, None);
+    deployer.uninstall(deployment).await.unwrap();
+    let calls = fs::read_to_string(lab.folder.path().join("bundle/calls")).unwrap();
+    assert_eq!(calls, format!("stop {DRILL}\n"), "no other is stopped");
+    assert_eq!(names(&deployment.settings.data_folder), ["recovered"]);
+    let recovered = &deployment.settings.recovery_folder;
+    assert_eq!(names(recovered), [LEFT]);
+    assert_eq!(names(&recovered.join(LEFT)), ["disk.qcow2", "vm.toml"]);
+    deployer.uninstall(deployment).await.unwrap();
+    assert_eq!(names(&recovered.join(LEFT)), ["disk.qcow2", "vm.toml"]);
 }
