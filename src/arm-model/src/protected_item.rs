@@ -391,6 +391,12 @@ pub struct ReplicationDetails {
     pub encryption_key_id: Option<String>,
     /// Extension: until then nobody can delete the newest point; absent = points are not immutable.
     pub immutable_until: Option<String>,
+    /// Extension: of `recoveredVmDiskBytes`, how many are on the recovery host; absent = no failed-over VM runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovered_vm_local_bytes: Option<u64>,
+    /// Extension: bytes of the recovered VM's disks; once all are local it no longer reads the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovered_vm_disk_bytes: Option<u64>,
     /// Further fields, echoed from the request.
     #[serde(flatten)]
     pub extra: Extra,

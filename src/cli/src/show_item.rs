@@ -67,6 +67,10 @@ fn describe(item: &Value) -> String {
         last_segment(&property(item, "failoverRecoveryPointId")).to_owned(),
     );
     line("Recovered VM", plain("recoveryAzureVmName"));
+    line(
+        "On its host",
+        hydration(at("recoveredVmLocalBytes"), at("recoveredVmDiskBytes")),
+    );
     line("Health", property(item, "replicationHealth"));
     line("Policy", property(item, "policyFriendlyName"));
     line("Replica", plain("replicaFolder"));
@@ -195,6 +199,24 @@ pub fn throttle_text(throttle: &Value) -> String {
     words.join(", ")
 }
 
+/// How much of a recovered VM's disks its host holds.
+fn hydration(local: Option<&Value>, whole: Option<&Value>) -> String {
+    let amounts = local
+        .and_then(Value::as_u64)
+        .zip(whole.and_then(Value::as_u64));
+    match amounts {
+        Some((here, all)) if here < all => {
+            format!(
+                "{} of {}, the rest is read from the store",
+                bytes(local),
+                bytes(whole)
+            )
+        }
+        Some(_) => format!("all {}", bytes(whole)),
+        None => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -235,6 +257,7 @@ mod tests {
             "lastSuccessfulFailoverTime": "2031-03-04T05:06:07.5Z",
             "failoverRecoveryPointId": "/items/i/recoveryPoints/p7",
             "currentScenario": { "scenarioName": "PlannedFailover", "jobId": "/v/replicationJobs/j1" },
+            "providerSpecificDetails": { "recoveredVmLocalBytes": 1024, "recoveredVmDiskBytes": 4096 },
         } });
         let text = describe(&item);
         for part in [
@@ -244,6 +267,7 @@ mod tests {
             "Running job             PlannedFailover j1",
             "Last failover           2031-03-04T05:06:07Z",
             "Failover point          p7",
+            "On its host             1.0 KiB of 4.0 KiB, the rest is read from the store",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }

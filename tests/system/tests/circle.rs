@@ -216,8 +216,29 @@ fn at_recovery(lab: &Lab, cli: &Cli, written: &[(&str, u64)], generations: &[u8]
             item.pointer("/properties/activeLocation") == Some(&"Recovery".into()),
             "{name} is not shown at the recovery side"
         );
+        hydrated(lab, cli, name)?;
         cli.text(&["failover", "commit", name, "--yes"])?;
     }
+    Ok(())
+}
+
+/// The disks of a recovered VM come to its host while it runs, if that has the room that it keeps for guests.
+fn hydrated(lab: &Lab, cli: &Cli, name: &str) -> Result<()> {
+    let volume = nix::sys::statvfs::statvfs(lab.folder())?;
+    if volume.blocks_available() < volume.blocks() / 8 {
+        show(&format!("{name}: too little room for its disks here"));
+        return Ok(());
+    }
+    let whole = wait_for(&format!("the disks of {name} are local"), LIMIT, || {
+        let item = cli.json(&["item", "show", name])?;
+        let bytes = |field: &str| {
+            let pointer = format!("/properties/providerSpecificDetails/{field}");
+            item.pointer(&pointer).and_then(Value::as_u64)
+        };
+        let whole = bytes("recoveredVmDiskBytes");
+        Ok(whole.filter(|whole| bytes("recoveredVmLocalBytes") == Some(*whole)))
+    })?;
+    show(&format!("{name}: all {whole} bytes are on its host"));
     Ok(())
 }
 

@@ -25,7 +25,7 @@ use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::initial_replication::percent;
 use crate::store::records::{self, EngineRecord, Item, NetworkMapping, Place, Policy};
-use crate::{immutability, networks, vault_keys};
+use crate::{failover, immutability, networks, vault_keys};
 
 /// Many.
 ///
@@ -85,6 +85,7 @@ pub async fn answer(
     } else {
         of_replication
     };
+    let (local, whole) = hydration(call, item).unzip();
     let immutable_until = immutability::until(call.app, item).await?;
     let mappings = networks::of_site(call.app, &item.id).await?;
     let encrypts = policy
@@ -176,10 +177,21 @@ pub async fn answer(
                 }
                 .to_owned(),
                 immutable_until: immutable_until.and_then(timestamp::from_unix_ms),
+                recovered_vm_local_bytes: local,
+                recovered_vm_disk_bytes: whole,
                 ..details(item, &status, &live, &mappings, now, rpo)
             },
         },
     ))
+}
+
+/// How much of a failed-over VM's disks is on its host, and how much there is.
+fn hydration(call: &Call<'_>, item: &Item) -> Option<(u64, u64)> {
+    let side = item.recovery.as_ref()?;
+    let id = failover::vm_id(item)?.to_string();
+    let live = call.app.fleet.get(&side.engine_id)?;
+    let status = live.recovered(&id)?;
+    (status.disk_bytes > 0).then_some((status.local_bytes, status.disk_bytes))
 }
 
 fn details(
@@ -304,6 +316,8 @@ fn details(
         resynchronizations_completed: status.resynchronized,
         encryption_key_id: Some(status.active_key_id.clone()).filter(|id| !id.is_empty()),
         immutable_until: None,
+        recovered_vm_local_bytes: None,
+        recovered_vm_disk_bytes: None,
         extra: item.request.extra.clone(),
     }
 }
