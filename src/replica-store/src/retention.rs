@@ -146,7 +146,6 @@ pub(crate) fn immutable_points(
 /// point is promised doesn't depend on when its neighbours were retired.
 struct HostTime {
     newest_unix_ms: i64,
-    /// A clock that was set back since the newest point shortens no promise.
     now_unix_ms: i64,
 }
 
@@ -154,7 +153,7 @@ impl HostTime {
     fn of(newest: &PointAge, now_unix_ms: i64) -> Self {
         Self {
             newest_unix_ms: newest.time_unix_ms,
-            now_unix_ms: now_unix_ms.max(newest.time_unix_ms),
+            now_unix_ms,
         }
     }
 }

@@ -140,7 +140,7 @@ fn an_immutable_point_stays_whatever_policy_and_clock_say() {
 #[test]
 fn a_point_that_a_wrong_clock_made_gets_no_second_promise_when_the_clock_comes_by_again() {
     // The clock was weeks ahead for the first point, and was then set right.
-    let points = made(&[1, -56_000, -55_940, -55_880], &[], 1);
+    let points = made(&[1, -56_000, -55_930, -55_880], &[], 1);
     let none = RetentionPolicy::hours(0);
     assert_eq!(picture(&points, &[], &none, -55_880), "xx..");
     // Whether the journal was tidied weeks ago or only now, the same points go.
