@@ -3,7 +3,7 @@
 use super::event::{DataOption, Effect, Event, Refused, Request, ShutDown};
 use super::guard::{RecoverySaid, SourceSaid};
 use super::{Awaited, Choice, Kind, Life, Phase, Standing};
-use crate::machine::{self, Disabled, Generation, Item, Operation};
+use crate::machine::{self, Disabled, Generation, Item, Operation, ReplicationState};
 
 /// One step. An event that changes nothing (a repeated or a stale report) gives the same life and no effect.
 ///
@@ -138,6 +138,7 @@ fn recovery_said(next: &mut Life, said: RecoverySaid) {
             // The recovered VM has fenced the old licence; points are kept.
             next.item = Item {
                 copied_once: next.item.copied_once,
+                replication: goes_on(next.item),
                 ..Item::new(next.draw())
             };
             next.instance = None;
@@ -158,6 +159,19 @@ fn recovery_said(next: &mut Life, said: RecoverySaid) {
             };
         }
         _ => {}
+    }
+}
+
+/// What an item is again once its failover is undone: what it was. A source that is off, or away, may not report for long,
+/// and drills need nothing of it but the points that are there.
+fn goes_on(item: Item) -> ReplicationState {
+    use ReplicationState as R;
+    match item.replication {
+        R::Protected if item.copied_once => R::Protected,
+        R::EnablingProtection | R::InitialReplication | R::Resynchronising if item.copied_once => {
+            R::Resynchronising
+        }
+        _ => R::EnablingProtection,
     }
 }
 

@@ -201,6 +201,27 @@ fn undo_waits_for_the_recovered_vm_and_then_licenses_the_source_above_its_fence(
 }
 
 #[test]
+fn an_undone_failover_leaves_drills_possible_though_the_source_says_nothing() {
+    let before = protected(Life::new(Generation(1)));
+    let life = ask(before, Request::UnplannedFailover(ShutDown::Skip));
+    let life = recovery(life, RecoverySaid::Running);
+    let life = recovery(ask(life, Request::CancelFailover), RecoverySaid::Absent);
+    assert_eq!(life.phase, Phase::AtSource);
+    assert_eq!(life.item.replication, before.item.replication);
+    assert_eq!(life.texts(), before.texts());
+    assert!(names(&life).contains(&"TestFailover"), "{:?}", names(&life));
+    let started = step(life, Event::Item(machine::Event::DrillStart)).expect("a drill");
+    assert_eq!(started.0.item.drill, crate::DrillState::Starting);
+    // A newer activation may still turn up.
+    let fenced = Event::Item(machine::Event::Report {
+        generation: life.item.generation,
+        observed: Observed::Fenced,
+    });
+    let (life, _) = step(life, fenced).expect("report");
+    assert!(!names(&life).contains(&"TestFailover"));
+}
+
+#[test]
 fn a_source_that_dies_during_the_failback_is_left_for_the_recovered_vm() {
     let life = ask(failed_over_as_planned(), Request::Commit);
     let life = ask(life, Request::Failback(DataOption::FullDownload));
