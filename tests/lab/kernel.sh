@@ -11,8 +11,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$1 program=$2 agent=${3:-}
 initrd=$work/initrd${agent:+-agent}
 
-# Drivers: disks of both generations, and the power button.
-modules=(virtio_pci virtio_scsi ata_piix sd_mod button evdev)
+# Drivers: disks of both generations, the power button, and the network card of generation 2 (the cloud kernel has no e1000).
+modules=(virtio_pci virtio_scsi ata_piix sd_mod button evdev virtio_net)
 
 mkdir -p "$work"
 if [[ -n $agent ]]; then

@@ -46,7 +46,8 @@ pub use grub::bios_boot_loader;
 pub use model::{
     Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
     Generation, HostFacts, Independence, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine,
-    PowerState, QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk, VirtualMachine, VmId,
+    PortAnswer, PowerState, QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk,
+    VirtualMachine, VmId,
 };
 pub use qemu::QemuDriver;
 pub use qmp::{Event, Qmp, QmpError};
@@ -248,6 +249,32 @@ pub trait Hypervisor: Send + Sync {
         Err(HypervisorError::new(
             ErrorKind::InvalidRequest,
             format!("look at the display of vm {vm}: this driver can't do it"),
+        ))
+    }
+
+    /// Whether the guest's agent answers now. The guest is asked only when something in it listens to the agent's port, so
+    /// that firmware and boot loaders never take the question for keys. On Hyper-V this is the heartbeat of the
+    /// integration services.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmNotRunning`], [`ErrorKind::VmNotFound`].
+    async fn agent_answers(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        Err(HypervisorError::new(
+            ErrorKind::InvalidRequest,
+            format!("ask the guest agent of vm {vm}: this driver can't do it"),
+        ))
+    }
+
+    /// Whether a TCP port of a VM takes connections, asked from inside of the private segments that its adapters are in
+    /// ([`NewNetwork::segment`]): no network of the host is used. The connection is ended before anything is said on it.
+    /// Takes some seconds when there is no answer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmNotRunning`], [`ErrorKind::VmNotFound`].
+    async fn ask_port(&self, vm: VmId, port: u16) -> Result<PortAnswer, HypervisorError> {
+        Err(HypervisorError::new(
+            ErrorKind::InvalidRequest,
+            format!("ask vm {vm} for port {port}: this driver can't do it"),
         ))
     }
 }

@@ -356,10 +356,36 @@ pub enum Independence {
 }
 
 /// A network adapter of a VM to make.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct NewNetwork {
-    /// The network to connect to; `None` = isolated: the card is there, its cable is out.
+    /// The network to connect to; without it and without a segment the card is there, its cable is out.
     pub network_name: Option<String>,
+    /// In place of a network: adapters of this host's VMs with the same GUID reach one another, and nothing else. On Hyper-V
+    /// this is a virtual switch of the kind "private".
+    pub segment: Option<Uuid>,
     /// Six octets in hexadecimal with colons; `None` = made from the VM's id.
     pub mac_address: Option<String>,
+}
+
+/// What came of asking a VM for a TCP port. Ordered: what says more of the VM is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PortAnswer {
+    /// No adapter of the VM is in a private segment, so nobody can ask.
+    NotConnected,
+    /// Its guest has used no IPv4 address yet that is known.
+    NoAddress,
+    /// No answer came.
+    Silent,
+    /// The guest refuses connections there.
+    Refused,
+    /// It takes connections.
+    Open,
+}
+
+impl PortAnswer {
+    /// The one that says more.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        self.max(other)
+    }
 }

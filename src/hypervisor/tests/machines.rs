@@ -61,6 +61,7 @@ fn recovered(lab: &Lab, server: &NbdServer, generation: Generation) -> NewVirtua
             })
             .collect(),
         networks: vec![NewNetwork {
+            segment: None,
             network_name: None,
             mac_address: None,
         }],

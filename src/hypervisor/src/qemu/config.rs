@@ -23,6 +23,7 @@
 //!
 //! [[network]]
 //! name = "production"         # left out = the cable is out
+//! segment = "4c0e…"           # in place of a name: GUID of a private segment of this host
 //! mac = "52:54:00:12:34:56"   # left out = made from the VM's id
 //! ```
 
@@ -77,6 +78,8 @@ pub(super) struct NbdConfig {
 pub(super) struct NetworkConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) segment: Option<Uuid>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) mac: Option<String>,
 }
@@ -178,6 +181,13 @@ impl VmConfig {
                 ));
             }
         }
+        if self
+            .networks
+            .iter()
+            .any(|network| network.name.is_some() && network.segment.is_some())
+        {
+            return Err("a network has a name or a segment, not both".to_owned());
+        }
         for mac in self
             .networks
             .iter()
@@ -235,7 +245,8 @@ mod tests {
         let text = format!(
             "{HEAD}generation = 2\n[[disk]]\nfile = \"os.vhdx\"\n[[disk]]\nfile = \"d.qcow2\"\n\
              id = \"11111111-2222-3333-4444-555555555556\"\nnbd = {{ socket = \"/s\", export = \"e\", size_bytes = 5 }}\n\
-             [[network]]\nname = \"n\"\n[[network]]\nmac = \"52:54:00:00:00:01\"\n"
+             [[network]]\nname = \"n\"\n[[network]]\nmac = \"52:54:00:00:00:01\"\n\
+             segment = \"11111111-2222-3333-4444-555555555557\"\n"
         );
         let config = parse(&text).unwrap();
         assert_eq!(config.disks[0].format(), Some(DiskFormat::Vhdx));
@@ -254,6 +265,10 @@ mod tests {
         );
         let text = format!("{HEAD}generation = 1\n[[network]]\nmac = \"52:54:00:0:00:001\"\n");
         assert!(parse(&text).unwrap_err().contains("six hexadecimal octets"));
+        let text = format!(
+            "{HEAD}generation = 1\n[[network]]\nname = \"n\"\nsegment = \"11111111-2222-3333-4444-555555555557\"\n"
+        );
+        assert!(parse(&text).unwrap_err().contains("not both"));
         let text = format!(
             "{HEAD}generation = 1\n[[disk]]\nfile = \"a\"\nnbd = {{ socket = \"/s\", export = \"e\", size_bytes = 5 }}\n"
         );

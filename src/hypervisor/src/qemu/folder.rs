@@ -3,7 +3,7 @@
 //! ```text
 //!   <folder>/vm.toml  nvram.fd  *.vhdx  *.hrl
 //!            run/  qmp.sock  agent.sock  nbd.sock  pid  console.log  paused-by-freeze  quiesced-by-freeze
-//!                  shutdown-pauses
+//!                  shutdown-pauses  net0.sock
 //! ```
 //!
 //! A process is ours only when its command line names our pid file: a pid that was reused by somebody else
@@ -55,6 +55,11 @@ impl VmFolder {
 
     pub(super) fn nbd_socket(&self) -> PathBuf {
         self.run().join("nbd.sock")
+    }
+
+    /// The VM's end of an adapter that is in a private segment.
+    pub(super) fn adapter_socket(&self, index: usize) -> PathBuf {
+        self.run().join(format!("net{index}.sock"))
     }
 
     /// There while a freeze holds the VM's processors.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::config::{DiskFormat, VmConfig};
 use super::folder::VmFolder;
+use super::segment;
 use crate::{ErrorKind, Generation, HypervisorError};
 
 /// Firmware for generation 2, code and variables, by distribution (Debian, Fedora, Arch).
@@ -135,7 +136,7 @@ pub(super) fn arguments(
         line.add("-machine", "pflash0=pflash-code,pflash1=pflash-vars");
     }
     disks(&mut line, folder, config, generation)?;
-    networks(&mut line, config, generation);
+    networks(&mut line, folder, config, generation);
     // A display nobody looks at but `screenshot`. Last, so that no other device changes its slot.
     line.add("-device", "VGA,id=display,vgamem_mb=8");
     Ok(line.0)
@@ -204,7 +205,7 @@ fn disks(
     Ok(())
 }
 
-fn networks(line: &mut Line, config: &VmConfig, generation: Generation) {
+fn networks(line: &mut Line, folder: &VmFolder, config: &VmConfig, generation: Generation) {
     let model = if generation == Generation::One {
         "e1000"
     } else {
@@ -216,6 +217,17 @@ fn networks(line: &mut Line, config: &VmConfig, generation: Generation) {
         if network.name.as_deref().is_some_and(|name| !name.is_empty()) {
             // The guest sees a network with an address, and reaches nobody: neither the host nor the world.
             line.add("-netdev", format!("user,id=net{index},restrict=on"));
+            device.push_str(&format!(",netdev=net{index}"));
+        }
+        if let Some(id) = network.segment {
+            let address = |side: &str, path: &Path| {
+                let path = escape(&path.to_string_lossy());
+                format!("{side}.type=unix,{side}.path={path}")
+            };
+            // Without a connection, so that who repeats the frames may come and go.
+            let (own, hub) = (folder.adapter_socket(index), segment::socket(folder, id));
+            let (own, hub) = (address("local", &own), address("remote", &hub));
+            line.add("-netdev", format!("dgram,id=net{index},{own},{hub}"));
             device.push_str(&format!(",netdev=net{index}"));
         }
         line.add("-device", device);

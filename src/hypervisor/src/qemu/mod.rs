@@ -25,7 +25,9 @@ mod layer;
 mod machine;
 mod power;
 mod reader;
+mod readiness;
 mod screenshot;
+mod segment;
 mod shutdown;
 mod sweep;
 mod tracking;
@@ -43,13 +45,14 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell, OwnedMutexGuard};
 
 use self::config::VmConfig;
 use self::folder::VmFolder;
+use self::segment::Segments;
 use self::shutdown::Power;
 use crate::files::StillImages;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
     Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenPoint, Generation,
     GroupFreezeError, HostFacts, Hypervisor, HypervisorError, Independence, NewVirtualMachine,
-    Screenshot, Stop, TrackingId, VirtualMachine, VmId,
+    PortAnswer, Screenshot, Stop, TrackingId, VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -70,6 +73,8 @@ pub struct QemuDriver {
     locks: Mutex<HashMap<VmId, Arc<AsyncMutex<()>>>>,
     /// Points of VMs without a process.
     still: StillImages,
+    /// Private networks of VMs that run.
+    segments: Segments,
     kvm: OnceCell<bool>,
     version: OnceCell<String>,
 }
@@ -112,6 +117,7 @@ impl QemuDriver {
             scratch: absolute,
             locks: Mutex::new(HashMap::new()),
             still: StillImages::default(),
+            segments: Segments::default(),
             kvm: OnceCell::new(),
             version: OnceCell::new(),
         })
@@ -240,6 +246,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn recover(&self) -> Result<Vec<VmId>, HypervisorError> {
+        self.reconnect();
         let held = self.all_found().into_iter().filter(hold::is_marked);
         let woken = held.map(|found| async move {
             let _lock = self.lock(found.id()).await;
@@ -356,6 +363,15 @@ impl Hypervisor for QemuDriver {
     async fn screenshot(&self, vm: VmId) -> Result<Screenshot, HypervisorError> {
         let _lock = self.lock(vm).await;
         self.look_at_display(vm).await
+    }
+
+    async fn agent_answers(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        let _lock = self.lock(vm).await;
+        self.ask_agent(vm).await
+    }
+
+    async fn ask_port(&self, vm: VmId, port: u16) -> Result<PortAnswer, HypervisorError> {
+        self.ask_for_port(vm, port).await
     }
 }
 

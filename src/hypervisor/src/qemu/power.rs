@@ -29,7 +29,10 @@ impl QemuDriver {
         let found = self.find(vm)?;
         let FoundVm { folder, config } = &found;
         match shutdown::power_of(&found).await? {
-            Some(Power::On) => return self.let_guest_end(vm).await,
+            Some(Power::On) => {
+                self.segments.attach(&found)?;
+                return self.let_guest_end(vm).await;
+            }
             // Kept for its bitmaps, which can't be taken over.
             Some(Power::Off) => self.power_off(&found, Stop::TurnOff).await?,
             None => {}
@@ -48,6 +51,8 @@ impl QemuDriver {
             let (_, variables) = machine::firmware()?;
             copy_whole(&variables, &folder.firmware_variables()).map_err(io_failed)?;
         }
+        // Before its first frame.
+        self.segments.attach(&found)?;
         let arguments = machine::arguments(folder, config, self.kvm().await)?;
         let run = Command::new(QEMU)
             .args(arguments)
@@ -94,6 +99,7 @@ impl QemuDriver {
     ) -> Result<(), HypervisorError> {
         let FoundVm { folder, config } = found;
         let Some(pid) = folder.running_pid() else {
+            self.segments.detach(found.id());
             return Ok(());
         };
         let how = match how {
@@ -144,6 +150,7 @@ impl QemuDriver {
                 }
             }
         }
+        self.segments.detach(found.id());
         if let Err(error) = folder
             .remove_stale_files()
             .and_then(|()| remove_folder(&self.scratch_of(found.id())))
@@ -293,6 +300,7 @@ fn configuration(vm: &NewVirtualMachine) -> Result<VmConfig, String> {
             .iter()
             .map(|network| NetworkConfig {
                 name: network.network_name.clone(),
+                segment: network.segment,
                 mac: network.mac_address.clone(),
             })
             .collect(),
