@@ -1,12 +1,16 @@
-//! Clean up a test failover of an item or a plan. Input: `{plan?, items: [id], comments}`. Test VMs and their
-//! files go; when a host doesn't confirm it in time, the drill stays as it is and the request can be repeated.
+//! Clean up a test failover of an item or a plan. Input: `{plan?, items: [id], comments}`. Test VMs and their files go; the
+//! drill of a plan is over when those of all its members are gone. When a host doesn't confirm it in time, the drill stays as
+//! it is and the request can be repeated.
 
-use arm_model::ArmError;
+use std::collections::{BTreeMap, BTreeSet};
+
 use arm_model::job::Task;
+use arm_model::{ArmError, JobId, VaultId};
 use async_trait::async_trait;
 use protection::{DrillState, Event};
 use serde_json::{Value, json};
 
+use super::enable_protection::item_name;
 use super::state::{JobRecord, fresh_task};
 use super::{Outcome, Run, Workflow, drill};
 use crate::fault::Fault;
@@ -132,44 +136,55 @@ async fn complete(run: &mut Run<'_>) -> Result<Outcome, Fault> {
     // For the drill's report.
     let asked_by = run.job.properties.custom_details.extra.get("requestedBy");
     let cleanup = json!({ "job": run.job.id, "time": run.app.now_text(), "requestedBy": asked_by });
-    let mut jobs = Vec::new();
+    // First the drill of each item ends, so that of members that are cleaned up at the same time the last one sees it.
+    let mut jobs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for key in items(run) {
-        if let Some(item) = records::get::<Item>(store, &key).await? {
-            jobs.extend(item.record.drill_job.clone());
+        let item = records::update::<Item>(store, &key, |item| {
+            let (life, _) = protection::step(item.life, Event::CleanupDone).ok()?;
+            Some(Item {
+                life,
+                ..item.clone()
+            })
+        })
+        .await?;
+        if let Some((item, job)) = item.and_then(|item| Some((item.id, item.drill_job?))) {
+            let members = jobs.entry(job.to_ascii_lowercase()).or_default();
+            members.insert(item_name(&item).to_owned());
         }
     }
-    // Drill jobs first: once the item has forgotten its job, a repeat would not find it.
-    jobs.sort();
-    jobs.dedup();
-    for job in jobs {
-        records::update::<JobRecord>(store, &job.to_ascii_lowercase(), |job| {
+    // Then the drills' jobs: once an item has forgotten its job, a repeat would not find it.
+    let plan = run.input("plan").to_ascii_lowercase();
+    for (key, members) in &jobs {
+        let is_over = is_over(run, key).await?;
+        records::update::<JobRecord>(store, key, |job| {
             let mut job = job.clone();
             let details = &mut job.properties.custom_details;
-            details.extra.insert("cleanup".to_owned(), cleanup.clone());
-            details.test_failover_status = Some("Completed".to_owned());
-            details.comments.clone_from(&comments);
             for vm in details.protected_item_details.iter_mut().flatten() {
-                "Removed".clone_into(&mut vm.state);
+                if is_over || members.contains(&vm.name) {
+                    "Removed".clone_into(&mut vm.state);
+                }
+            }
+            if is_over {
+                details.extra.insert("cleanup".to_owned(), cleanup.clone());
+                details.test_failover_status = Some("Completed".to_owned());
+                details.comments.clone_from(&comments);
             }
             Some(job)
         })
         .await?;
+        if is_over {
+            forget_plan(run, key).await?;
+        }
     }
     for key in items(run) {
         records::update::<Item>(store, &key, |item| {
-            if item.life.item.drill == DrillState::None && item.drill_job.is_none() {
-                return None;
-            }
-            let (life, _) = protection::step(item.life, Event::CleanupDone).ok()?;
-            Some(Item {
-                life,
+            (item.life.item.drill == DrillState::None && item.drill_job.is_some()).then(|| Item {
                 drill_job: None,
                 ..item.clone()
             })
         })
         .await?;
     }
-    let plan = run.input("plan").to_ascii_lowercase();
     if !plan.is_empty() {
         records::update::<Plan>(store, &plan, |plan| {
             Some(Plan {
@@ -181,4 +196,36 @@ async fn complete(run: &mut Run<'_>) -> Result<Outcome, Fault> {
     }
     run.job.properties.custom_details.comments = comments;
     Ok(Outcome::Done)
+}
+
+/// Whether no member of a drill, by the key of its job, has a test VM any more.
+async fn is_over(run: &Run<'_>, job: &str) -> Result<bool, Fault> {
+    let items = records::list::<Item>(run.app.store.as_ref(), &below(job)).await?;
+    Ok(!items.iter().any(|item| {
+        let item = &item.record;
+        let is_member = |of: &String| of.eq_ignore_ascii_case(job);
+        item.life.item.drill != DrillState::None && item.drill_job.as_ref().is_some_and(is_member)
+    }))
+}
+
+/// A plan whose members were cleaned up one by one has no drill any more either.
+async fn forget_plan(run: &Run<'_>, job: &str) -> Result<(), Fault> {
+    let store = run.app.store.as_ref();
+    for plan in records::list::<Plan>(store, &below(job)).await? {
+        records::update::<Plan>(store, &plan.key, |plan| {
+            let of = plan.drill_job.as_ref()?;
+            of.eq_ignore_ascii_case(job).then(|| Plan {
+                drill_job: None,
+                ..plan.clone()
+            })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// The vault of a job, as the beginning of keys.
+fn below(job: &str) -> String {
+    let vault = JobId::parse(job).ok().and_then(|id| VaultId::of(&id));
+    vault.map_or_else(String::new, |vault| format!("{}/", vault.key()))
 }

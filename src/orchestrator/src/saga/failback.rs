@@ -7,7 +7,8 @@
 //! ```
 //!
 //! As with a failover, who may run where is decided by [`protection::life`] alone. A job that fails or is cancelled brings
-//! the items back to the recovery side, where they were; a source that runs already stays, unless the job is cancelled.
+//! the items back to the recovery side, where they were; a source that runs already stays, unless the job is
+//! cancelled anywhere but at an action of its plan.
 
 use arm_model::ArmError;
 use arm_model::job::Task;
@@ -133,6 +134,12 @@ impl Workflow for Failback {
             Step::Own(_) => Ok(Outcome::Done),
             Step::Action(step) => plan_action::undo(run, &step).await,
         }
+    }
+
+    fn cancelled(&self, run: &Run<'_>) -> Option<ArmError> {
+        let steps = run.request::<FailbackInput>().ok()?.steps;
+        let ways = "Commit the failback of these VMs, or cancel it: `allowedOperations` of each tells what is possible.";
+        steps::stopped(&steps, run.job, "at their source", ways)
     }
 }
 
@@ -280,11 +287,13 @@ fn progress(
 
 /// Back to the recovery side. After a failure a VM that runs at its source already stays there.
 async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
+    let input = run.request::<FailbackInput>()?;
+    let all = run.job.cancel && steps::stopped_at(&input.steps, run.job).is_none();
     let mut is_back = true;
-    for id in &run.request::<FailbackInput>()?.items {
+    for id in &input.items {
         let item = run.item(id).await?;
         let phase = match item.life.phase {
-            Phase::FailedBack(_) if !run.job.cancel => continue,
+            Phase::FailedBack(_) if !all => continue,
             Phase::Synchronising(_)
             | Phase::Synchronised(_)
             | Phase::StoppingRecovered(_)

@@ -133,6 +133,11 @@ pub trait Workflow: Send + Sync {
     /// Takes a node back, done or half done. Repeating it must be harmless.
     async fn undo(&self, run: &mut Run<'_>, node: usize) -> Result<Outcome, Fault>;
 
+    /// What a cancel at the present node is told as, when it is more than the end of the job.
+    fn cancelled(&self, _run: &Run<'_>) -> Option<ArmError> {
+        None
+    }
+
     /// Called once when the job has failed and everything is undone.
     async fn failed(&self, _run: &mut Run<'_>) -> Result<(), Fault> {
         Ok(())

@@ -204,10 +204,14 @@ pub async fn step_with(app: &App, key: &str, trial: Trial) -> Result<Step, Store
     match job.phase {
         Phase::Ended => return Ok(Step::Ended),
         Phase::Forward if job.cancel => {
-            job.failure = Some(ArmError::new(
-                "OperationCancelled",
-                "The job was cancelled.",
-            ));
+            let error = workflow.cancelled(&Run { app, job: &mut job });
+            if let Some(error) = &error {
+                note(app, &mut job, error);
+            }
+            job.failure =
+                Some(error.unwrap_or_else(|| {
+                    ArmError::new("OperationCancelled", "The job was cancelled.")
+                }));
             unwind(app, &mut job, JobState::Cancelled);
         }
         Phase::Forward => {
@@ -289,25 +293,27 @@ pub async fn step_with(app: &App, key: &str, trial: Trial) -> Result<Step, Store
     Ok(Step::Advanced)
 }
 
-fn fail(app: &App, job: &mut JobRecord, error: ArmError) {
+/// Tells an error at the present node and at the job.
+fn note(app: &App, job: &mut JobRecord, error: &ArmError) {
     let at = app.now_text();
     let task = task_id(job, job.node);
-    let entry = JobError::from_arm(&error, &task, &at, &job.properties.activity_id);
+    let entry = JobError::from_arm(error, &task, &at, &job.properties.activity_id);
     if let Some(task) = job.properties.tasks.get_mut(job.node) {
         task.errors.push(entry.clone());
     }
     job.properties.errors.push(entry);
+}
+
+fn fail(app: &App, job: &mut JobRecord, error: ArmError) {
+    note(app, job, &error);
     job.failure = Some(error);
     unwind(app, job, JobState::Failed);
 }
 
-/// Turns round. The present node is undone too: it may be half done.
+/// Turns round.
 fn unwind(app: &App, job: &mut JobRecord, state: JobState) {
     job.mark(job.node, state, state.as_str(), &app.now_text());
-    job.phase = Phase::Unwinding;
-    job.node = (job.node + 1).min(job.properties.tasks.len());
-    job.node_since_unix_ms = app.now_ms();
-    job.properties.allowed_actions.clear();
+    job.turn(app.now_ms());
 }
 
 fn task_id(job: &JobRecord, node: usize) -> String {

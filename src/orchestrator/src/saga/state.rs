@@ -8,6 +8,9 @@ use arm_model::timestamp::NEVER_STARTED;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Memo of the node at which a job turned round.
+const TURNED: &str = "turned at";
+
 /// Direction of a saga.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
@@ -87,6 +90,22 @@ impl JobRecord {
     #[must_use]
     pub fn recall_text(&self, name: &str) -> Option<&str> {
         self.memo.get(name).and_then(Value::as_str)
+    }
+
+    /// The node at which the job turned round, while it unwinds.
+    #[must_use]
+    pub fn turned_at(&self) -> Option<usize> {
+        let node = self.recall(TURNED)?.as_u64()?;
+        usize::try_from(node).ok()
+    }
+
+    /// From here on everything is undone, the present node first: it may be half done.
+    pub fn turn(&mut self, now_ms: i64) {
+        self.remember(TURNED, self.node as u64);
+        self.phase = Phase::Unwinding;
+        self.node = (self.node + 1).min(self.properties.tasks.len());
+        self.node_since_unix_ms = now_ms;
+        self.properties.allowed_actions.clear();
     }
 
     /// Writes a memo.

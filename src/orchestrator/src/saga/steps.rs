@@ -7,6 +7,7 @@
 //!  failback  all VMs come back together: the groups' actions before, in order ─► … ─► their actions after, in order
 //! ```
 
+use arm_model::ArmError;
 use arm_model::failover::{PRIMARY_TO_RECOVERY, RECOVERY_TO_PRIMARY};
 use arm_model::job::Task;
 use arm_model::plan_action::PlanAction;
@@ -14,6 +15,7 @@ use arm_model::recovery_plan::{BOOT, PlanGroup};
 use serde::{Deserialize, Serialize};
 
 use super::plan_action;
+use super::state::JobRecord;
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -210,6 +212,29 @@ pub fn at(steps: &[Step], node: usize) -> Step {
         Some(step) => step.clone(),
         None => Step::Own(node),
     }
+}
+
+/// The action at which a job was cancelled: there a person stopped the plan, not the VMs that are up already, so it counts
+/// as a failure of the action. A cancel anywhere else takes back what the job did.
+#[must_use]
+pub fn stopped_at<'a>(steps: &'a [Step], job: &JobRecord) -> Option<&'a ActionStep> {
+    let node = job.turned_at().unwrap_or(job.node);
+    match steps.get(node).filter(|_| job.cancel)? {
+        Step::Action(step) => Some(step),
+        Step::Own(_) => None,
+    }
+}
+
+/// What is told of it. `there`: where VMs that are up stay; `ways`: how they go on.
+#[must_use]
+pub fn stopped(steps: &[Step], job: &JobRecord, there: &str, ways: &str) -> Option<ArmError> {
+    let step = stopped_at(steps, job)?;
+    let when = if step.after { "after" } else { "before" };
+    let (name, place) = (&step.action.action_name, &step.place);
+    let message = format!(
+        "The plan was stopped at its action `{name}` {when} {place}. VMs that run {there} already stay as they are; what was only on its way is taken back."
+    );
+    Some(ArmError::new("OperationCancelled", message).advise("A person cancelled the job.", ways))
 }
 
 /// The number of the workflow's own node among all.

@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::choose::{self, PointChoice};
 use crate::saga::enable_protection::{from_finding, host_disconnected};
-use crate::saga::{Outcome, Run, failures};
+use crate::saga::{Outcome, Run, failures, steps};
 use crate::store::records::{self, Item, RecoverySide};
 
 /// How far a group is followed.
@@ -362,8 +362,10 @@ pub(super) fn is_up(run: &Run<'_>, item: &Item, until: Until) -> Result<bool, Fa
     Ok(false)
 }
 
-/// Takes the failover back. After a failure a VM that runs at the recovery side stays there.
+/// Takes the failover back. After a failure, of an action or of ours, a VM that runs at the recovery side stays there.
 pub(super) async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
+    let steps = run.request::<FailoverInput>()?.steps;
+    let all = run.job.cancel && steps::stopped_at(&steps, run.job).is_none();
     let mut is_back = true;
     for vm in chosen(run) {
         let item = run.item(&vm.item).await?;
@@ -371,7 +373,7 @@ pub(super) async fn take_back(run: &mut Run<'_>) -> Result<Outcome, Fault> {
             continue;
         }
         let phase = match item.life.phase {
-            Phase::FailedOver(_) if !run.job.cancel => continue,
+            Phase::FailedOver(_) if !all => continue,
             Phase::StoppingSource(_) | Phase::StartingRecovered(..) | Phase::FailedOver(_) => {
                 let cancel = Event::Request(Request::CancelFailover);
                 let item = failover::ask(run.app, &vm.item, cancel).await?;

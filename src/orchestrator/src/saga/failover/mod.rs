@@ -6,12 +6,14 @@
 //! ```
 //!
 //! Who may run where is decided by [`protection::life`] alone; the job asks for its steps and waits for them. So a job that
-//! dies, or is run twice, can't make two copies run. A job that is cancelled takes everything back; one that fails takes
-//! back what does not run at the recovery side yet, and leaves alone what does: in a disaster a VM that is up stays up.
+//! dies, or is run twice, can't make two copies run. A job that is cancelled takes everything back; one that fails, or is
+//! cancelled at an action of its plan, takes back what does not run at the recovery side yet, and leaves alone what does: in
+//! a disaster a VM that is up stays up, and a person decides.
 
 mod act;
 mod show;
 
+use arm_model::ArmError;
 use arm_model::job::Task;
 use async_trait::async_trait;
 use protection::life::{Request, ShutDown};
@@ -121,6 +123,12 @@ impl Workflow for Failover {
             Step::Own(_) => Ok(Outcome::Done),
             Step::Action(step) => plan_action::undo(run, &step).await,
         }
+    }
+
+    fn cancelled(&self, run: &Run<'_>) -> Option<ArmError> {
+        let steps = run.request::<FailoverInput>().ok()?.steps;
+        let ways = "Commit the failover of these VMs, or cancel it: `allowedOperations` of each tells what is possible.";
+        steps::stopped(&steps, run.job, "at the recovery side", ways)
     }
 }
 

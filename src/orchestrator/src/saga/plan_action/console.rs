@@ -5,7 +5,7 @@ use arm_model::ArmError;
 use engine_protocol::v1::recovered_vm_status::State;
 use serde_json::{Value, json};
 
-use super::{Seen, millis};
+use super::{Seen, elapsed_ms, millis};
 use crate::failover::vm_id;
 use crate::fault::Fault;
 use crate::saga::steps::ActionStep;
@@ -17,7 +17,9 @@ pub(super) async fn act(
     step: &ActionStep,
     limit_seconds: u32,
 ) -> Result<Seen, Fault> {
+    let elapsed = elapsed_ms(run);
     let mut silent = Vec::new();
+    let mut unheard = false;
     let failed = failures::all(run);
     for id in &step.items {
         let key = id.to_ascii_lowercase();
@@ -27,14 +29,20 @@ pub(super) async fn act(
         let Some(item) = records::get::<Item>(run.app.store.as_ref(), &key).await? else {
             continue;
         };
-        if !has_booted(run, &item.record, &key) {
+        let (engine, id) = machine(run, &item.record, &key);
+        let live = run.app.fleet.get(&engine).unwrap_or_default();
+        let status = live.recovered(&id);
+        if status.is_none_or(|status| status.state() != State::Booted) {
+            // After a restart of ours hosts need a moment to say what they see.
+            unheard |= !live.connected(run.app.now_ms())
+                && !run.is_away(&engine, run.app.patience.engine_ms);
             silent.push(item.record.vm_name);
         }
     }
     if silent.is_empty() {
         return Ok(Seen::well(Value::Null));
     }
-    if run.waited_ms() < millis(limit_seconds) {
+    if elapsed < millis(limit_seconds) || unheard {
         return Ok(Seen::Waits);
     }
     let names = silent.join(", ");
@@ -49,15 +57,16 @@ pub(super) async fn act(
     Ok(Seen::badly(error, json!({ "silent": silent })))
 }
 
-fn has_booted(run: &Run<'_>, item: &Item, key: &str) -> bool {
+/// Recovery host's engine, and the VM's id there.
+pub(super) fn machine(run: &Run<'_>, item: &Item, key: &str) -> (String, String) {
     let chosen = run.job.recall("vms").and_then(Value::as_array);
     let chosen = chosen.and_then(|all| all.iter().find(|one| one["item"] == *key));
     let text = |name: &str| chosen.and_then(|one| one[name].as_str()).map(str::to_owned);
     let side = item.recovery.as_ref().map(|side| side.engine_id.clone());
-    let engine = text("engine_id").or(side).unwrap_or_default();
     // A drill's VM has an id of its own.
     let id = text("vm_id").or_else(|| vm_id(item).map(|id| id.to_string()));
-    let live = run.app.fleet.get(&engine).unwrap_or_default();
-    let status = live.recovered(&id.unwrap_or_default());
-    status.is_some_and(|status| status.state() == State::Booted)
+    (
+        text("engine_id").or(side).unwrap_or_default(),
+        id.unwrap_or_default(),
+    )
 }

@@ -144,7 +144,7 @@ pub(super) async fn act(
             webhook::act(run, of, step, url, *limit_seconds).await?
         }
         Ok(Work::Console { limit_seconds }) => console::act(run, step, *limit_seconds).await?,
-        Ok(Work::Delay { seconds }) if run.waited_ms() < millis(*seconds) => Seen::Waits,
+        Ok(Work::Delay { seconds }) if elapsed_ms(run) < millis(*seconds) => Seen::Waits,
         Ok(Work::Delay { .. }) => Seen::well(Value::Null),
     };
     let Seen::Ended(end) = seen else {
@@ -158,6 +158,18 @@ pub(super) async fn act(
         return Ok(Outcome::Wait);
     }
     finish(run, of, step, end).await
+}
+
+/// How long the present action has been going on, whatever restarted meanwhile: its start is kept with the job.
+fn elapsed_ms(run: &mut Run<'_>) -> i64 {
+    let memo = format!("began {}", run.job.node);
+    let began = run.job.recall(&memo).and_then(Value::as_i64);
+    let began = began.unwrap_or_else(|| {
+        // Stored when the node first waits.
+        run.job.remember(&memo, run.job.node_since_unix_ms);
+        run.job.node_since_unix_ms
+    });
+    run.app.now_ms().saturating_sub(began)
 }
 
 fn recall(run: &Run<'_>, node: usize) -> Option<End> {

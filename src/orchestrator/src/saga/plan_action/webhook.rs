@@ -8,7 +8,7 @@ use arm_model::ArmError;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Of, Seen, context, millis};
+use super::{Of, Seen, context, elapsed_ms, millis};
 use crate::fault::Fault;
 use crate::saga::Run;
 use crate::saga::steps::ActionStep;
@@ -45,13 +45,13 @@ pub(super) async fn act(
         context::of(run, of, step).await?,
         super::id(run).to_string(),
     );
-    let left = (millis(limit_seconds) - run.waited_ms()).clamp(1_000, ONE_TRY_MS);
+    let left = (millis(limit_seconds) - elapsed_ms(run)).clamp(1_000, ONE_TRY_MS);
     let limit = Duration::from_millis(u64::try_from(left).unwrap_or_default());
     let host = host(url);
     let why = match post(url, &key, body, limit).await {
         Try::Taken(status) => return Ok(Seen::well(json!({ "status": status.as_u16() }))),
         Try::Refused(why) => why,
-        Try::Later(why) if run.waited_ms() >= millis(limit_seconds) => {
+        Try::Later(why) if elapsed_ms(run) >= millis(limit_seconds) => {
             format!("{why}, until its {limit_seconds} s were over")
         }
         Try::Later(_) => {

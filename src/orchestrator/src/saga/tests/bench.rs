@@ -36,6 +36,8 @@ pub(super) struct Bench {
     points: BTreeMap<String, String>,
     /// The source says nothing of its orders.
     pub(super) mute_source: bool,
+    /// Recovered VMs run and write nothing to their consoles.
+    pub(super) silent_console: bool,
     /// This item has no recovery point.
     pub(super) pointless: Option<String>,
     /// How scripts end on the host.
@@ -62,6 +64,7 @@ impl Bench {
             ),
             points: BTreeMap::new(),
             mute_source: false,
+            silent_console: false,
             pointless: None,
             script: Some((v1::script_status::Outcome::Exited, 0)),
             begun: Vec::new(),
@@ -114,6 +117,13 @@ impl Bench {
 
     /// A fresh process on the same store, and the engine's report to it.
     pub(super) async fn app(&mut self) -> Arc<App> {
+        let app = self.silent_app();
+        self.report(&app).await;
+        app
+    }
+
+    /// A fresh process that no engine has reported to.
+    pub(super) fn silent_app(&self) -> Arc<App> {
         let authority = Authority::from_pem(self.ca.0.clone(), self.ca.1.clone()).expect("CA");
         let key = SigningKey::from_pkcs8(&self.token_key).expect("key");
         let (app, _receiver) = App::new(Parts {
@@ -130,13 +140,13 @@ impl Bench {
         if let Some(scripts) = &self.here {
             app.run_scripts(Arc::clone(scripts));
         }
-        self.report(&app).await;
         app
     }
 
     /// The engine does everything at once and reports it.
     pub(super) async fn report(&mut self, app: &App) {
         let wanted = desired::refresh(app, ENGINE).await.expect("desired state");
+        let silent_console = self.silent_console;
         let (mute, pointless) = (self.mute_source, self.pointless.clone());
         let replications = wanted.replications.iter().map(|one| {
             let state = if one.phase() == v1::replication::Phase::Retired {
@@ -181,7 +191,11 @@ impl Bench {
         });
         let recovered_vms = wanted.recovered_vms.iter().map(|vm| {
             let state = if vm.power() == v1::recovered_vm::Power::Running {
-                recovered_vm_status::State::Booted
+                if silent_console {
+                    recovered_vm_status::State::Running
+                } else {
+                    recovered_vm_status::State::Booted
+                }
             } else {
                 recovered_vm_status::State::Off
             };

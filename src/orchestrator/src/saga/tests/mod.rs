@@ -5,6 +5,9 @@ mod case;
 mod failovers;
 mod guards;
 mod plan_actions;
+mod drill_members;
+mod plan_cancel;
+mod plan_limits;
 mod plan_webhooks;
 
 use std::collections::BTreeMap;

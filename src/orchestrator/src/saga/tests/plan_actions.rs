@@ -43,7 +43,7 @@ pub(super) fn action(name: &str, details: Value) -> Value {
         "failoverDirections": ways, "customDetails": details })
 }
 
-fn manual(name: &str) -> Value {
+pub(super) fn manual(name: &str) -> Value {
     action(
         name,
         json!({ "instanceType": "ManualActionDetails", "description": "look" }),
@@ -58,7 +58,7 @@ fn script(bench: &Bench, name: &str) -> Value {
     )
 }
 
-fn console(name: &str) -> Value {
+pub(super) fn console(name: &str) -> Value {
     action(
         name,
         json!({ "instanceType": "ReadinessCheckActionDetails", "check": "Console" }),
@@ -191,19 +191,19 @@ pub(super) async fn job(bench: &Bench, key: &str) -> JobRecord {
     job.expect("get").expect("job").record
 }
 
-fn task<'a>(job: &'a JobRecord, name: &str) -> &'a Task {
+pub(super) fn task<'a>(job: &'a JobRecord, name: &str) -> &'a Task {
     let mut tasks = job.properties.tasks.iter();
     let found = tasks.find(|task| task.friendly_name.ends_with(&format!("action: {name}")));
     found.expect("task of the action")
 }
 
-async fn phase(bench: &Bench, vm: &str) -> Phase {
+pub(super) async fn phase(bench: &Bench, vm: &str) -> Phase {
     let item = records::get::<Item>(&bench.store, &bench.item_id(vm).key()).await;
     item.expect("get").expect("item").record.life.phase
 }
 
 /// No order of a script and no lock stays behind.
-async fn is_tidy(bench: &Bench) {
+pub(super) async fn is_tidy(bench: &Bench) {
     assert!(
         !records::any::<ScriptOrder>(&bench.store, "")
             .await
@@ -396,7 +396,7 @@ async fn a_failed_script_does_not_keep_the_rest_down_in_an_unplanned_failover() 
 }
 
 /// Makes steps, each by a fresh process, until the job is as wanted.
-async fn until(bench: &mut Bench, key: &str, wanted: impl Fn(&JobRecord, &Bench) -> bool) {
+pub(super) async fn until(bench: &mut Bench, key: &str, wanted: impl Fn(&JobRecord, &Bench) -> bool) {
     for _ in 0..200 {
         let app = bench.app().await;
         step_with(&app, key, Trial::default()).await.expect("step");
@@ -409,7 +409,7 @@ async fn until(bench: &mut Bench, key: &str, wanted: impl Fn(&JobRecord, &Bench)
     panic!("never came true");
 }
 
-async fn cancel(bench: &Bench, key: &str) {
+pub(super) async fn cancel(bench: &Bench, key: &str) {
     let cancel = |job: &JobRecord| {
         Some(JobRecord {
             cancel: true,
