@@ -53,6 +53,8 @@ pub struct Call<'a> {
     pub scope: String,
     /// Id of the client.
     pub client_id: String,
+    /// Name of the job that this makes, for one of our own requests that may be sent twice; else a new one.
+    pub job_name: Option<String>,
 }
 
 // === impl Call ===
@@ -349,6 +351,7 @@ fn read<'a>(
         path: path.to_owned(),
         scope: String::new(),
         client_id: String::new(),
+        job_name: None,
     })
 }
 

@@ -252,6 +252,7 @@ async fn resource_now(call: &Call<'_>, resource: &ArmId) -> Result<Reply, Fault>
         path: resource.as_str().to_owned(),
         scope: call.scope.clone(),
         client_id: call.client_id.clone(),
+        job_name: None,
     };
     Box::pin(dispatch(&inner)).await
 }

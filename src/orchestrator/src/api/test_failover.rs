@@ -432,7 +432,7 @@ async fn clean(
             locks,
             request_id: &call.request_id,
             changes: Vec::new(),
-            name: None,
+            name: call.job_name.clone(),
         },
     )
     .await?;

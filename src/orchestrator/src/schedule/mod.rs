@@ -8,11 +8,13 @@
 //!
 //! Promise: one drill for each due time, whatever restarts in between. The due time is noted before the drill is asked for,
 //! and the request's id follows from it, so a drill that began unheard is found again. What was due while nobody was there is
-//! made up for once.
+//! made up for once. Jobs of a clean-up are named after their run, so it is not asked for twice either. Webhooks are told
+//! beside all of this.
 
 pub mod due;
 pub mod notify;
 pub mod run;
+mod tell;
 
 use serde::{Deserialize, Serialize};
 

@@ -10,8 +10,9 @@ use axum::http::HeaderMap;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
-use super::{KEEP_RUNS, Run, Schedule, notify};
+use super::{KEEP_RUNS, Run, Schedule, tell};
 use crate::api::entry::{Call, unknown_path};
 use crate::api::reply::Reply;
 use crate::api::{route, test_failover};
@@ -22,18 +23,24 @@ use crate::store::records::{self, EngineRecord, Item, JobRecord, Plan, Stored};
 use crate::store::{Expect, StoreError};
 
 /// How often schedules are looked at, when nothing happens.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
+/// Reports ring several times a second.
+pub(super) const CALM: Duration = Duration::from_millis(250);
 /// Between tries to clean up.
 const CLEAN_AGAIN_MS: i64 = 10 * 60_000;
 /// For hosts to report, after a drill became due.
 const HOSTS_MS: i64 = 2 * 60_000;
 const API_VERSION: &str = "2025-08-01";
 
-/// Runs until `stop`.
+/// Runs until `stop`: the steps, and beside them what is told of them.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    tokio::join!(steps(&app, &stop), tell::run(&app, &stop));
+}
+
+async fn steps(app: &App, stop: &CancellationToken) {
     let mut bell = app.listen();
     loop {
-        if let Err(error) = look(&app).await {
+        if let Err(error) = look(app).await {
             warn!(
                 error = &error as &dyn std::error::Error,
                 "schedules can't be carried out; it is tried again"
@@ -43,10 +50,9 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
             _ = bell.changed() => {
-                // Reports ring several times a second.
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(Duration::from_millis(250)) => {}
+                    () = tokio::time::sleep(CALM) => {}
                 }
             }
         }
@@ -125,19 +131,6 @@ fn skip(run: &mut Run, reason: impl Into<String>) {
 /// The next step of a run, if there is one.
 async fn follow(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), StoreError> {
     let now = app.now_ms();
-    let notice = &run.notice;
-    if notice.wanted
-        && !notice.delivered
-        && notice.tries < notify::TRIES
-        && now >= notice.next_try_unix_ms
-    {
-        if schedule.webhooks.is_empty() {
-            run.notice.delivered = true;
-        } else {
-            run.notice = notify::tell(schedule, run, &app.public_url, now).await;
-        }
-        return Ok(());
-    }
     if !run.is_open() {
         return Ok(());
     }
@@ -193,13 +186,26 @@ async fn clean(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), Stor
         if now < run.cleanup.not_before_unix_ms {
             return Ok(());
         }
+        if let Some(job) = asked_before(app, schedule, run).await? {
+            run.cleanup.job = job;
+            return Ok(());
+        }
         if !is_drilled(app, schedule, run).await? {
             run.cleanup.done = true;
             return Ok(());
         }
         let comments = format!("Removed by schedule {}.", name(schedule));
         let body = json!({ "properties": { "comments": comments } });
-        match ask(app, schedule, run, "testFailoverCleanup", body).await {
+        let job_name = cleanup_name(schedule, run);
+        let answer = ask(
+            app,
+            schedule,
+            run,
+            "testFailoverCleanup",
+            body,
+            Some(job_name),
+        );
+        match answer.await {
             Ok(job) => {
                 run.cleanup.job = job;
                 return Ok(());
@@ -231,6 +237,32 @@ async fn clean(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), Stor
         };
     }
     Ok(())
+}
+
+/// Name of the clean-up's job: the same for as long as it is the same try.
+fn cleanup_name(schedule: &Schedule, run: &Run) -> String {
+    let asked = request_id(schedule, run, "testFailoverCleanup");
+    let text = format!(
+        "{}|{asked}|{}",
+        schedule.id.to_ascii_lowercase(),
+        run.cleanup.failures
+    );
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, text.as_bytes()).to_string()
+}
+
+/// The clean-up that was asked for and could not be noted: somebody had changed the schedule, or we were cut off.
+async fn asked_before(
+    app: &App,
+    schedule: &Schedule,
+    run: &Run,
+) -> Result<Option<String>, StoreError> {
+    let vault = ArmId::parse(run.target(schedule)).ok();
+    let Some(vault) = vault.and_then(|id| VaultId::of(&id)) else {
+        return Ok(None);
+    };
+    let key = vault.job(&cleanup_name(schedule, run)).key();
+    let job = records::get::<JobRecord>(app.store.as_ref(), &key).await?;
+    Ok(job.map(|job| job.record.id))
 }
 
 /// Whether an item or a plan still belongs to the drill of a run.
@@ -286,6 +318,7 @@ async fn start(app: &App, schedule: &Schedule, run: &mut Run) -> Result<(), Stor
         run,
         "testFailover",
         json!({ "properties": {} }),
+        None,
     )
     .await
     {
@@ -341,6 +374,7 @@ async fn ask(
     run: &Run,
     action: &str,
     body: Value,
+    job_name: Option<String>,
 ) -> Result<String, Fault> {
     let path = format!("{}/{action}", run.target(schedule));
     let call = Call {
@@ -355,6 +389,7 @@ async fn ask(
         path: path.clone(),
         scope: "/".to_owned(),
         client_id: client_id(schedule),
+        job_name,
     };
     let is_plan = call.route.kinds == "vaults/replicationrecoveryplans";
     let reply = match (is_plan, action) {

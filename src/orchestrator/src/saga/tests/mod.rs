@@ -9,6 +9,7 @@ mod drill_members;
 mod plan_cancel;
 mod plan_limits;
 mod plan_webhooks;
+mod schedules;
 
 use std::collections::BTreeMap;
 
