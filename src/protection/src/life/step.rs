@@ -82,11 +82,12 @@ fn cancel(next: &mut Life) {
         Phase::StartingRecovered(..) | Phase::FailedOver(_) => {
             next.phase = Phase::UndoingFailover;
         }
-        // The source's disks are half written; it stays held, and the next failback heals them.
-        Phase::Synchronising(kind) | Phase::Synchronised(kind) => {
-            next.phase = Phase::Committed(kind);
-        }
-        Phase::StoppingRecovered(kind) | Phase::Receiving(kind) => next.run_recovered_again(kind),
+        // The source's disks are half written; it stays held, and the next failback heals them. That one ships under a number of
+        // its own: points of this one must not count as what it has received.
+        Phase::Synchronising(kind)
+        | Phase::Synchronised(kind)
+        | Phase::StoppingRecovered(kind)
+        | Phase::Receiving(kind) => next.run_recovered_again(kind),
         Phase::StartingSource(kind) | Phase::FailedBack(kind) => {
             next.phase = Phase::UndoingFailback(kind);
         }

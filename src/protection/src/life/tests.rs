@@ -222,6 +222,25 @@ fn an_undone_failover_leaves_drills_possible_though_the_source_says_nothing() {
 }
 
 #[test]
+fn each_failback_ships_under_a_number_of_its_own() {
+    let start = ask(failed_over_as_planned(), Request::Commit);
+    let begun = ask(start, Request::Failback(DataOption::MinimiseDowntime));
+    for cancelled in [begun, source(begun, SourceSaid::Received)] {
+        let life = ask(cancelled, Request::CancelFailover);
+        assert_eq!(life.phase, Phase::Committed(Kind::Planned));
+        let second = ask(life, Request::Failback(DataOption::MinimiseDowntime));
+        assert!(
+            second.takes > begun.takes,
+            "the first one's points don't count"
+        );
+        assert_eq!(
+            second.instance, begun.instance,
+            "the recovered VM is the same"
+        );
+    }
+}
+
+#[test]
 fn a_source_that_dies_during_the_failback_is_left_for_the_recovered_vm() {
     let life = ask(failed_over_as_planned(), Request::Commit);
     let life = ask(life, Request::Failback(DataOption::FullDownload));
