@@ -267,6 +267,20 @@ impl PlannedFailover {
             ..Self::default()
         }
     }
+
+    /// Back to the source; `data` is [`FOR_DOWN_TIME`] or [`FOR_SYNCHRONIZATION`].
+    #[must_use]
+    pub fn back(data: &str) -> Self {
+        Self {
+            failover_direction: Some(RECOVERY_TO_PRIMARY.to_owned()),
+            provider_specific_details: Some(PlannedFailoverDetails {
+                instance_type: FAILBACK.to_owned(),
+                data_sync_option: Some(data.to_owned()),
+                ..PlannedFailoverDetails::default()
+            }),
+            ..Self::default()
+        }
+    }
 }
 
 // === impl UnplannedFailover ===
@@ -306,6 +320,23 @@ impl ApplyRecoveryPoint {
     }
 }
 
+// === impl ReverseReplication ===
+
+impl ReverseReplication {
+    /// Protected as it was before the failover.
+    #[must_use]
+    pub fn as_before() -> Self {
+        Self {
+            failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
+            provider_specific_details: Some(ReverseReplicationDetails {
+                instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                ..ReverseReplicationDetails::default()
+            }),
+            ..Self::default()
+        }
+    }
+}
+
 // === impl PlanPlannedFailover ===
 
 impl PlanPlannedFailover {
@@ -316,6 +347,20 @@ impl PlanPlannedFailover {
             failover_direction: Some(PRIMARY_TO_RECOVERY.to_owned()),
             provider_specific_details: vec![PlanFailoverDetails {
                 instance_type: HYPER_V_REPLICA_AZURE.to_owned(),
+                ..PlanFailoverDetails::default()
+            }],
+            ..Self::default()
+        }
+    }
+
+    /// Back to the sources; `data` is [`FOR_DOWN_TIME`] or [`FOR_SYNCHRONIZATION`].
+    #[must_use]
+    pub fn back(data: &str) -> Self {
+        Self {
+            failover_direction: Some(RECOVERY_TO_PRIMARY.to_owned()),
+            provider_specific_details: vec![PlanFailoverDetails {
+                instance_type: FAILBACK.to_owned(),
+                data_sync_option: Some(data.to_owned()),
                 ..PlanFailoverDetails::default()
             }],
             ..Self::default()

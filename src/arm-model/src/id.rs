@@ -34,6 +34,7 @@ const SEGMENTS: &[&str] = &[
     "replicationPolicies",
     "replicationRecoveryPlans",
     "replicationJobs",
+    "drillSchedules",
     "replicationEvents",
     "replicationNetworks",
     "replicationNetworkMappings",

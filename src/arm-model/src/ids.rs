@@ -3,7 +3,7 @@
 //! ```text
 //!  ResourceGroupId ─┬─ StorageAccountId
 //!                   ├─ VirtualNetworkId
-//!                   └─ VaultId ─┬─ PolicyId, PlanId, JobId
+//!                   └─ VaultId ─┬─ PolicyId, PlanId, JobId, DrillScheduleId
 //!                               └─ FabricId ─┬─ ServicesProviderId
 //!                                            ├─ NetworkId ── NetworkMappingId
 //!                                            └─ ContainerId ─┬─ MappingId, ProtectableItemId
@@ -122,6 +122,9 @@ typed_id!(
 typed_id!(
     /// A job.
     JobId, RECOVERY_SERVICES, ["vaults", "replicationJobs"], "not the id of a job");
+typed_id!(
+    /// Extension: a schedule of drills.
+    DrillScheduleId, RECOVERY_SERVICES, ["vaults", "drillSchedules"], "not the id of a schedule of drills");
 typed_id!(
     /// A fabric: the Hyper-V site.
     FabricId, RECOVERY_SERVICES, ["vaults", "replicationFabrics"], "not the id of a Hyper-V site");
@@ -258,6 +261,12 @@ impl VaultId {
     #[must_use]
     pub fn plan(&self, name: &str) -> PlanId {
         PlanId(self.0.child("replicationRecoveryPlans", name))
+    }
+
+    /// A schedule of drills of this vault.
+    #[must_use]
+    pub fn drill_schedule(&self, name: &str) -> DrillScheduleId {
+        DrillScheduleId(self.0.child("drillSchedules", name))
     }
 
     /// A job of this vault.

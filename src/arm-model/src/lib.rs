@@ -8,6 +8,7 @@
 
 pub mod case;
 pub mod container;
+pub mod drill_schedule;
 pub mod envelope;
 pub mod error;
 pub mod fabric;
@@ -36,9 +37,9 @@ pub use envelope::{Extra, Page, Resource, SystemData};
 pub use error::{ArmError, ErrorEnvelope};
 pub use id::{ArmId, IdError};
 pub use ids::{
-    ContainerId, FabricId, JobId, MappingId, NetworkId, NetworkMappingId, PlanId, PolicyId,
-    ProtectableItemId, ProtectedItemId, RecoveryPointId, ResourceGroupId, ServicesProviderId,
-    StorageAccountId, VaultId, VirtualNetworkId,
+    ContainerId, DrillScheduleId, FabricId, JobId, MappingId, NetworkId, NetworkMappingId, PlanId,
+    PolicyId, ProtectableItemId, ProtectedItemId, RecoveryPointId, ResourceGroupId,
+    ServicesProviderId, StorageAccountId, VaultId, VirtualNetworkId,
 };
 pub use operation::{OperationState, OperationStatus};
 

@@ -170,6 +170,7 @@ fn import_id(type_name: &str) -> String {
         ),
         "protected_vm" => format!("{container}/replicationProtectedItems/<VM id>"),
         "recovery_plan" => format!("{vault}/replicationRecoveryPlans/<name>"),
+        "drill_schedule" => format!("{vault}/drillSchedules/<name>"),
         "test_failover" => format!("{vault}/replicationJobs/<job>"),
         _ => "<ARM id>".to_owned(),
     }

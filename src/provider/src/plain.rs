@@ -59,6 +59,8 @@ pub(crate) trait Plain: Send + Sync + 'static {
     fn fill(id: &Self::Id, answer: &Answer<Self::Properties>, object: &mut Object);
     /// Adds write-only arguments to the body of a creation; they are in the configuration only.
     fn add_secrets(_config: &Object, _body: &mut Json) {}
+    /// Sets computed attributes that a plan can tell already.
+    fn foresee(_plan: &mut Plan) {}
     /// What a change needs beyond its request.
     async fn after_change(
         _remote: &Remote<'_>,
@@ -132,6 +134,9 @@ impl<P: Plain> Resource<Session> for Managed<P> {
     }
 
     async fn plan(&self, cx: &Context<Session>, plan: &mut Plan) -> Result<(), Diagnostics> {
+        if !plan.destroy {
+            P::foresee(plan);
+        }
         match cx.client_if_configured() {
             Some(session) if !plan.destroy && plan.has_changes() => {
                 P::cross_check(&session, &plan.planned).await
@@ -240,6 +245,36 @@ impl<P> ByName<P> {
     }
 }
 
+impl<P: Plain> ByName<P> {
+    /// Reads it into the state, and gives all that the service says.
+    pub(crate) async fn find(
+        &self,
+        cx: &Context<Session>,
+        config: &Object,
+        state: &mut Object,
+    ) -> Result<Answer<P::Properties>, Diagnostics> {
+        let remote = Remote::new(cx, P::WHAT, P::FIELDS, timeouts::QUICK.read)?;
+        let id = P::id(&remote.session, config)?;
+        let text = id.to_string();
+        let Some(answer) = remote.find::<Answer<P::Properties>>(&text).await? else {
+            return Err(Diagnostics::error_at(
+                "name",
+                format!("There is no such {}", P::WHAT),
+                format!(
+                    "Nothing has the id {text}.\nWhat to do: check the name and where it is looked for."
+                ),
+            ));
+        };
+        P::fill(&id, &answer, state);
+        state.set("id", text);
+        for key in P::KEYS {
+            // The user's spelling of the arguments stays.
+            state.set(*key, config.get(key).clone());
+        }
+        Ok(answer)
+    }
+}
+
 #[async_trait]
 impl<P: Plain> DataSource<Session> for ByName<P> {
     fn type_name(&self) -> &str {
@@ -264,24 +299,7 @@ impl<P: Plain> DataSource<Session> for ByName<P> {
         config: &Object,
         state: &mut Object,
     ) -> Result<(), Diagnostics> {
-        let remote = Remote::new(cx, P::WHAT, P::FIELDS, timeouts::QUICK.read)?;
-        let id = P::id(&remote.session, config)?;
-        let text = id.to_string();
-        let Some(answer) = remote.find::<Answer<P::Properties>>(&text).await? else {
-            return Err(Diagnostics::error_at(
-                "name",
-                format!("There is no such {}", P::WHAT),
-                format!(
-                    "Nothing has the id {text}.\nWhat to do: check the name and where it is looked for."
-                ),
-            ));
-        };
-        P::fill(&id, &answer, state);
-        state.set("id", text);
-        for key in P::KEYS {
-            // The user's spelling of the arguments stays.
-            state.set(*key, config.get(key).clone());
-        }
+        self.find(cx, config, state).await?;
         Ok(())
     }
 }

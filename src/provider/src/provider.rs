@@ -9,15 +9,15 @@ use tf_provider::{
     Provider, Resource, Schema,
 };
 
-use crate::actions::FailoverAction;
-use crate::data_sources::{Jobs, ProtectableVms, RecoveryPoints, ReplicationHealth};
+use crate::actions::{CancelAction, DrillAction, FailoverAction};
+use crate::data_sources::{self, Jobs, ProtectableVms, RecoveryPoints, ReplicationHealth};
 use crate::errors::{detail, failed};
 use crate::functions::{BuildId, ParseId};
 use crate::plain::{ByName, Managed};
 use crate::registration_key::RegistrationKey;
 use crate::resources::{
-    Association, HypervHost, NetworkMapping, Policy, ProtectedVm, RecoveryPlan, Site,
-    StorageAccount, TestFailover, Vault, VirtualNetwork,
+    Association, DrillSchedule, HypervHost, NetworkMapping, Policy, ProtectedVm, RecoveryPlan,
+    Site, StorageAccount, TestFailover, Vault, VirtualNetwork,
 };
 use crate::session::Session;
 
@@ -134,6 +134,7 @@ impl Provider for SiteRecovery {
             Box::new(NetworkMapping),
             Box::new(ProtectedVm),
             Box::new(RecoveryPlan),
+            Box::new(Managed::<DrillSchedule>::new()),
             Box::new(TestFailover),
         ]
     }
@@ -149,6 +150,7 @@ impl Provider for SiteRecovery {
             Box::new(RecoveryPoints),
             Box::new(ReplicationHealth),
             Box::new(Jobs),
+            Box::new(data_sources::DrillSchedule),
         ]
     }
 
@@ -158,7 +160,10 @@ impl Provider for SiteRecovery {
 
     fn actions(&self) -> Vec<Box<dyn Action<Session>>> {
         let boxed = |action| Box::new(action) as Box<dyn Action<Session>>;
-        FailoverAction::ALL.map(boxed).into()
+        let mut actions: Vec<_> = FailoverAction::ALL.map(boxed).into();
+        actions.push(Box::new(CancelAction));
+        actions.push(Box::new(DrillAction));
+        actions
     }
 
     fn functions(&self) -> Vec<Box<dyn Function>> {

@@ -1,9 +1,11 @@
 //! `V/drillSchedules/{name}`: drills that start by themselves. An extension of ours.
 
-use arm_model::plan_action::is_postable;
-use arm_model::{ArmId, Page, PlanId, ProtectedItemId, VaultId, timestamp};
+use arm_model::drill_schedule::{
+    ALWAYS, DAYS, DrillScheduleProperties, MAX_HOURS, MAX_KEEP_MINUTES, MAX_URL, MAX_WEBHOOKS,
+    ON_FAILURE, is_webhook, minute_of_day, shortened,
+};
+use arm_model::{ArmId, Page, PlanId, ProtectedItemId, VaultId, timestamp, validate};
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::entry::{Call, unknown_path};
@@ -15,51 +17,6 @@ use crate::schedule::due::Rule;
 use crate::schedule::{Run, Schedule, run};
 use crate::store::records::{self, Stored};
 use crate::store::{Change, Expect};
-
-const DAYS: [&str; 7] = [
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-];
-/// Longest time that test VMs are kept: a week.
-const MAX_KEEP_MINUTES: u32 = 7 * 24 * 60;
-const MAX_HOURS: u32 = 365 * 24;
-const MAX_WEBHOOKS: usize = 10;
-/// Longest address of a webhook, bytes.
-const MAX_URL: usize = 2_000;
-
-/// What a client says.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Wish {
-    target_id: String,
-    days: Vec<String>,
-    time: Option<String>,
-    every_hours: Option<u32>,
-    keep_for_minutes: u32,
-    webhooks: Vec<String>,
-    notify: String,
-    enabled: bool,
-}
-
-impl Default for Wish {
-    fn default() -> Self {
-        Self {
-            target_id: String::new(),
-            days: Vec::new(),
-            time: None,
-            every_hours: None,
-            keep_for_minutes: 60,
-            webhooks: Vec::new(),
-            notify: "OnFailure".to_owned(),
-            enabled: true,
-        }
-    }
-}
 
 /// GET, PUT, DELETE of a schedule.
 ///
@@ -118,7 +75,7 @@ pub async fn list(call: &Call<'_>) -> Result<Reply, Fault> {
 }
 
 async fn put(call: &Call<'_>, vault: &VaultId, id: &ArmId) -> Result<Reply, Fault> {
-    let wish: Wish = call.properties()?;
+    let wish: DrillScheduleProperties = call.properties()?;
     let target = target(call, vault, &wish.target_id).await?;
     let rule = rule(&wish)?;
     if !(1..=MAX_KEEP_MINUTES).contains(&wish.keep_for_minutes) {
@@ -128,17 +85,21 @@ async fn put(call: &Call<'_>, vault: &VaultId, id: &ArmId) -> Result<Reply, Faul
         ));
     }
     let always = match wish.notify.as_str() {
-        "OnFailure" => false,
-        "Always" => true,
+        ON_FAILURE => false,
+        ALWAYS => true,
         other => {
             return Err(Fault::invalid(
                 "properties.notify",
-                format!("`{other}` is not possible; use `OnFailure` or `Always`."),
+                format!("`{other}` is not possible; use `{ON_FAILURE}` or `{ALWAYS}`."),
             ));
         }
     };
     let store = call.app.store.as_ref();
     let known = records::get::<Schedule>(store, &id.key()).await?;
+    if known.is_none() {
+        validate::resource_name(id.name())
+            .map_err(|violation| Fault::refuse(400, violation.into_error("name")))?;
+    }
     let etag = known.as_ref().map(|known| known.etag);
     call.precondition(etag)?;
     let now = call.app.now_ms();
@@ -211,7 +172,7 @@ async fn exists(app: &App, target: &str) -> Result<bool, Fault> {
     Ok(run::exists(app, target).await?)
 }
 
-fn rule(wish: &Wish) -> Result<Rule, Fault> {
+fn rule(wish: &DrillScheduleProperties) -> Result<Rule, Fault> {
     match (wish.every_hours, wish.time.as_deref()) {
         (Some(hours), None) if wish.days.is_empty() => {
             if !(1..=MAX_HOURS).contains(&hours) {
@@ -223,7 +184,7 @@ fn rule(wish: &Wish) -> Result<Rule, Fault> {
             Ok(Rule::Every { hours })
         }
         (None, Some(time)) => {
-            let minute = minute(time).ok_or_else(|| {
+            let minute = minute_of_day(time).ok_or_else(|| {
                 Fault::invalid(
                     "properties.time",
                     format!("`{time}` is no time of day such as `02:30`; it is in UTC."),
@@ -259,18 +220,6 @@ fn rule(wish: &Wish) -> Result<Rule, Fault> {
     }
 }
 
-fn minute(time: &str) -> Option<u32> {
-    let (hour, minute) = time.split_once(':')?;
-    let number = |text: &str, most: u32| {
-        let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        digits
-            .then(|| text.parse::<u32>().ok())
-            .flatten()
-            .filter(|number| *number <= most)
-    };
-    Some(number(hour, 23)? * 60 + number(minute, 59)?)
-}
-
 /// The addresses that a client means. One that is shortened as answers show it stands for the stored one.
 fn webhooks(wanted: &[String], stored: &[String]) -> Result<Vec<String>, Fault> {
     let at = "properties.webhooks";
@@ -294,8 +243,7 @@ fn webhooks(wanted: &[String], stored: &[String]) -> Result<Vec<String>, Fault> 
             ));
         }
     }
-    let fits = |url: &String| is_postable(url) && url.len() <= MAX_URL;
-    if urls.len() > MAX_WEBHOOKS || !urls.iter().all(fits) {
+    if urls.len() > MAX_WEBHOOKS || !urls.iter().all(|url| is_webhook(url)) {
         return Err(Fault::invalid(
             at,
             format!(
@@ -306,23 +254,13 @@ fn webhooks(wanted: &[String], stored: &[String]) -> Result<Vec<String>, Fault> 
     Ok(urls)
 }
 
-/// Scheme and host: the rest of a webhook's address is often its only secret.
-fn shortened(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or_default();
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}/…")
-}
-
 fn answer(stored: &Stored<Schedule>) -> Value {
     let schedule = &stored.record;
     let mut properties = json!({
         "targetId": schedule.target,
         "keepForMinutes": schedule.keep_minutes,
         "webhooks": schedule.webhooks.iter().map(|url| shortened(url)).collect::<Vec<_>>(),
-        "notify": if schedule.always { "Always" } else { "OnFailure" },
+        "notify": if schedule.always { ALWAYS } else { ON_FAILURE },
         "enabled": schedule.enabled,
         "nextDrillTime": schedule
             .enabled

@@ -1,37 +1,39 @@
-//! `siterecovery_planned_failover`, `siterecovery_unplanned_failover`, `siterecovery_change_recovery_point` and
-//! `siterecovery_commit_failover`, of a protected VM or of a recovery plan.
-
-use std::time::Duration;
+//! `siterecovery_planned_failover`, `siterecovery_unplanned_failover`, `siterecovery_change_recovery_point`,
+//! `siterecovery_commit_failover`, `siterecovery_failback` and `siterecovery_reverse_replicate`, of a protected VM or of a
+//! recovery plan.
 
 use arm_model::failover::{
-    ApplyRecoveryPoint, LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT,
-    LATEST_PROCESSED, PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover,
-    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, UnplannedFailover,
+    ApplyRecoveryPoint, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST, LATEST_APPLICATION_CONSISTENT,
+    LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PlanPlannedFailover, PlanUnplannedFailover,
+    PlannedFailover, ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT,
+    USE_OWN_POINT, UnplannedFailover,
 };
-use arm_model::{ArmId, PlanId, ProtectedItemId, RecoveryPointId};
+use arm_model::{ArmId, ProtectedItemId, RecoveryPointId};
 use async_trait::async_trait;
-use serde::Serialize;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tf_provider::{Action, Attribute, Context, Diagnostics, Object, Progress, Schema};
 
-use super::follow::follow;
-use crate::Session;
+use super::arguments::{self, GROUPS, MEMBERS, PLAN, VM, properties};
+use super::follow::{Ask, follow};
+use super::report::{self, Report};
 use crate::errors::Fields;
 use crate::remote::Remote;
-use crate::{fields, timeouts};
+use crate::{Session, fields};
 
-const PLAN: &str = "recovery_plan_id";
-const VM: &str = "protected_vm_id";
 const POINT: &str = "recovery_point_id";
 const POINT_TYPE: &str = "recovery_point_type";
 const SHUT_DOWN: &str = "shut_down_source";
-const TIMEOUT: &str = "timeout";
-/// A VM may take long to shut down and its last changes long to send.
-const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+const COMMON_POINT: &str = "multi_vm_sync_point_option";
+const DATA: &str = "data_sync_option";
+const COMPLETE: &str = "complete";
 const FIELDS: Fields = &[
     ("recoveryPointId", POINT),
     ("recoveryPointType", POINT_TYPE),
     ("sourceSiteOperations", SHUT_DOWN),
+    ("multiVmSyncPointOption", COMMON_POINT),
+    ("dataSyncOption", DATA),
+    ("groupIds", GROUPS),
+    ("protectedItemIds", MEMBERS),
 ];
 
 /// An action of the family.
@@ -43,8 +45,12 @@ pub(crate) enum FailoverAction {
     Unplanned,
     /// Start it from another point.
     ChangePoint,
-    /// Accept the failover.
+    /// Accept the failover or the failback.
     Commit,
+    /// Bring the VM back to its host.
+    Failback,
+    /// Protect again after a failback.
+    ReverseReplicate,
 }
 
 #[async_trait]
@@ -55,6 +61,8 @@ impl Action<Session> for FailoverAction {
             Self::Unplanned => "siterecovery_unplanned_failover",
             Self::ChangePoint => "siterecovery_change_recovery_point",
             Self::Commit => "siterecovery_commit_failover",
+            Self::Failback => "siterecovery_failback",
+            Self::ReverseReplicate => "siterecovery_reverse_replicate",
         }
     }
 
@@ -68,30 +76,42 @@ impl Action<Session> for FailoverAction {
                     .describe("Id of the protected VM."),
             )
         } else {
+            arguments::add_subject(schema)
+        };
+        let schema = if self.takes_part() {
+            arguments::add_part(schema)
+        } else {
             schema
-                .attribute(
-                    PLAN,
-                    fields::arm_id::<PlanId>("a recovery plan")
-                        .optional()
-                        .describe("Id of the plan. Give this or `protected_vm_id`."),
-                )
-                .attribute(
-                    VM,
-                    fields::arm_id::<ProtectedItemId>("a protected VM")
-                        .optional()
-                        .describe("Id of the protected VM. Give this or `recovery_plan_id`."),
-                )
         };
         let point = || fields::arm_id::<RecoveryPointId>("a recovery point");
         let schema = match self {
-            Self::Planned | Self::Commit => schema,
+            Self::Commit | Self::ReverseReplicate => schema,
+            Self::Planned => report::add(schema),
+            Self::Failback => schema
+                .attribute(
+                    DATA,
+                    Attribute::string()
+                        .optional()
+                        .one_of(&[FOR_DOWN_TIME, FOR_SYNCHRONIZATION])
+                        .describe(
+                            "`ForDownTime` (the default): the data comes back while the recovered VM runs, and a short rest when it is off. \
+                             `ForSynchronization`: the recovered VM is shut down first.",
+                        ),
+                )
+                .attribute(
+                    COMPLETE,
+                    Attribute::bool().optional().describe(
+                        "With `ForDownTime`: whether the recovered VM is shut down and the short rest follows as soon as the data is there. `false`: the \
+                         action ends then, the recovered VM runs on, and the job waits for `siterecovery failover complete`. Default: `true`.",
+                    ),
+                ),
             Self::ChangePoint => schema.attribute(
                 POINT,
                 point()
                     .required()
                     .describe("Id of the recovery point; it belongs to the VM."),
             ),
-            Self::Unplanned => schema
+            Self::Unplanned => report::add(schema)
                 .attribute(
                     POINT,
                     point()
@@ -114,6 +134,16 @@ impl Action<Session> for FailoverAction {
                         ),
                 )
                 .attribute(
+                    COMMON_POINT,
+                    Attribute::string()
+                        .optional()
+                        .one_of(&[USE_GROUP_POINT, USE_OWN_POINT])
+                        .describe(
+                            "Plan: `UsePerVmRecoveryPoint` (the default), or `UseMultiVmSyncRecoveryPoint`: VMs that share their points \
+                             (`multi_vm_group_name`) go to the newest one that they have in common.",
+                        ),
+                )
+                .attribute(
                     SHUT_DOWN,
                     Attribute::bool().optional().describe(
                         "Whether to try to shut the source down and to send its last changes first; the failover goes on when that fails. \
@@ -121,16 +151,7 @@ impl Action<Session> for FailoverAction {
                     ),
                 ),
         };
-        schema.attribute(
-            TIMEOUT,
-            Attribute::string()
-                .optional()
-                .check(|value| match value.as_str().and_then(timeouts::parse) {
-                    Some(_) => Ok(()),
-                    None => Err("must be a duration such as 30s, 90m or 1h30m".to_owned()),
-                })
-                .describe("Time to wait for the job, such as `90m`; the job itself goes on after it. Default: `24h`."),
-        )
+        arguments::add_timeout(schema)
     }
 
     async fn validate(&self, _cx: &Context<Session>, config: &Object, report: &mut Diagnostics) {
@@ -143,11 +164,15 @@ impl Action<Session> for FailoverAction {
         config: &Object,
         progress: &Progress,
     ) -> Result<(), Diagnostics> {
-        let limit = config.str(TIMEOUT).and_then(timeouts::parse);
-        let remote = Remote::new(cx, self.what(), FIELDS, limit.unwrap_or(PATIENCE))?;
-        let path = format!("{}/{}", subject(config)?, self.verb());
+        let remote = Remote::new(cx, self.what(), FIELDS, arguments::limit(config))?;
+        let report = Report::asked(config).await?;
+        let path = format!("{}/{}", arguments::subject(config)?, self.verb());
         let body = self.request(config)?;
-        follow(cx, &remote, &path, body.as_ref(), progress).await
+        let ask = Ask {
+            says_go: config.bool(COMPLETE) != Some(false),
+            ..Ask::new(&path, body.as_ref())
+        };
+        follow(cx, &remote, &ask, report.as_ref(), progress).await
     }
 }
 
@@ -155,12 +180,19 @@ impl Action<Session> for FailoverAction {
 
 impl FailoverAction {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Planned,
         Self::Unplanned,
         Self::ChangePoint,
         Self::Commit,
+        Self::Failback,
+        Self::ReverseReplicate,
     ];
+
+    /// Whether it is possible for a part of a plan.
+    fn takes_part(self) -> bool {
+        matches!(self, Self::Planned | Self::Unplanned | Self::Failback)
+    }
 
     fn what(self) -> &'static str {
         match self {
@@ -168,15 +200,18 @@ impl FailoverAction {
             Self::Unplanned => "unplanned failover",
             Self::ChangePoint => "change of the recovery point",
             Self::Commit => "commit",
+            Self::Failback => "failback",
+            Self::ReverseReplicate => "reverse replication",
         }
     }
 
     fn verb(self) -> &'static str {
         match self {
-            Self::Planned => "plannedFailover",
+            Self::Planned | Self::Failback => "plannedFailover",
             Self::Unplanned => "unplannedFailover",
             Self::ChangePoint => "applyRecoveryPoint",
             Self::Commit => "failoverCommit",
+            Self::ReverseReplicate => "reProtect",
         }
     }
 
@@ -195,23 +230,36 @@ impl FailoverAction {
                  is lost."
             }
             Self::Commit => {
-                "Accepts a failover: the recovered VM is the one that counts, and neither another recovery point nor a cancel is possible afterwards."
+                "Accepts a failover: the recovered VM is the one that counts, and neither another recovery point nor a cancel is possible afterwards. \
+                 Accepts a failback: the recovered VM and its disks are removed."
+            }
+            Self::Failback => {
+                "Brings a protected VM, or the VMs of a recovery plan, back to its host with what changed since the failover. Until \
+                 `siterecovery_commit_failover` the recovered VM is kept, off, and `siterecovery_cancel` takes the failback back."
+            }
+            Self::ReverseReplicate => {
+                "Protects a protected VM, or the VMs of a recovery plan, again after a committed failback, as before the failover."
             }
         }
     }
 
     fn check(self, config: &Object, report: &mut Diagnostics) {
+        if self != Self::ChangePoint {
+            arguments::check_subject(config, report);
+        }
+        if self.takes_part() {
+            arguments::check_part(config, report);
+        }
         let of_vm = !config.is_null(VM);
         let of_plan = self != Self::ChangePoint && !config.is_null(PLAN);
-        let title = "A VM or a plan";
-        if !of_vm && !of_plan {
-            report.push_error(PLAN, title, "Give recovery_plan_id or protected_vm_id.");
-        }
-        if of_vm && of_plan {
+        if self == Self::Failback
+            && config.str(DATA) == Some(FOR_SYNCHRONIZATION)
+            && !config.is_null(COMPLETE)
+        {
             report.push_error(
-                VM,
-                title,
-                "Give recovery_plan_id or protected_vm_id, not both.",
+                COMPLETE,
+                "Nothing to complete",
+                "With data_sync_option = \"ForSynchronization\" the failback goes on by itself.",
             );
         }
         if self == Self::Unplanned && of_plan && !config.is_null(POINT) {
@@ -221,12 +269,14 @@ impl FailoverAction {
                 "A failover of a plan uses recovery_point_type.",
             );
         }
-        if self == Self::Unplanned && of_vm && !config.is_null(POINT_TYPE) {
-            report.push_error(
-                POINT_TYPE,
-                "Only for a plan",
-                "A failover of one VM uses recovery_point_id.",
-            );
+        for name in [POINT_TYPE, COMMON_POINT] {
+            if self == Self::Unplanned && of_vm && !config.is_null(name) {
+                report.push_error(
+                    name,
+                    "Only for a plan",
+                    "A failover of one VM uses recovery_point_id.",
+                );
+            }
         }
         if !matches!(self, Self::Unplanned | Self::ChangePoint) {
             return;
@@ -250,45 +300,40 @@ impl FailoverAction {
     }
 
     fn request(self, config: &Object) -> Result<Option<Json>, Diagnostics> {
-        let of_plan = self != Self::ChangePoint && !config.is_null(PLAN);
+        let of_plan = self != Self::ChangePoint && arguments::is_plan(config);
         let source = if config.bool(SHUT_DOWN) == Some(true) {
             SOURCE_REQUIRED
         } else {
             SOURCE_NOT_REQUIRED
         };
-        match (self, of_plan) {
-            (Self::Commit, _) => Ok(None),
-            (Self::Planned, true) => properties(&PlanPlannedFailover::away()),
-            (Self::Planned, false) => properties(&PlannedFailover::away()),
+        let data = config.str(DATA).unwrap_or(FOR_DOWN_TIME);
+        let mut body = match (self, of_plan) {
+            (Self::Commit, _) | (Self::ReverseReplicate, true) => return Ok(None),
+            (Self::ReverseReplicate, false) => properties(&ReverseReplication::as_before())?,
+            (Self::Planned, true) => properties(&PlanPlannedFailover::away())?,
+            (Self::Planned, false) => properties(&PlannedFailover::away())?,
+            (Self::Failback, true) => properties(&PlanPlannedFailover::back(data))?,
+            (Self::Failback, false) => properties(&PlannedFailover::back(data))?,
             (Self::Unplanned, true) => {
                 let kind = config.str(POINT_TYPE).unwrap_or(LATEST);
-                properties(&PlanUnplannedFailover::away(source, kind))
+                let mut body = PlanUnplannedFailover::away(source, kind);
+                for details in &mut body.provider_specific_details {
+                    details.multi_vm_sync_point_option =
+                        config.str(COMMON_POINT).map(ToOwned::to_owned);
+                }
+                properties(&body)?
             }
             (Self::Unplanned, false) => {
                 let point = config.str(POINT).map(ToOwned::to_owned);
-                properties(&UnplannedFailover::away(source, point))
+                properties(&UnplannedFailover::away(source, point))?
             }
             (Self::ChangePoint, _) => {
-                properties(&ApplyRecoveryPoint::to(config.require_str(POINT)?))
+                properties(&ApplyRecoveryPoint::to(config.require_str(POINT)?))?
             }
-        }
+        };
+        arguments::set_part(config, &mut body);
+        Ok(Some(body))
     }
-}
-
-fn properties(body: &impl Serialize) -> Result<Option<Json>, Diagnostics> {
-    match serde_json::to_value(body) {
-        Ok(body) => Ok(Some(json!({ "properties": body }))),
-        Err(error) => Err(Diagnostics::error(
-            "The request can't be written",
-            format!("{error}."),
-        )),
-    }
-}
-
-fn subject(config: &Object) -> Result<ArmId, Diagnostics> {
-    let name = if config.is_null(VM) { PLAN } else { VM };
-    ArmId::parse(config.require_str(name)?)
-        .map_err(|error| Diagnostics::error_at(name, "Not an ARM id", format!("{error}.")))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The managed resources.
 
 mod association;
+mod drill_schedule;
 mod drill_vms;
 mod host;
 mod network_mapping;
@@ -11,11 +12,12 @@ mod protected_vm;
 mod protection;
 mod site;
 mod storage_account;
-mod test_failover;
+pub(crate) mod test_failover;
 mod vault;
 mod virtual_network;
 
 pub(crate) use association::Association;
+pub(crate) use drill_schedule::DrillSchedule;
 pub(crate) use host::HypervHost;
 pub(crate) use network_mapping::NetworkMapping;
 pub(crate) use plan::RecoveryPlan;

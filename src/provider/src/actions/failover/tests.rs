@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Body, Router};
+use serde_json::json;
 use tf_provider::{Cancel, ClientCapabilities, Severity};
 
 use super::*;
@@ -118,6 +119,9 @@ async fn answer(State(service): State<Service>, method: Method, uri: Uri, body: 
             "details": [{ "code": "1", "message": "m", "recommendedAction": "Fail over unplanned." }] } }))
         .into_response();
     }
+    if path.ends_with("/replicationJobs/job-1/drillReport") {
+        return Body(json!({ "report": { "verdict": "Failed" }, "sha256": "0" })).into_response();
+    }
     if path.ends_with("/replicationJobs/job-1") {
         if let Some(interrupt) = &service.interrupt {
             interrupt.cancel();
@@ -125,7 +129,7 @@ async fn answer(State(service): State<Service>, method: Method, uri: Uri, body: 
         let state = *service.states.lock().unwrap().front().unwrap();
         return Body(json!({ "id": format!("{VAULT}/replicationJobs/job-1"), "name": "job-1", "properties": {
             "friendlyName": "Planned failover", "targetObjectName": "web01", "state": state,
-            "tasks": [{ "friendlyName": "Shutting down", "state": state }, { "friendlyName": "Starting", "state": "NotStarted" }],
+            "tasks": [{ "friendlyName": "Shutting down", "taskId": "WaitForUserInputTask", "state": state }, { "friendlyName": "Starting", "state": "NotStarted" }],
             "customDetails": { "instanceType": "FailoverJobDetails", "protectedItemDetails": [{
                 "friendlyName": "web01", "testVmFriendlyName": "web01-dr", "state": "Running", "recoveryHost": "hv2",
                 "recoveryPointTime": "2031-03-04T05:06:07Z" }] },
@@ -154,6 +158,7 @@ async fn a_planned_failover_tells_its_tasks_and_where_the_vm_runs() {
     assert_eq!(
         told,
         [
+            "job job-1",
             "web01: Shutting down: InProgress",
             "web01: Shutting down: Succeeded",
             "VM web01-dr is Running, host hv2, point of 2031-03-04T05:06:07Z",
@@ -196,6 +201,84 @@ async fn an_interrupt_ends_the_waiting_and_names_the_job_that_goes_on() {
     assert_eq!(asked[0].1, Json::Null, "a commit has no body");
 }
 
+#[tokio::test]
+async fn a_failback_says_go_when_the_data_is_there_unless_it_is_told_not_to() {
+    let config = Object::new().with(VM, item());
+    let service = Service::start(&["InProgress", "Suspended", "Succeeded"], None).await;
+    let (outcome, told) = service.invoke(FailoverAction::Failback, &config).await;
+    outcome.unwrap();
+    assert!(
+        told.contains(&"the data is there: completing the failback".to_owned()),
+        "{told:?}"
+    );
+    let asked: Vec<String> = service.asked().into_iter().map(|(path, _)| path).collect();
+    assert_eq!(asked[1], "/replicationJobs/job-1/resume");
+    assert_eq!(asked.len(), 2, "once: {asked:?}");
+
+    let service = Service::start(&["Suspended"], None).await;
+    let config = config.with(COMPLETE, false);
+    let (outcome, told) = service.invoke(FailoverAction::Failback, &config).await;
+    outcome.unwrap();
+    assert_eq!(service.asked().len(), 1, "nobody said go");
+    let last = told.last().unwrap();
+    assert!(
+        last.contains("siterecovery failover complete web01"),
+        "{last}"
+    );
+}
+
+#[tokio::test]
+async fn a_report_is_written_of_a_job_that_failed_too_and_not_begun_without_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("drill.json");
+    let config = Object::new()
+        .with(VM, item())
+        .with("report_path", file.display().to_string());
+    let service = Service::start(&["Failed"], None).await;
+    let (outcome, told) = service.invoke(FailoverAction::Unplanned, &config).await;
+    assert!(
+        outcome
+            .unwrap_err()
+            .to_string()
+            .contains("Hv1 did not answer.")
+    );
+    assert_eq!(told.last(), Some(&format!("report: {}", file.display())));
+    let report: Json = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(report["report"]["verdict"], "Failed");
+
+    let config = config.with(
+        "report_path",
+        folder.path().join("no/drill.json").display().to_string(),
+    );
+    let (outcome, _) = service.invoke(FailoverAction::Unplanned, &config).await;
+    let error = outcome.unwrap_err();
+    assert_eq!(
+        error.iter().next().unwrap().attribute.to_string(),
+        "report_path"
+    );
+    assert_eq!(service.asked().len(), 1, "nothing was begun");
+}
+
+#[test]
+fn parts_and_common_points_of_a_plan_reach_the_request() {
+    let config = Object::new()
+        .with(PLAN, plan())
+        .with(GROUPS, tf_provider::Value::list([2_u32]))
+        .with(MEMBERS, tf_provider::Value::list([item()]))
+        .with(COMMON_POINT, USE_GROUP_POINT);
+    let body = FailoverAction::Unplanned.request(&config).unwrap().unwrap();
+    let properties = &body["properties"];
+    assert_eq!(properties["groupIds"], json!([2]));
+    assert_eq!(properties["protectedItemIds"], json!([item()]));
+    let details = &properties["providerSpecificDetails"][0];
+    assert_eq!(details["multiVmSyncPointOption"], USE_GROUP_POINT);
+    let back = FailoverAction::Failback.request(&config).unwrap().unwrap();
+    assert_eq!(back["properties"]["failoverDirection"], "RecoveryToPrimary");
+    assert_eq!(back["properties"]["groupIds"], json!([2]));
+    let again = FailoverAction::ReverseReplicate.request(&config).unwrap();
+    assert_eq!(again, None, "a plan's reProtect has no body");
+}
+
 #[test]
 fn a_point_and_a_shutdown_reach_the_request() {
     let point = format!("{}/recoveryPoints/p", item());
@@ -224,6 +307,8 @@ fn an_action_is_of_a_vm_or_of_a_plan_and_a_point_is_of_its_vm() {
         FailoverAction::Planned,
         FailoverAction::Unplanned,
         FailoverAction::Commit,
+        FailoverAction::Failback,
+        FailoverAction::ReverseReplicate,
     ] {
         assert_eq!(problems(action, &none), [PLAN], "{action:?}");
         assert_eq!(problems(action, &both), [VM], "{action:?}");
@@ -235,6 +320,13 @@ fn an_action_is_of_a_vm_or_of_a_plan_and_a_point_is_of_its_vm() {
     assert_eq!(problems(FailoverAction::Unplanned, &of_plan), [POINT]);
     let kind = vm.clone().with(POINT_TYPE, LATEST);
     assert_eq!(problems(FailoverAction::Unplanned, &kind), [POINT_TYPE]);
+    let common = vm.clone().with(COMMON_POINT, USE_OWN_POINT);
+    assert_eq!(problems(FailoverAction::Unplanned, &common), [COMMON_POINT]);
+    let down = vm
+        .clone()
+        .with(DATA, FOR_SYNCHRONIZATION)
+        .with(COMPLETE, false);
+    assert_eq!(problems(FailoverAction::Failback, &down), [COMPLETE]);
     let other = vm.with(POINT, format!("{}x/recoveryPoints/p", item()));
     for action in [FailoverAction::Unplanned, FailoverAction::ChangePoint] {
         assert_eq!(problems(action, &other), [POINT], "{action:?}");

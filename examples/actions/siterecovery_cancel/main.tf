@@ -1,0 +1,9 @@
+variable "recovery_plan_id" {
+  type = string
+}
+
+action "siterecovery_cancel" "this" {
+  config {
+    recovery_plan_id = var.recovery_plan_id
+  }
+}
