@@ -3,11 +3,15 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use engine::desired::DesiredFile;
 use engine::reconcile::Reconciler;
+use engine::replicator::Context;
 use engine::replicator::pauses::NoPauses;
+use engine::replicator::throttle::{Class, Limit, Throttle};
 use engine_protocol::v1::{self, DesiredState};
 use protection::life::{SourceOrder, SourceSaid};
 use support::ordered::{LICENCE, message, says};
@@ -24,6 +28,21 @@ fn state(generation: u64, replications: Vec<v1::Replication>) -> Option<DesiredS
         replications,
         ..DesiredState::default()
     })
+}
+
+fn start(
+    context: &Arc<Context>,
+) -> (
+    watch::Sender<Option<DesiredState>>,
+    CancellationToken,
+    tokio::task::JoinHandle<()>,
+) {
+    let (desired, seen) = watch::channel(None);
+    let stop = CancellationToken::new();
+    let file = DesiredFile::new(&context.state_folder);
+    let reconciler = Reconciler::new(context.clone(), file, true, None);
+    let task = tokio::spawn(reconciler.run(seen, stop.clone()));
+    (desired, stop, task)
 }
 
 /// An item whose VM this host does not have.
@@ -92,6 +111,95 @@ fn a_vm_that_starts_slowly_holds_no_order_of_another_and_its_own_next_one_waits_
         assert!(!world.host.is_running(), "held, and it runs");
         assert_eq!(world.host.powered().started, 1, "one order after another");
         comes_true("the newest state is taken", || observed() == 3).await;
+        stop.cancel();
+        task.await.unwrap();
+    });
+}
+
+#[test]
+fn items_that_do_not_end_keep_no_other_from_its_turn_however_many_they_are() {
+    let world = World::new(9);
+    world.host.set_running(false);
+    world.host.hold_starts(true);
+    life(async {
+        let context = world.context(Arc::new(NoPauses), None);
+        let (desired, stop, task) = start(&context);
+        let board = &context.board;
+        let world = &world;
+        let stuck = |epoch: u64, order: SourceOrder| {
+            let all = (0..40).map(move |n: u128| v1::Replication {
+                item_id: Uuid::from_u128(100 + n).to_string(),
+                ..message(world, epoch, order)
+            });
+            all.collect::<Vec<_>>()
+        };
+        desired.send_replace(state(1, stuck(1, SourceOrder::Run(LICENCE))));
+        comes_true("all VMs are being started", || world.host.starting() == 40).await;
+        let mut orders = stuck(2, SourceOrder::Hold);
+        orders.push(other(world));
+        desired.send_replace(state(2, orders));
+        let found = || board.replication(OTHER).is_some();
+        comes_true("the other item obeys", found).await;
+        assert_eq!(world.host.starting(), 40, "the others are still busy");
+        world.host.hold_starts(false);
+        stop.cancel();
+        task.await.unwrap();
+    });
+}
+
+/// Panics in the item's task, in the middle of taking a message over.
+#[derive(Default)]
+struct Mine(AtomicBool);
+
+#[async_trait]
+impl Throttle for Mine {
+    async fn acquire(&self, _item_id: &str, _bytes: u64, _class: Class) {}
+
+    fn limit_item(&self, _item_id: &str, _limits: &[Limit]) {
+        assert!(!self.0.load(Ordering::SeqCst), "a panic that was asked for");
+    }
+
+    fn limit_host(&self, _limits: &[Limit]) {}
+}
+
+#[test]
+fn what_an_item_runs_ends_when_its_task_panics() {
+    let world = World::new(9);
+    life(async {
+        let mine = Arc::new(Mine::default());
+        let context = Arc::new(Context {
+            throttle: mine.clone(),
+            ..Arc::into_inner(world.context(Arc::new(NoPauses), None)).unwrap()
+        });
+        let (desired, stop, task) = start(&context);
+        let item = |limit: Option<u64>| {
+            let mut item = v1::Replication {
+                order: None,
+                ..message(&world, 1, SourceOrder::Hold)
+            };
+            let limits = limit.map(|bytes_per_second| v1::Throttle {
+                bytes_per_second,
+                ..v1::Throttle::default()
+            });
+            item.throttles = limits.into_iter().collect();
+            item
+        };
+        let users = Arc::strong_count(&context);
+        desired.send_replace(state(1, vec![item(None)]));
+        comes_true("it replicates", || Arc::strong_count(&context) > users).await;
+        mine.0.store(true, Ordering::SeqCst);
+        desired.send_replace(state(2, vec![item(Some(1_000))]));
+        comes_true("nothing runs any more", || {
+            Arc::strong_count(&context) == users
+        })
+        .await;
+        // The next message makes the item anew.
+        mine.0.store(false, Ordering::SeqCst);
+        desired.send_replace(state(3, vec![item(Some(1_000))]));
+        comes_true("it replicates again", || {
+            Arc::strong_count(&context) > users
+        })
+        .await;
         stop.cancel();
         task.await.unwrap();
     });

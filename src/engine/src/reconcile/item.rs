@@ -1,16 +1,20 @@
 //! One item of the desired state: a task of its own takes what the state says of it, one message after another.
 //!
 //! ```text
-//!  reconciler ── newest message, numbered ──► task ── turn ──► order or replication ──► number is taken
+//!  reconciler ── newest message, numbered ──► task ── turn to open files ──► order or replication ──► number is taken
 //! ```
 //!
 //! Promise: an item whose order takes long (a guest that does not react, a store that is away) holds no other item; the newest
-//! message wins over those that came while it was busy; what one message began is ended before the next is taken.
+//! message wins over those that came while it was busy; what one message began is ended before the next is taken. A turn is
+//! kept for opening files only, never while something ends or somebody else's guard is waited for, so however many items are
+//! stuck, the others go on. A task that panics ends what it runs before it is replaced.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine_protocol::v1;
+use futures::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,14 +26,14 @@ use crate::replicator::{Context, Replicator};
 use crate::source::{self, Received, Source, Told};
 use crate::task::spawn_named;
 
-/// Messages that are taken at the same time: a host of hundreds of VMs opens its files by and by.
+/// Items that open their files at the same time: a host of hundreds of VMs does so by and by.
 pub(super) const TURNS: usize = 32;
 
 /// What all items share.
 pub(super) struct Shared {
     pub(super) context: Arc<Context>,
     pub(super) source_role: bool,
-    /// A message is taken in a turn.
+    /// Files are opened in a turn.
     pub(super) turns: Semaphore,
     /// Rings when an item has taken a message.
     pub(super) taken: watch::Sender<u64>,
@@ -79,7 +83,7 @@ impl ItemTask {
             source: None,
         };
         let name = format!("item {id}");
-        let task = spawn_named(name, item.live(heard, taken.clone(), stop.clone()));
+        let task = spawn_named(name, item.whole(heard, taken.clone(), stop.clone()));
         Self {
             messages,
             taken,
@@ -120,8 +124,25 @@ impl ItemTask {
 // === impl Item ===
 
 impl Item {
-    async fn live(
+    /// Its life, and the end of what it runs, however the life ended: nothing may run on that nobody knows of, least of all
+    /// beside what the item's next task starts.
+    async fn whole(
         mut self,
+        messages: watch::Receiver<Message>,
+        taken: Arc<AtomicU64>,
+        stop: CancellationToken,
+    ) {
+        let lived = AssertUnwindSafe(self.live(messages, taken, stop))
+            .catch_unwind()
+            .await;
+        self.end().await;
+        if let Err(panic) = lived {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    async fn live(
+        &mut self,
         mut messages: watch::Receiver<Message>,
         taken: Arc<AtomicU64>,
         stop: CancellationToken,
@@ -135,11 +156,6 @@ impl Item {
                     break;
                 },
             }
-            let turn = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                turn = shared.turns.acquire() => turn,
-            };
             let message = messages.borrow_and_update().clone();
             match &message.wish {
                 Some((wish, told)) => {
@@ -152,11 +168,9 @@ impl Item {
                     shared.context.board.drop_replication(&self.id);
                 }
             }
-            drop(turn);
             taken.store(message.number, Ordering::Release);
             shared.taken.send_modify(|count| *count += 1);
         }
-        self.end().await;
     }
 
     async fn end(&mut self) {
@@ -180,8 +194,15 @@ impl Item {
             }
             _ => return false,
         };
-        let context = &self.shared.context;
-        let (keeper, found) = match source::receive(context, known, &spec, message).await {
+        let shared = self.shared.clone();
+        // A guard that is open already may be held by whoever starts the VM just now.
+        let turn = match known {
+            None => shared.turns.acquire().await.ok(),
+            Some(_) => None,
+        };
+        let received = source::receive(&shared.context, known, &spec, message).await;
+        drop(turn);
+        let (keeper, found) = match received {
             Received::Unordered => return false,
             Received::InForce(keeper, found) => (keeper, found),
             Received::Unusable(found) => {
@@ -201,7 +222,8 @@ impl Item {
             if let Some(old) = self.source.take() {
                 old.stop().await;
             }
-            let context = self.shared.context.clone();
+            let _turn = shared.turns.acquire().await;
+            let context = shared.context.clone();
             let source = Source::start(context, keeper, spec, wish, message, told).await;
             self.source = Some(source);
         }

@@ -72,6 +72,8 @@ struct Inner {
     refuses_button: bool,
     /// How often the VM was started, shut down by its guest, and turned off.
     powered: power::Counts,
+    /// How often all VMs of the host were listed.
+    inventories: u64,
 }
 
 /// One VM with two disks, or as many as asked for.
@@ -120,6 +122,7 @@ impl FakeHost {
                 stubborn: false,
                 refuses_button: false,
                 powered: power::Counts::default(),
+                inventories: 0,
             })),
         };
         for _ in 0..40 {
@@ -453,7 +456,8 @@ impl Hypervisor for FakeHost {
     }
 
     async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
-        let inner = self.inner.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        inner.inventories += 1;
         Ok(vec![VirtualMachine {
             id: self.vm,
             name: "web01".to_owned(),
@@ -485,6 +489,17 @@ impl Hypervisor for FakeHost {
             network_adapters: Vec::new(),
             findings: Vec::new(),
         }])
+    }
+
+    async fn power_state(&self, vm: VmId) -> Result<PowerState, HypervisorError> {
+        if vm != self.vm {
+            return Err(HypervisorError::new(ErrorKind::VmNotFound, "no such VM"));
+        }
+        Ok(if self.is_running() {
+            PowerState::Running
+        } else {
+            PowerState::Off
+        })
     }
 
     async fn freeze(

@@ -41,9 +41,19 @@ impl FakeHost {
         self.holds_starts.receiver_count() > 0
     }
 
+    /// Starts that are under way.
+    pub fn starting(&self) -> usize {
+        self.holds_starts.receiver_count()
+    }
+
     pub(super) async fn starts_go_on(&self) {
         let mut held = self.holds_starts.subscribe();
         held.wait_for(|held| !*held).await.unwrap();
+    }
+
+    /// How often all VMs of the host were listed.
+    pub fn inventories(&self) -> u64 {
+        self.inner.lock().unwrap().inventories
     }
 
     /// What each disk holds now.
