@@ -85,6 +85,24 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// # Errors
     /// [`ErrorKind::VmNotFound`], [`ErrorKind::VmNotRunning`], [`ErrorKind::DiskNotFound`],
+    /// Whether a VM runs, and nothing else of it: cheap enough to ask before each write to its disks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmNotFound`].
+    async fn power_state(&self, vm: VmId) -> Result<PowerState, HypervisorError> {
+        let machines = self.virtual_machines().await?;
+        let found = machines.into_iter().find(|machine| machine.id == vm);
+        found
+            .map(|machine| machine.power_state)
+            .ok_or_else(|| HypervisorError::new(ErrorKind::VmNotFound, format!("find vm {vm}")))
+    }
+
+    /// Whether the host has nothing of a VM that could run: neither the VM nor a process that outlived it.
+    async fn is_gone(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        let machines = self.virtual_machines().await?;
+        Ok(machines.iter().all(|machine| machine.id != vm))
+    }
+
     /// [`ErrorKind::Busy`] when a point is frozen already (after a crash: [`Hypervisor::clean_up`]),
     /// [`ErrorKind::NoSpace`] when there is no room for old data, [`ErrorKind::InvalidRequest`].
     async fn freeze(

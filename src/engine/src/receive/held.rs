@@ -79,11 +79,14 @@ impl Target for HeldVm {
 
 impl HeldVm {
     async fn is_running(&self) -> Result<bool, ReceiveError> {
-        let machines = self.context.hypervisor.virtual_machines().await?;
-        let vm = machines.into_iter().find(|vm| vm.id == self.spec.vm);
-        match vm {
-            Some(vm) => Ok(vm.power_state != PowerState::Off),
-            None => Err(ReceiveError::VmMissing(self.spec.vm_name.clone())),
+        // Of this one VM, each time: what was seen before is no proof for the next write. The host's other VMs, of which there
+        // may be hundreds, are not looked at.
+        match self.context.hypervisor.power_state(self.spec.vm).await {
+            Ok(state) => Ok(state != PowerState::Off),
+            Err(error) if error.kind() == ErrorKind::VmNotFound => {
+                Err(ReceiveError::VmMissing(self.spec.vm_name.clone()))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -210,6 +210,20 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn freeze(
+    async fn power_state(&self, vm: VmId) -> Result<crate::PowerState, HypervisorError> {
+        let found = self.find(vm)?;
+        let runs = found.folder.running_pid().is_some() && !shutdown::has_shut_down(&found).await;
+        Ok(if runs {
+            crate::PowerState::Running
+        } else {
+            crate::PowerState::Off
+        })
+    }
+
+    async fn is_gone(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        self.nothing_is_left_of(vm)
+    }
+
         &self,
         vm: VmId,
         disks: &[DiskId],

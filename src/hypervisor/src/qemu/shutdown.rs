@@ -81,6 +81,25 @@ async fn set_actions(qmp: &mut Qmp, shutdown: &str, reboot: &str) -> Result<(), 
     qmp.execute("set-action", actions).await.map(drop)
 }
 
+/// Whether the guest of a VM whose process is there has shut down.
+pub(super) async fn has_shut_down(found: &FoundVm) -> bool {
+    if !is_marked(found) {
+        return false;
+    }
+    let look = async {
+        let mut qmp = Qmp::connect(&found.folder.qmp_socket(), LOOK_PATIENCE).await?;
+        run_state(&mut qmp).await
+    };
+    match look.await {
+        Ok(power) => matches!(power, Power::Off),
+        // Whoever relies on a VM being off must not be told so on a guess.
+        Err(error) => {
+            warn!(vm = %found.config.name, %error, "its state is not known; it counts as running");
+            false
+        }
+    }
+}
+
 impl QemuDriver {
     /// See [`crate::Hypervisor::shut_down`]. The VM's lock is held by turns, so that its points can be given back.
     pub(super) async fn shut_down_guest(
@@ -197,22 +216,8 @@ impl QemuDriver {
     pub(super) async fn shut_down_guests(&self) -> BTreeSet<VmId> {
         let mut off = BTreeSet::new();
         for found in self.all_found() {
-            if !is_marked(&found) || found.folder.running_pid().is_none() {
-                continue;
-            }
-            let look = async {
-                let mut qmp = Qmp::connect(&found.folder.qmp_socket(), LOOK_PATIENCE).await?;
-                run_state(&mut qmp).await
-            };
-            match look.await {
-                Ok(Power::Off) => {
-                    off.insert(found.id());
-                }
-                Ok(Power::On) => {}
-                // Whoever relies on a VM being off must not be told so on a guess.
-                Err(error) => {
-                    warn!(vm = %found.config.name, %error, "its state is not known; it counts as running");
-                }
+            if found.folder.running_pid().is_some() && has_shut_down(&found).await {
+                off.insert(found.id());
             }
         }
         off
