@@ -77,14 +77,6 @@ pub trait Hypervisor: Send + Sync {
     /// All VMs of the host, by name. A VM that is damaged is listed with [`Finding`]s rather than left out.
     async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError>;
 
-    /// Freezes one instant over `disks` at once and starts tracking under `next`.
-    ///
-    /// `since` names the instant to which changes are wanted; `None` asks for none ([`Changes::Unknown`]).
-    /// `next` must be greater than every id of [`Hypervisor::tracking`]. At most one point of a VM is frozen
-    /// at a time. After an error nothing is left behind: no export, no job, no tracking `next`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::VmNotFound`], [`ErrorKind::VmNotRunning`], [`ErrorKind::DiskNotFound`],
     /// Whether a VM runs, and nothing else of it: cheap enough to ask before each write to its disks.
     ///
     /// # Errors
@@ -97,12 +89,14 @@ pub trait Hypervisor: Send + Sync {
             .ok_or_else(|| HypervisorError::new(ErrorKind::VmNotFound, format!("find vm {vm}")))
     }
 
-    /// Whether the host has nothing of a VM that could run: neither the VM nor a process that outlived it.
-    async fn is_gone(&self, vm: VmId) -> Result<bool, HypervisorError> {
-        let machines = self.virtual_machines().await?;
-        Ok(machines.iter().all(|machine| machine.id != vm))
-    }
-
+    /// Freezes one instant over `disks` at once and starts tracking under `next`.
+    ///
+    /// `since` names the instant to which changes are wanted; `None` asks for none ([`Changes::Unknown`]).
+    /// `next` must be greater than every id of [`Hypervisor::tracking`]. At most one point of a VM is frozen
+    /// at a time. After an error nothing is left behind: no export, no job, no tracking `next`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmNotFound`], [`ErrorKind::VmNotRunning`], [`ErrorKind::DiskNotFound`],
     /// [`ErrorKind::Busy`] when a point is frozen already (after a crash: [`Hypervisor::clean_up`]),
     /// [`ErrorKind::NoSpace`] when there is no room for old data, [`ErrorKind::InvalidRequest`].
     async fn freeze(

@@ -209,7 +209,6 @@ impl Hypervisor for QemuDriver {
         self.inventory().await
     }
 
-    async fn freeze(
     async fn power_state(&self, vm: VmId) -> Result<crate::PowerState, HypervisorError> {
         let found = self.find(vm)?;
         let runs = found.folder.running_pid().is_some() && !shutdown::has_shut_down(&found).await;
@@ -220,10 +219,7 @@ impl Hypervisor for QemuDriver {
         })
     }
 
-    async fn is_gone(&self, vm: VmId) -> Result<bool, HypervisorError> {
-        self.nothing_is_left_of(vm)
-    }
-
+    async fn freeze(
         &self,
         vm: VmId,
         disks: &[DiskId],
