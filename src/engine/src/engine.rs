@@ -116,6 +116,7 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
             config.recovery_folder.clone(),
         );
         host.generations.clone_from(&generations);
+        host.throttle = context.throttle.clone();
         RecoveredVms::new(Arc::new(host))
     });
     if config.recovery_role {

@@ -7,6 +7,8 @@
 mod faults;
 #[path = "../../hypervisor/tests/support/mod.rs"]
 mod lab;
+#[path = "reverse/limits.rs"]
+mod limits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -206,6 +208,7 @@ impl World {
             key: key(),
             keys: KeyRing::new(),
             immutability_hours: 0,
+            interval: Duration::from_secs(30),
             point: self.point.id,
             records: self.lab.folder.path().to_owned(),
             conversion: None,

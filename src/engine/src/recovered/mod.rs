@@ -45,6 +45,7 @@ use v1::recovered_vm_status::State;
 use crate::board::Board;
 use crate::finding;
 use crate::replicator::pauses::{NoPauses, Pauses};
+use crate::replicator::throttle::{Throttle, Unthrottled};
 use crate::stores;
 use crate::task::{blocking, spawn_named};
 pub use conversion::Conversion;
@@ -76,6 +77,8 @@ pub struct RecoveryHost {
     pub generations: Vec<Generation>,
     /// What a folder has room for beside what guests write; asked before a VM's disks are brought there.
     pub room: fn(&Path) -> Room,
+    /// Shares the way to the stores.
+    pub throttle: Arc<dyn Throttle>,
     /// Where a test may stop the world; see [`places`].
     pub pauses: Arc<dyn Pauses>,
 }
@@ -110,6 +113,7 @@ impl RecoveryHost {
             boot: boot.trim().to_owned(),
             generations: vec![Generation::One, Generation::Two],
             room: hydration::room,
+            throttle: Arc::new(Unthrottled),
             pauses: Arc::new(NoPauses),
         }
     }

@@ -23,6 +23,7 @@ use super::record::Record;
 use super::reverse::{self, Errand, ShipRecord, Shipper};
 use super::{POWER_POLL, making, places};
 use crate::finding;
+use crate::replicator::policy;
 
 /// How often it is looked whether the rest is shipped: the other side waits for it.
 const REST_POLL: Duration = Duration::from_millis(200);
@@ -31,6 +32,8 @@ const REST_POLL: Duration = Duration::from_millis(200);
 pub(super) struct Shipping {
     purpose: Purpose,
     shipper: Shipper,
+    /// In force.
+    throttles: Vec<v1::Throttle>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +92,16 @@ impl Side {
                 self.begin_shipping(purpose, record)?;
             }
         }
-        if let (Some(shipping), Some(newest)) = (&self.shipping, &self.newest) {
+        if let (Some(shipping), Some(newest)) = (&mut self.shipping, &self.newest) {
             shipping.shipper.set_keys(making::keys(newest)?);
+            shipping.shipper.set_interval(interval(newest));
+            if shipping.throttles != newest.throttles {
+                // Those before stay in force when these can't be read: none at all could be the worse surprise.
+                let limits = policy::limits(&newest.throttles).map_err(anyhow::Error::msg)?;
+                let item = self.place.key().item_id();
+                self.host.throttle.limit_item(item, &limits);
+                shipping.throttles.clone_from(&newest.throttles);
+            }
         }
         let over = self.wish.as_ref().is_some_and(|wish| !wish.ships);
         if let Some(record) = there.record.as_ref().filter(|_| over) {
@@ -137,6 +148,7 @@ impl Side {
             key: self.place.key().clone(),
             keys: making::keys(newest)?,
             immutability_hours: newest.immutability_hours,
+            interval: interval(newest),
             point: record.point_id,
             records: self.place.records().to_owned(),
             // It is served, or nothing of it would be shipped.
@@ -150,7 +162,11 @@ impl Side {
             None => Shipper::run(host, errand),
             Some(_) => Shipper::ship_rest(host, errand),
         };
-        self.shipping = Some(Shipping { purpose, shipper });
+        self.shipping = Some(Shipping {
+            purpose,
+            shipper,
+            throttles: Vec::new(),
+        });
         Ok(())
     }
 
@@ -158,6 +174,8 @@ impl Side {
     pub(super) async fn end_shipping(&mut self) {
         if let Some(shipping) = self.shipping.take() {
             shipping.shipper.stop().await;
+            let item = self.place.key().item_id();
+            self.host.throttle.limit_item(item, &[]);
         }
     }
 
@@ -222,5 +240,31 @@ impl Side {
             "The engine tries again by itself, and nothing is lost. See the engine's log on the recovery host.",
             false,
         ))
+    }
+}
+
+/// From one point to the next: the policy's interval, but no longer than what may wait when the VM is stopped.
+fn interval(message: &v1::RecoveredVm) -> Duration {
+    match message.replication_interval_seconds {
+        0 => reverse::LONGEST_INTERVAL,
+        seconds => Duration::from_secs(seconds.into()).min(reverse::LONGEST_INTERVAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failback_ships_as_often_as_the_policy_wants_and_no_more_seldom_than_its_downtime_allows() {
+        let of = |replication_interval_seconds| {
+            interval(&v1::RecoveredVm {
+                replication_interval_seconds,
+                ..v1::RecoveredVm::default()
+            })
+        };
+        assert_eq!(of(5), Duration::from_secs(5));
+        assert_eq!(of(900), reverse::LONGEST_INTERVAL);
+        assert_eq!(of(0), reverse::LONGEST_INTERVAL);
     }
 }

@@ -277,6 +277,8 @@ async fn failed_over(
         order: Some(orders::recovery_message(epoch, order)),
         ships: failover::ship_generation(&item.life) > 0,
         ship_generation: failover::ship_generation(&item.life),
+        replication_interval_seconds: interval_to_ship(app, item).await?,
+        throttles: throttles(item.request.throttles.as_deref().unwrap_or_default()),
         ..v1::RecoveredVm::default()
     }))
 }
@@ -299,6 +301,16 @@ async fn immutability_to_ship(app: &App, item: &Item) -> Result<u32, StoreError>
     Ok(policy.map_or(0, |policy| {
         immutability::hours(&policy.record, app.now_ms())
     }))
+}
+
+/// How often the policy wants a point of what a recovered VM ships.
+async fn interval_to_ship(app: &App, item: &Item) -> Result<u32, StoreError> {
+    if failover::ship_generation(&item.life) == 0 {
+        return Ok(0);
+    }
+    let key = item.policy_id.to_ascii_lowercase();
+    let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
+    Ok(policy.map_or(0, |policy| policy.record.details.replication_interval))
 }
 
 async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreError> {

@@ -25,6 +25,7 @@ use crate::recovered::RecoveryHost;
 use crate::replicator::outgoing::{Effort, Gate, Outgoing};
 use crate::replicator::pauses;
 use crate::replicator::refine::Run;
+use crate::replicator::throttle::{Class, Throttle};
 use crate::task::blocking;
 
 /// Bytes of disk in one object.
@@ -46,11 +47,18 @@ pub(super) struct Round {
     pub changed_bytes: u64,
 }
 
-/// No rate limit is known of a recovered VM.
-struct Open;
+/// The limits of the item and of this host.
+struct Limits<'a> {
+    throttle: &'a dyn Throttle,
+    item_id: &'a str,
+}
 
-impl Gate for Open {
-    async fn pass(&self, _bytes: u64, _changed_bytes: u64) {}
+impl Gate for Limits<'_> {
+    async fn pass(&self, bytes: u64, _changed_bytes: u64) {
+        self.throttle
+            .acquire(self.item_id, bytes, Class::Delta)
+            .await;
+    }
 }
 
 /// From where, and to where.
@@ -66,11 +74,12 @@ struct Cycle<'a> {
     host: &'a RecoveryHost,
     ground: &'a Ground,
     effort: &'a Effort,
+    limits: &'a Limits<'a>,
     disks: Vec<DiskSpec>,
     time_unix_ms: i64,
     /// Of the object that is being built, or else of the next one.
     position: Position,
-    outgoing: Option<Outgoing<'a, Open>>,
+    outgoing: Option<Outgoing<'a, Limits<'a>>>,
     /// In the object that is being built.
     waiting_bytes: u64,
     changed_bytes: u64,
@@ -163,10 +172,15 @@ impl Way<'_> {
                 .await
                 .context("ask what the replica changed behind the recovered VM's point")?
         };
+        let limits = Limits {
+            throttle: self.host.throttle.as_ref(),
+            item_id: errand.key.item_id(),
+        };
         let mut cycle = Cycle {
             host: self.host,
             ground,
             effort: self.effort,
+            limits: &limits,
             disks: Vec::new(),
             time_unix_ms: instant(ground, point, known.as_ref()).await?,
             position: head.next(),
@@ -307,7 +321,7 @@ impl Cycle<'_> {
 
 impl<'a> Cycle<'a> {
     /// The object that is being built; begun when there is none.
-    async fn take(&mut self) -> anyhow::Result<Outgoing<'a, Open>> {
+    async fn take(&mut self) -> anyhow::Result<Outgoing<'a, Limits<'a>>> {
         if let Some(outgoing) = self.outgoing.take() {
             return Ok(outgoing);
         }
@@ -317,7 +331,7 @@ impl<'a> Cycle<'a> {
             disks: Some(self.disks.clone()),
             compression: CompressionLevel::default(),
         };
-        let begun = Outgoing::begin(&Open, self.effort, &self.ground.writer, plan).await;
+        let begun = Outgoing::begin(self.limits, self.effort, &self.ground.writer, plan).await;
         begun.with_context(|| format!("begin cycle {} of the replica", self.position.0))
     }
 }

@@ -8,6 +8,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use hypervisor::{DiskId, VmId};
@@ -38,6 +39,8 @@ pub struct Errand {
     pub keys: KeyRing,
     /// For so long nobody can delete the points that are shipped; 0 = no promise.
     pub immutability_hours: u32,
+    /// From one point to the next while the VM runs.
+    pub interval: Duration,
     /// The point that the VM was made from; it is held.
     pub point: Uuid,
     /// Where the VM's records lie.

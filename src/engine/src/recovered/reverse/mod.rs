@@ -3,7 +3,7 @@
 //! ```text
 //!   recovered VM ─► freeze ─► what the replica's head has not ─► journal + recovery point ─► source host takes it from there
 //!                     ▲                                                     │
-//!                     └────────── every 30 s; once more when it is off ─────┘
+//!                     └─── as the policy wants; once more when it is off ───┘
 //! ```
 //!
 //! The first cycle sends what the VM wrote above its point, and what the replica got behind that point, as far as either
@@ -42,8 +42,9 @@ use ground::Ground;
 pub use ground::{Errand, own_disk};
 pub use record::ShipRecord;
 
-/// From one point to the next while the VM runs. Nothing is told of an interval.
-const INTERVAL: Duration = Duration::from_secs(30);
+/// From one point to the next while the VM runs, when the policy wants no shorter one: what was not shipped when the VM is
+/// stopped is downtime.
+pub const LONGEST_INTERVAL: Duration = Duration::from_secs(30);
 /// A cycle of so many changed bytes took long enough that as many may wait again: the next one begins at once.
 const BACKLOG_BYTES: u64 = 256 << 20;
 
@@ -66,8 +67,18 @@ pub struct Seen {
 pub struct Shipper {
     seen: watch::Receiver<Seen>,
     keys: watch::Sender<KeyRing>,
+    interval: watch::Sender<Duration>,
     stop: CancellationToken,
     task: JoinHandle<Option<()>>,
+}
+
+/// When the next cycle is.
+enum Next {
+    AtOnce,
+    /// When its interval is over.
+    InTime,
+    /// Never: there is nothing more to ship.
+    Nothing,
 }
 
 struct Task {
@@ -77,6 +88,7 @@ struct Task {
     effort: Effort,
     ground: Option<Ground>,
     keys: watch::Receiver<KeyRing>,
+    interval: watch::Receiver<Duration>,
     /// Something may be frozen that nobody holds.
     unclean: bool,
     /// The VM has been off since its last write was shipped.
@@ -100,6 +112,7 @@ impl Shipper {
     fn start(host: Arc<RecoveryHost>, errand: Errand, guest: Guest) -> Self {
         let (sender, seen) = watch::channel(Seen::default());
         let (keys, newest_keys) = watch::channel(errand.keys.clone());
+        let (interval, newest_interval) = watch::channel(errand.interval);
         let stop = CancellationToken::new();
         let name = format!("ship recovered {}", errand.vm);
         let task = Task {
@@ -109,6 +122,7 @@ impl Shipper {
             effort: Effort::default(),
             ground: None,
             keys: newest_keys,
+            interval: newest_interval,
             unclean: true,
             off: false,
             seen: sender,
@@ -117,6 +131,7 @@ impl Shipper {
         Self {
             seen,
             keys,
+            interval,
             stop,
             task,
         }
@@ -134,6 +149,15 @@ impl Shipper {
             if differs {
                 *known = keys;
             }
+            differs
+        });
+    }
+
+    /// From one point to the next, as the policy wants it now: also of the pause that is on.
+    pub fn set_interval(&self, interval: Duration) {
+        self.interval.send_if_modified(|known| {
+            let differs = *known != interval;
+            *known = interval;
             differs
         });
     }
@@ -214,24 +238,28 @@ impl Task {
                 biased;
                 () = stop.cancelled() => break,
                 result = self.once() => match result {
-                    Ok(None) => return,
-                    Ok(Some(pause)) => {
+                    Ok(Next::Nothing) => return,
+                    Ok(Next::AtOnce) => {
                         failures = 0;
-                        pause.saturating_sub(begin.elapsed())
+                        continue;
+                    }
+                    Ok(Next::InTime) => {
+                        failures = 0;
+                        None
                     }
                     Err(error) => {
                         if self.failed(&error) {
                             break;
                         }
                         failures += 1;
-                        backoff::ship_delay(failures)
+                        Some(backoff::ship_delay(failures))
                     }
                 },
             };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
+                () = wait(&mut self.interval, begin, pause) => {}
             }
         }
         // A frozen point that nobody releases would cost the guest ever more.
@@ -242,8 +270,8 @@ impl Task {
         }
     }
 
-    /// One cycle; how long to wait for the next one, counted from its begin. `None` = there is nothing more to ship.
-    async fn once(&mut self) -> anyhow::Result<Option<Duration>> {
+    /// One cycle, and when the next one is.
+    async fn once(&mut self) -> anyhow::Result<Next> {
         let keys = self.keys.borrow().clone();
         let host = self.host.clone();
         let errand = Errand {
@@ -278,7 +306,7 @@ impl Task {
         self.ground = Some(ground);
         self.unclean = false;
         let Some(round) = round else {
-            return Ok(Some(INTERVAL));
+            return Ok(Next::InTime);
         };
         let rest_shipped = self.guest == Guest::Off;
         self.seen.send_replace(Seen {
@@ -289,13 +317,13 @@ impl Task {
             problem: None,
         });
         if rest_shipped {
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
-        Ok(Some(if round.changed_bytes >= BACKLOG_BYTES {
-            Duration::ZERO
+        Ok(if round.changed_bytes >= BACKLOG_BYTES {
+            Next::AtOnce
         } else {
-            INTERVAL
-        }))
+            Next::InTime
+        })
     }
 
     /// Takes note of a failure; whether it is the last one.
@@ -318,6 +346,23 @@ impl Task {
     }
 }
 
+/// Until the next cycle: an interval after the last one began, whatever the interval becomes meanwhile; or a fixed pause.
+async fn wait(interval: &mut watch::Receiver<Duration>, begin: Instant, pause: Option<Duration>) {
+    if let Some(pause) = pause {
+        return tokio::time::sleep(pause).await;
+    }
+    loop {
+        let until = begin + *interval.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return,
+            // Whoever set it is gone: it stays as it is.
+            changed = interval.changed() => if changed.is_err() {
+                return tokio::time::sleep_until(until).await;
+            },
+        }
+    }
+}
+
 /// Whether an error comes from a store that said this.
 fn is_of_store(error: &anyhow::Error, kind: ErrorKind) -> bool {
     error.chain().any(|cause| {
@@ -333,4 +378,24 @@ fn is_off(error: &anyhow::Error) -> bool {
             .downcast_ref::<HypervisorError>()
             .is_some_and(|error| error.kind() == hypervisor::ErrorKind::VmNotRunning)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_interval_that_changes_holds_for_the_pause_that_is_on() {
+        let (sender, mut interval) = watch::channel(Duration::from_secs(30));
+        let begin = Instant::now();
+        let shorter = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            sender.send_replace(Duration::from_secs(5));
+        };
+        tokio::join!(wait(&mut interval, begin, None), shorter);
+        assert_eq!(begin.elapsed(), Duration::from_secs(5));
+        drop(sender);
+        wait(&mut interval, Instant::now(), None).await;
+        assert_eq!(begin.elapsed(), Duration::from_secs(10));
+    }
 }
