@@ -1,14 +1,23 @@
 #!/bin/bash
 # Installs, by Debian package name, what the lab needs and is missing.
 #
-#   prerequisites.sh            install what is missing
-#   prerequisites.sh --check    only say what is missing (exit 1 if anything is)
+#   prerequisites.sh [WHAT]            install what is missing
+#   prerequisites.sh [WHAT] --check    only say what is missing (exit 1 if anything is)
+#
+# WHAT: vms (default); windows (C compiler for Windows, Wine); windows-std (Rust's standard library for Windows as sources, with
+# the compiler that they belong to); signing.
 #
 # Quick and silent when everything is there: it looks for the files first and asks apt only then.
 set -euo pipefail
 
+what=vms
+if [[ ${1:-} != --* && -n ${1:-} ]]; then
+    what=$1
+    shift
+fi
+
 # What proves that a package is there : the package
-needed=(
+vms=(
     qemu-system-x86_64:qemu-system-x86
     qemu-img:qemu-utils
     /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
@@ -30,6 +39,31 @@ needed=(
     BUSYBOX_STATIC:busybox-static
     CC:build-essential
 )
+windows=(
+    CC:build-essential
+    x86_64-w64-mingw32-gcc:gcc-mingw-w64-x86-64
+    /usr/lib/wine/wine64:wine64
+    flock:util-linux
+)
+# By dpkg's own lists: other packages have programs of these names, too old ones.
+windows_std=(
+    /var/lib/dpkg/info/rustc-web.list:rustc-web
+    /var/lib/dpkg/info/cargo-web.list:cargo-web
+    /var/lib/dpkg/info/rust-web-src.list:rust-web-src
+)
+signing=(
+    osslsigncode:osslsigncode
+)
+case $what in
+    vms) needed=("${vms[@]}") ;;
+    windows) needed=("${windows[@]}") ;;
+    windows-std) needed=("${windows_std[@]}") ;;
+    signing) needed=("${signing[@]}") ;;
+    *)
+        echo "prerequisites: there is no list $what; there are: vms windows windows-std signing" >&2
+        exit 2
+        ;;
+esac
 
 # Tools in sbin are not on an ordinary user's PATH.
 PATH=$PATH:/usr/sbin:/sbin
@@ -82,8 +116,12 @@ fi
 echo "installing ${missing[*]}" >&2
 install=("${as_root[@]}" apt-get install -y -q --no-install-recommends)
 "${as_root[@]}" apt-get update -q >&2
-if "${install[@]}" "${missing[@]}" >&2 && "$0" --check; then
+if "${install[@]}" "${missing[@]}" >&2 && "$0" "$what" --check; then
     exit 0
+fi
+if [[ " ${missing[*]} " != *" qemu-system-x86 "* ]]; then
+    echo "install by hand what is missing: apt-get install ${missing[*]}" >&2
+    exit 1
 fi
 # The newest qemu-utils that is installed has no qemu-system-x86 of its version: take both in the
 # version that has one.
@@ -106,4 +144,4 @@ for package in qemu-system-common qemu-system-data; do
     fi
 done
 "${install[@]}" --allow-downgrades "${pinned[@]}" >&2
-"$0" --check
+"$0" "$what" --check

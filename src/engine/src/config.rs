@@ -10,10 +10,12 @@ use anyhow::{Context as _, bail};
 use hypervisor::Generation;
 use serde::Deserialize;
 
+use crate::platform;
+
 /// A unix socket's path holds 107 bytes; `<recovery_folder>/<GUID>/nbd.sock` needs 46 of them.
-const LONGEST_RECOVERY_FOLDER: usize = 107 - 46;
+const LONGEST_RECOVERY_FOLDER: usize = if cfg!(unix) { 107 - 46 } else { usize::MAX };
 /// `<data_folder>/engine.sock` needs 12.
-const LONGEST_DATA_FOLDER: usize = 107 - 12;
+const LONGEST_DATA_FOLDER: usize = if cfg!(unix) { 107 - 12 } else { usize::MAX };
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -31,7 +33,7 @@ pub enum LogFormat {
 #[serde(deny_unknown_fields)]
 struct File {
     vm_folder: Option<PathBuf>,
-    #[serde(default = "default_data_folder")]
+    #[serde(default = "platform::default_data_folder")]
     data_folder: PathBuf,
     recovery_folder: Option<PathBuf>,
     source_role: Option<bool>,
@@ -149,6 +151,11 @@ impl Config {
                 vms.display().to_string()
             );
         }
+        if cfg!(windows) && self.recovery_role {
+            bail!(
+                "recovery_role: engines on Windows run no recovered virtual machines yet; give the role to a Linux host"
+            );
+        }
         if !self.source_role && !self.recovery_role {
             bail!("vm_folder, recovery_role: give at least one, or the engine has nothing to do");
         }
@@ -209,10 +216,6 @@ fn generations(numbers: Vec<u32>) -> anyhow::Result<Vec<Generation>> {
         bail!("recovery_generations: give at least one of 1 and 2, or leave the key out");
     }
     Ok(all)
-}
-
-fn default_data_folder() -> PathBuf {
-    PathBuf::from("/var/lib/siterecovery")
 }
 
 fn default_log_level() -> String {

@@ -1,7 +1,6 @@
-//! The engine's local window: a unix socket in the data folder that answers every connection with one JSON
+//! The engine's local window: a socket named after the data folder that answers every connection with one JSON
 //! document, the state of this instant. For `status`, for `start` (has it come up?), for a curious operator.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +9,9 @@ use anyhow::Context as _;
 use engine_protocol::v1;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
 
 use crate::board::Board;
-use crate::durable;
+use crate::platform::{self, LocalListener};
 
 /// An answer longer than this is not ours.
 const LONGEST_ANSWER: u64 = 64 << 20;
@@ -98,25 +96,19 @@ pub struct Recovered {
 }
 
 /// Listens on `path` for the life of the process. The caller holds the instance lock, so a socket that is there is a leftover.
-pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    durable::remove_if_there(path)
-        .with_context(|| format!("remove old socket {}", path.display()))?;
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("protect {}", path.display()))?;
-    Ok(listener)
+pub fn listen(path: &Path) -> anyhow::Result<LocalListener> {
+    LocalListener::bind(path)
 }
 
 /// Answers connections until the task is dropped.
 pub async fn serve(
-    listener: UnixListener,
+    mut listener: LocalListener,
     board: Arc<Board>,
     about: tokio::sync::watch::Receiver<About>,
 ) {
     loop {
         match listener.accept().await {
-            Ok((mut stream, _)) => {
+            Ok(mut stream) => {
                 let status = Status::new(about.borrow().clone(), &board);
                 if let Ok(bytes) = serde_json::to_vec(&status) {
                     // A client that hangs up or does not read hurts nobody but itself.
@@ -136,7 +128,7 @@ pub async fn serve(
 /// Asks a running engine.
 pub async fn ask(path: &Path) -> anyhow::Result<Status> {
     let work = async {
-        let stream = UnixStream::connect(path).await?;
+        let stream = platform::connect(path).await?;
         let mut bytes = Vec::new();
         stream.take(LONGEST_ANSWER).read_to_end(&mut bytes).await?;
         Ok::<_, std::io::Error>(bytes)

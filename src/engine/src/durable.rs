@@ -3,13 +3,14 @@
 //! Promise of [`replace`]: after it returns, the new content survives a power cut; before it returns,
 //! a reader sees the whole old content or the whole new one, never a mix.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::platform;
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,29 +21,16 @@ pub enum Access {
     Plain,
 }
 
-impl Access {
-    fn mode(self) -> u32 {
-        match self {
-            Access::Secret => 0o600,
-            Access::Plain => 0o644,
-        }
-    }
-}
-
 /// Writes `bytes` to `path`: temporary file, fsync, rename, fsync of the folder.
 pub fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
     let temporary = temporary_of(path)?;
     // A leftover of a crash may have other permissions; start from nothing.
     remove_if_there(&temporary)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(access.mode())
-        .open(&temporary)?;
+    let mut file = platform::create_new(&temporary, access)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
-    fs::rename(&temporary, path)?;
+    platform::rename(&temporary, path)?;
     sync_parent(path)
 }
 
@@ -56,12 +44,7 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T, access: Access) -> io:
 /// Makes an empty file for reading and writing in place, whatever was at `path`; its name is durable.
 pub fn create_empty(path: &Path, access: Access) -> io::Result<File> {
     remove_if_there(path)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(access.mode())
-        .open(path)?;
+    let file = platform::create_new(path, access)?;
     sync_parent(path)?;
     Ok(file)
 }
@@ -98,8 +81,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// Syncs the folder that holds `path`, so that a create, rename or removal in it survives a power cut.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+        Some(parent) if !parent.as_os_str().is_empty() => platform::sync_folder(parent),
+        _ => platform::sync_folder(Path::new(".")),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use hypervisor::{Generation, Hypervisor, QemuDriver, bios_boot_loader};
+use hypervisor::{Generation, Hypervisor, bios_boot_loader};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,8 @@ use crate::desired::DesiredFile;
 use crate::durable::{self, Access};
 use crate::identity::IdentityFolder;
 use crate::instance::InstanceLock;
+use crate::logging;
+use crate::platform;
 use crate::reconcile::Reconciler;
 use crate::recovered::{RecoveredVms, RecoveryHost};
 use crate::replicator::Context;
@@ -25,7 +27,7 @@ use crate::session::Session;
 use crate::task::spawn_named;
 use crate::throttle::Limiter;
 
-/// The qemu driver for this configuration.
+/// This system's driver for this configuration.
 pub fn driver(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
     let mut folders = Vec::new();
     folders.extend(config.vm_folder.clone());
@@ -39,9 +41,7 @@ pub fn driver(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
         folders.push(config.recovery_folder.clone());
     }
     let scratch = config.data_folder.join("scratch");
-    Ok(Arc::new(
-        QemuDriver::new(folders, scratch).context("set up the qemu driver")?,
-    ))
+    platform::driver(folders, scratch)
 }
 
 /// What VMs the host may run when it recovers them; none without the role.
@@ -62,6 +62,18 @@ async fn tell_generations(generations: Vec<Generation>, scratch: PathBuf) {
     {
         tracing::warn!(%error, "virtual machines of generation 2 can't be recovered on this host: they would need a boot loader");
     }
+}
+
+/// Takes the process from here: crypto, data folder, log. `log_file` says whether the log goes into the data folder.
+///
+/// # Errors
+/// When the data folder or the log can't be made.
+pub fn prepare(config: &Config, log_file: bool) -> anyhow::Result<()> {
+    engine_protocol::tls::install_crypto();
+    std::fs::create_dir_all(&config.data_folder)
+        .with_context(|| format!("create data folder {}", config.data_folder.display()))?;
+    let path = config.log_file();
+    logging::set_up(config, log_file.then_some(path.as_path()))
 }
 
 /// Runs an engine until `stop`. Errors are those of coming up; later ones are findings and log lines.

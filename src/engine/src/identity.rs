@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::durable::{self, Access};
+use crate::platform;
 
 /// What enrolment gave.
 #[derive(Clone, Serialize, Deserialize)]
@@ -40,11 +41,8 @@ pub struct IdentityFolder {
 impl IdentityFolder {
     /// Opens the folder, makes it when missing.
     pub fn open(folder: PathBuf) -> anyhow::Result<Self> {
-        use std::os::unix::fs::PermissionsExt as _;
         durable::create_folder(&folder)
-            .and_then(|()| {
-                std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))
-            })
+            .and_then(|()| platform::make_folder_private(&folder))
             .with_context(|| format!("create identity folder {}", folder.display()))?;
         Ok(Self { folder })
     }

@@ -18,6 +18,7 @@ pub mod board;
 pub mod config;
 pub mod control;
 pub mod convert;
+#[cfg(unix)]
 pub mod daemon;
 pub mod desired;
 pub mod durable;
@@ -30,6 +31,7 @@ pub mod instance;
 pub mod location;
 pub mod logging;
 pub mod memory;
+pub mod platform;
 pub mod profile;
 pub mod progress;
 pub mod receive;
@@ -40,9 +42,12 @@ pub mod replicator;
 pub mod report;
 pub mod schedule;
 pub mod scripts;
+#[cfg(windows)]
+pub mod service;
 pub mod session;
 pub mod source;
 pub mod stores;
+#[cfg(unix)]
 pub mod supervisor;
 pub mod task;
 pub mod throttle;

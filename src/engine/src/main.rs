@@ -7,11 +7,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use engine::config::Config;
-use engine::{
-    bench, control, convert, daemon, inspect, logging, profile, replicate, supervisor, verify,
-    vm_command,
-};
-use tokio::signal::unix::{SignalKind, signal};
+use engine::{bench, control, convert, inspect, platform, profile, replicate, verify, vm_command};
+#[cfg(unix)]
+use engine::{daemon, supervisor};
 use tokio_util::sync::CancellationToken;
 
 /// Replicates the virtual machines of this host and runs recovered ones.
@@ -24,7 +22,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the engine until SIGTERM or SIGINT; logs go to standard error.
+    /// Run the engine until SIGTERM or SIGINT (on Windows Ctrl-C); logs go to standard error.
     Run {
         /// Configuration file (TOML).
         #[arg(long, value_name = "FILE")]
@@ -33,7 +31,14 @@ enum Command {
         #[arg(long)]
         detached: bool,
     },
+    /// Run as a service of Windows: install, start, stop, delete.
+    #[cfg(windows)]
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
     /// Keep a detached engine running: start it again when it dies. `start` uses it.
+    #[cfg(unix)]
     #[command(hide = true)]
     Supervise {
         /// Configuration file (TOML).
@@ -41,12 +46,14 @@ enum Command {
         config: PathBuf,
     },
     /// Start the engine in the background; returns when it answers, or says why it does not.
+    #[cfg(unix)]
     Start {
         /// Configuration file (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
     /// Stop the engine of this configuration: SIGTERM, and SIGKILL after 20 seconds. Virtual machines go on running.
+    #[cfg(unix)]
     Stop {
         /// Configuration file (TOML).
         #[arg(long, value_name = "FILE")]
@@ -95,6 +102,48 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+}
+
+#[cfg(windows)]
+#[derive(Subcommand)]
+enum ServiceCommand {
+    /// Make the service, or bring one that is there to this program and configuration; it starts with the system.
+    Install {
+        /// Name of the service.
+        #[arg(long, value_name = "NAME", default_value = engine::service::NAME)]
+        name: String,
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Start the service; returns when the engine answers, or says why it does not.
+    Start {
+        /// Name of the service.
+        #[arg(long, value_name = "NAME", default_value = engine::service::NAME)]
+        name: String,
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Stop the service and wait for its end.
+    Stop {
+        /// Name of the service.
+        #[arg(long, value_name = "NAME", default_value = engine::service::NAME)]
+        name: String,
+    },
+    /// Stop the service and take it away. Its folders stay.
+    Delete {
+        /// Name of the service.
+        #[arg(long, value_name = "NAME", default_value = engine::service::NAME)]
+        name: String,
+    },
+    /// What the service control manager starts.
+    #[command(hide = true)]
+    Run {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
 }
 
@@ -152,7 +201,17 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
     // Replicas, logs and recovered disks hold what is inside of the VMs: for the owner's eyes only.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    platform::keep_files_private();
+    #[cfg(windows)]
+    if let Command::Service {
+        command: ServiceCommand::Run { config },
+    } = command
+    {
+        // The manager's thread is this one; the runtime is made in the service's own.
+        engine::service::dispatch(config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    #[cfg(unix)]
     if let Command::Run { detached: true, .. } | Command::Supervise { .. } = &command {
         // Before the runtime has threads.
         daemon::detach()?;
@@ -170,12 +229,17 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let config = Config::load(&config)?;
             run(&config, detached).await?;
         }
+        #[cfg(windows)]
+        Command::Service { command } => service(command).await?,
+        #[cfg(unix)]
         Command::Supervise { config: path } => {
             supervisor::supervise(&path, &Config::load(&path)?).await?;
         }
+        #[cfg(unix)]
         Command::Start { config: path } => {
             say(&daemon::start(&path, &Config::load(&path)?).await?)?
         }
+        #[cfg(unix)]
         Command::Stop { config } => say(&daemon::stop(&Config::load(&config)?).await?)?,
         Command::Status { config, json } => return status(&Config::load(&config)?, json).await,
         Command::Vm { command } => vm(command).await?,
@@ -205,23 +269,30 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn run(config: &Config, detached: bool) -> anyhow::Result<()> {
-    engine_protocol::tls::install_crypto();
-    std::fs::create_dir_all(&config.data_folder)
-        .with_context(|| format!("create data folder {}", config.data_folder.display()))?;
-    let log_file = config.log_file();
-    logging::set_up(config, detached.then_some(log_file.as_path()))?;
+    engine::engine::prepare(config, detached)?;
     let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let wished = platform::stop_wished()?;
     let trigger = stop.clone();
     engine::task::spawn_named("signals", async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        wished.await;
         trigger.cancel();
     });
     engine::engine::run(config, stop).await
+}
+
+#[cfg(windows)]
+async fn service(command: ServiceCommand) -> anyhow::Result<()> {
+    use engine::service;
+    match command {
+        ServiceCommand::Install { name, config } => say(&service::install(&name, &config)?),
+        ServiceCommand::Start { name, config } => {
+            say(&service::start(&name, &Config::load(&config)?).await?)
+        }
+        ServiceCommand::Stop { name } => say(&service::stop(&name).await?),
+        ServiceCommand::Delete { name } => say(&service::delete(&name).await?),
+        // Seen to before there was a runtime.
+        ServiceCommand::Run { .. } => Ok(()),
+    }
 }
 
 async fn replicate(options: &replicate::Options) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_protocol::v1;
-use hypervisor::{Generation, Hypervisor, HypervisorError, PowerState, VirtualMachine};
+use hypervisor::{Generation, Hypervisor, HypervisorError, PowerState, VirtualMachine, Volume};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -196,6 +196,5 @@ pub fn machine(vm: &VirtualMachine) -> v1::VirtualMachine {
 
 /// Free bytes for an ordinary user on the volume that holds `path`.
 pub fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+    Some(Volume::of(path).ok()?.free_bytes)
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use hypervisor::QemuDriver;
 use hypervisor::{ErrorKind, Hypervisor, PowerState, Stop, VirtualMachine};
 use serde_json::{Value, json};
+
+use crate::platform;
 
 /// How long a guest may take to shut down before it is turned off.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
@@ -19,10 +20,7 @@ pub fn driver(folder: &Path) -> anyhow::Result<Arc<dyn Hypervisor>> {
     if !folder.is_dir() {
         bail!("VM folder {} does not exist", folder.display());
     }
-    let scratch = std::env::temp_dir().join(format!("siterecovery-vm-{}", nix::unistd::geteuid()));
-    Ok(Arc::new(
-        QemuDriver::new(vec![folder], scratch).context("set up the qemu driver")?,
-    ))
+    platform::driver(vec![folder], platform::user_scratch())
 }
 
 /// All VMs.

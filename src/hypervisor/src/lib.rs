@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   engine ──► Hypervisor ──► qemu   (Linux: QMP, dirty bitmaps, fleecing)
-//!                        ├──► files  (images of VMs that are off, in a folder)
+//!                        ├──► files  (images of VMs that are off, in a folder; also on Windows)
 //!                        └──► hyperv (Windows Server: WMI, RCT; a later issue)
 //! ```
 //!
@@ -29,9 +29,12 @@ mod files;
 mod grub;
 mod model;
 pub mod nbd;
+#[cfg(unix)]
 mod qemu;
+#[cfg(unix)]
 mod qmp;
 mod screenshot;
+mod volume;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,9 +52,12 @@ pub use model::{
     PortAnswer, PowerState, QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk,
     VirtualMachine, VmId,
 };
+#[cfg(unix)]
 pub use qemu::QemuDriver;
+#[cfg(unix)]
 pub use qmp::{Event, Qmp, QmpError};
 pub use screenshot::Screenshot;
+pub use volume::Volume;
 
 /// Reads a frozen disk.
 #[async_trait]

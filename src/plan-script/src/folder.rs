@@ -1,6 +1,5 @@
 //! Where scripts may come from: one folder, and nothing outside of it, not even by a link.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 /// Why a script is not run. Each text ends with what to do.
@@ -55,14 +54,28 @@ pub(crate) fn resolve(folder: Option<&Path>, path: &str) -> Result<PathBuf, Refu
         return Err(Refusal::Outside(path.to_owned()));
     }
     let facts = std::fs::metadata(&file).map_err(missing)?;
-    if !facts.is_file() || facts.permissions().mode() & 0o111 == 0 {
+    if !facts.is_file() || !is_executable(&facts) {
         return Err(Refusal::NotExecutable(path.to_owned()));
     }
     Ok(file)
 }
 
-#[cfg(test)]
+#[cfg(unix)]
+fn is_executable(facts: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    facts.permissions().mode() & 0o111 != 0
+}
+
+/// Files have no such mark there.
+#[cfg(not(unix))]
+fn is_executable(_facts: &std::fs::Metadata) -> bool {
+    true
+}
+
+#[cfg(all(test, unix))]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod folder;
 mod note;
+#[cfg_attr(not(unix), path = "process_none.rs")]
 mod process;
 mod scripts;
 

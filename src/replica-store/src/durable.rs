@@ -253,7 +253,7 @@ impl Temporary {
     /// As `publish` for a file that was synced before.
     pub(crate) fn publish_synced(mut self, path: &Path) -> Result<()> {
         self.durable
-            .step(StepKind::Rename, path, || fs::rename(&self.path, path))
+            .step(StepKind::Rename, path, || rename(&self.path, path))
             .map_err(|error| StoreError::io("rename to", path, error).unknown())?;
         self.published = true;
         self.durable.sync_folder(folder_of(path)?)
@@ -364,6 +364,26 @@ fn open_existing(path: &Path, write: bool, create: bool) -> io::Result<File> {
         .create(create)
         .truncate(false)
         .open(path)
+}
+
+#[cfg(unix)]
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+/// Whoever reads the old file just now, a virus scanner for one, is in the way on some file systems: until it is done.
+#[cfg(not(unix))]
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    const TRIES: u32 = 50;
+    for _ in 1..TRIES {
+        match fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+    fs::rename(from, to)
 }
 
 #[cfg(unix)]

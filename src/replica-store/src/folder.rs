@@ -2,7 +2,8 @@
 //!
 //! Sections are OS locks on `lock`, so they exclude other processes for certain: versions are compared
 //! and names are checked inside of them. A look at an object that did not change costs one `open` and
-//! two `stat`s: the version holds the file that was read, so its inode number can't be another's.
+//! two `stat`s: the version holds the file that was read, so its inode number can't be another's. On Windows contents are
+//! compared.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -56,10 +57,7 @@ impl FolderMedium {
     fn put(&self, path: &Path, content: &[u8]) -> Result<Put> {
         self.durable.replace(path, content)?;
         let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
-        Ok(Put::Done(Version::File(
-            Arc::new(file),
-            blake3::hash(content),
-        )))
+        Ok(Put::Done(version(file, blake3::hash(content))))
     }
 }
 
@@ -83,7 +81,7 @@ impl Medium for FolderMedium {
             Err(error) if is_missing(&error) => return Ok(Newer::Gone),
             other => other.map_err(|error| StoreError::io("open", &path, error))?,
         };
-        if matches!(known, Version::File(seen, _) if same_file(seen, &file)) {
+        if matches!(known, Version::File(Some(seen), _) if same_file(seen, &file)) {
             return Ok(Newer::Unchanged);
         }
         let (content, version) = read_small(&path, file)?;
@@ -107,7 +105,7 @@ impl Medium for FolderMedium {
             Err(error) if is_missing(&error) => return Ok(Put::Refused),
             other => other.map_err(|error| StoreError::io("open", &path, error))?,
         };
-        let same = same_file(file, &now)
+        let same = file.as_ref().is_some_and(|file| same_file(file, &now))
             || matches!(read_small(&path, now)?.1, Version::File(_, current) if current == *hash);
         if !same {
             return Ok(Put::Refused);
@@ -352,7 +350,7 @@ impl Staged for StagedFile {
         let file =
             File::open(&self.path).map_err(|error| StoreError::io("open", &self.path, error))?;
         // Immutable: nobody ever replaces it, so its hash is of no use.
-        Ok(Put::Done(Version::File(Arc::new(file), blake3::hash(b""))))
+        Ok(Put::Done(version(file, blake3::hash(b""))))
     }
 }
 
@@ -415,7 +413,7 @@ fn read_small(path: &Path, file: File) -> Result<(Vec<u8>, Version)> {
         .read_to_end(&mut content)
         .map_err(|error| StoreError::io("read", path, error))?;
     let hash = blake3::hash(&content);
-    Ok((content, Version::File(Arc::new(file), hash)))
+    Ok((content, version(file, hash)))
 }
 
 /// Files below `folder`; links are listed, never followed.
@@ -449,6 +447,11 @@ fn walk(folder: &Path, prefix: &str, listed: &mut Vec<Listed>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Holds the file, but on Windows: a file that is open is replaced there on some file systems only, not on shares.
+fn version(file: File, hash: blake3::Hash) -> Version {
+    Version::File(cfg!(unix).then(|| Arc::new(file)), hash)
 }
 
 #[cfg(unix)]

@@ -40,7 +40,7 @@ use crate::model::Generation;
 #[derive(Clone, Debug)]
 pub(crate) enum Version {
     /// A file, held open so that its inode number is not used again, and the hash of its content.
-    File(Arc<File>, blake3::Hash),
+    File(Option<Arc<File>>, blake3::Hash),
     /// The entity tag of a blob.
     Etag(String),
 }

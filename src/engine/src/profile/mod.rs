@@ -24,7 +24,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::engine::now_unix_ms;
-use crate::{progress, vm_command};
+use crate::{platform, progress, vm_command};
 use source::{DiskName, Images, Sample, Source, Vms};
 use statistics::{DiskChurn, Series};
 
@@ -130,7 +130,7 @@ async fn follow(
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.tick().await;
-    let mut stop = std::pin::pin!(stopped());
+    let mut stop = std::pin::pin!(platform::stop_wished()?);
     while length.is_none_or(|length| begin.elapsed() < length) {
         tokio::select! {
             () = &mut stop => break,
@@ -148,21 +148,6 @@ async fn follow(
     }
     bar.finish_and_clear();
     Ok(seen.summary(options.growth_percent))
-}
-
-async fn stopped() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            return;
-        }
-    }
-    tokio::signal::ctrl_c().await.ok();
 }
 
 fn write_rows(file: &mut File, sample: &Sample, seconds: f64) -> std::io::Result<()> {

@@ -287,8 +287,7 @@ pub(super) async fn power(host: &RecoveryHost, vm: VmId) -> anyhow::Result<Power
 
 /// Size of the volume that holds `path`.
 pub(super) fn volume_bytes(path: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(stat.blocks() as u64 * stat.fragment_size() as u64)
+    Some(hypervisor::Volume::of(path).ok()?.total_bytes)
 }
 
 /// Whether a guest has written to its console.

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 
 use crate::{
     Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, GroupFreezeError, HostFacts,
-    Hypervisor, HypervisorError, NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId,
+    Hypervisor, HypervisorError, NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId, Volume,
 };
 use inventory::Listed;
 pub(crate) use still::StillImages;
@@ -82,11 +82,11 @@ impl FilesDriver {
 impl Hypervisor for FilesDriver {
     async fn host(&self) -> Result<HostFacts, HypervisorError> {
         Ok(HostFacts {
-            name: String::new(),
+            name: host_name(),
             operating_system: std::env::consts::OS.to_owned(),
             hypervisor: "files".to_owned(),
             hypervisor_version: String::new(),
-            free_bytes: 0,
+            free_bytes: Volume::of(&self.root).map_or(0, |volume| volume.free_bytes),
             accelerated: false,
         })
     }
@@ -241,6 +241,16 @@ impl Hypervisor for FilesDriver {
         self.find(vm, "find the console of").await?;
         Err(runs_nothing("show a console"))
     }
+}
+
+/// Empty when the system does not tell.
+fn host_name() -> String {
+    let name = if cfg!(windows) {
+        std::env::var("COMPUTERNAME").ok()
+    } else {
+        std::fs::read_to_string("/proc/sys/kernel/hostname").ok()
+    };
+    name.unwrap_or_default().trim().to_owned()
 }
 
 fn no_disk(step: &str, disk: DiskId) -> HypervisorError {

@@ -7,10 +7,15 @@
 //! What a peer sends is never trusted: lengths are bounded before memory is taken, and nonsense ends the
 //! connection with an error.
 
+#[cfg(unix)]
 mod client;
+#[cfg(unix)]
 mod handshake;
+#[cfg(unix)]
 mod pipeline;
+#[cfg_attr(not(unix), path = "nowhere.rs")]
 mod server;
+#[cfg(unix)]
 mod wire;
 
 use std::io;
@@ -20,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+#[cfg(unix)]
 pub use client::NbdClient;
 pub use server::{NbdServer, serve};
 
@@ -84,6 +90,7 @@ pub enum NbdError {
 }
 
 impl NbdError {
+    #[cfg(unix)]
     fn protocol(text: impl Into<String>) -> Self {
         Self::Protocol(text.into())
     }

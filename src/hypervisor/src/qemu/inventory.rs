@@ -18,7 +18,7 @@ use super::folder::VmFolder;
 use super::{FoundVm, QEMU, QemuDriver};
 use crate::{
     DiskId, ErrorKind, Finding, Generation, HostFacts, HypervisorError, NetworkAdapter, PowerState,
-    VirtualDisk, VirtualMachine, VmId,
+    VirtualDisk, VirtualMachine, VmId, Volume,
 };
 
 impl QemuDriver {
@@ -454,16 +454,14 @@ fn critical(code: &'static str, summary: String, causes: &str, action: &str) -> 
 
 /// Free bytes for this user on the volume of `path`.
 pub(super) fn free_bytes(path: &Path) -> Result<u64, HypervisorError> {
-    let facts = nix::sys::statvfs::statvfs(path).map_err(|error| {
+    let volume = Volume::of(path).map_err(|error| {
         HypervisorError::with_source(
             ErrorKind::Io,
             format!("ask for free room of {}", path.display()),
             error,
         )
     })?;
-    Ok(facts
-        .blocks_available()
-        .saturating_mul(facts.fragment_size()))
+    Ok(volume.free_bytes)
 }
 
 /// Empty when QEMU is missing: a start will say so.

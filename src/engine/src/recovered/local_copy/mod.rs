@@ -16,7 +16,6 @@ mod map;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +25,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::durable::{self, Access};
+use crate::platform::FileAt as _;
 use crate::replicator::hashes::is_zero;
 use crate::task::blocking;
 pub use map::BLOCK;

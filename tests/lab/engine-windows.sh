@@ -1,0 +1,50 @@
+#!/bin/bash
+# Builds the engine for Windows and says how large it is.
+#
+#   engine-windows.sh [PROFILE]     PROFILE: windows-test (default; quick to build) or release (to ship)
+#
+# The program: target/windows/x86_64-pc-windows-gnu/PROFILE/siterecovery-engine.exe
+#
+# The toolchain is rustup's where its standard library for the target is there or can be had; else Debian's newest one
+# (rustc-web), which has no such library and builds it from its sources. C code is compiled by MinGW in both cases.
+#
+# At most 12 MiB when it is to be shipped: what a host has to fetch, through WinRM in the worst case.
+# Signed when SIGNING_CERTIFICATE and SIGNING_KEY name a certificate and its key (PEM).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+profile=${1:-windows-test}
+target=x86_64-pc-windows-gnu
+most_bytes=$((12 << 20))
+
+tests/lab/prerequisites.sh windows
+
+installed() {
+    command -v rustup >/dev/null && rustup target list --installed 2>/dev/null | grep -qx "$target"
+}
+
+arguments=(build --locked --package engine --profile "$profile" --target "$target" --target-dir target/windows)
+if installed || { command -v rustup >/dev/null && rustup target add "$target" 2>/dev/null; }; then
+    cargo "${arguments[@]}"
+else
+    tests/lab/prerequisites.sh windows-std
+    # All three: with another toolchain first on PATH the wrong parts would be mixed.
+    RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1 \
+        /usr/bin/cargo "${arguments[@]}" -Zbuild-std
+fi
+
+program=target/windows/$target/$profile/siterecovery-engine.exe
+if [[ -n ${SIGNING_CERTIFICATE:-} ]]; then
+    : "${SIGNING_KEY:?SIGNING_CERTIFICATE is set: set SIGNING_KEY to the file of its key, too}"
+    tests/lab/prerequisites.sh signing
+    osslsigncode sign -certs "$SIGNING_CERTIFICATE" -key "$SIGNING_KEY" -h sha256 \
+        -n "Site Recovery Engine" -in "$program" -out "$program.signed" >&2
+    mv "$program.signed" "$program"
+fi
+
+bytes=$(stat --format=%s "$program")
+printf 'engine for Windows: %s, %s bytes (%s MiB)\n' "$program" "$bytes" "$(awk "BEGIN { printf \"%.1f\", $bytes / 1048576 }")"
+if [[ $profile == release ]] && ((bytes > most_bytes)); then
+    echo "it is larger than $((most_bytes >> 20)) MiB: look at what was linked into it (cargo tree --package engine --target $target)" >&2
+    exit 1
+fi
