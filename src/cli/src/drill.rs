@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::Target;
 use crate::lookup::{Vault, text};
+use crate::plan_part::Part;
 use crate::show_job;
 
 /// Options of `test-failover start`.
@@ -18,10 +19,12 @@ use crate::show_job;
 pub struct Start {
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    part: Part,
     /// Recovery point: id or name; the newest without it. For an item only
     #[arg(long, conflicts_with = "plan")]
     point: Option<String>,
-    /// Virtual network (id) for the recovered VMs. In this release they are isolated from every network with it too
+    /// Virtual network (id) for the recovered VMs. On a recovery host this is a private one of the VMs there that are in it
     #[arg(long)]
     network: Option<String>,
     /// Give up waiting after so many minutes; the job itself goes on
@@ -114,7 +117,7 @@ pub async fn start(vault: &Vault, options: &Start, json: bool) -> Result<()> {
     if let Some(network) = &options.network {
         properties["networkId"] = json!(network);
         eprintln!(
-            "warning: this release connects no recovered VM to a network; the VMs of the drill are isolated"
+            "warning: on a recovery host the network is a private one: the VMs of the drill meet those there that are in it, failed-over ones too"
         );
     }
     let target = options.target.find(vault).await?;
@@ -131,11 +134,13 @@ pub async fn start(vault: &Vault, options: &Start, json: bool) -> Result<()> {
             properties["providerSpecificDetails"]["recoveryPointId"] = json!(id);
         }
     }
+    let mut body = json!({ "properties": properties });
+    options.part.set(vault, &mut body).await?;
     act(
         vault,
         &target,
         "testFailover",
-        &json!({ "properties": properties }),
+        &body,
         options.timeout_minutes,
         json,
     )

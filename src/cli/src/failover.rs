@@ -21,7 +21,7 @@ use arm_model::failover::{
     FOR_DOWN_TIME, FOR_SYNCHRONIZATION, MIGRATION_COMPLETE, NO_ACTION, PRIMARY_TO_RECOVERY,
     PlanFailoverDetails, PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover,
     PlannedFailoverDetails, RECOVERY_TO_PRIMARY, ReverseReplication, ReverseReplicationDetails,
-    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, UnplannedFailover,
+    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
 };
 use arm_model::job::JobState;
 use arm_model::protected_item::DisableProtection;
@@ -30,7 +30,8 @@ use serde_json::{Value, json};
 
 pub use self::options::Failover;
 use self::options::{
-    Back, ChangePoint, Commit, CompleteMigration, Data, Planned, Simple, Unplanned, Waiting, named,
+    Back, ChangePoint, Commit, CompleteMigration, Data, Planned, Simple, SyncPoint, Unplanned,
+    Waiting, named,
 };
 use crate::job_watch::{self, End};
 use crate::lookup::{Vault, text};
@@ -73,11 +74,12 @@ pub async fn run(vault: &Vault, step: &Failover, json: bool) -> Result<ExitCode>
 
 async fn planned<'a>(vault: &Vault, options: &'a Planned) -> Result<Step<'a>> {
     let target = options.which.find(vault).await?;
-    let body = if options.which.is_plan() {
+    let mut body = if options.which.is_plan() {
         properties(&PlanPlannedFailover::away())?
     } else {
         properties(&PlannedFailover::away())?
     };
+    options.part.set(vault, &mut body).await?;
     Ok(Step::new(
         &target,
         "plannedFailover",
@@ -94,15 +96,29 @@ async fn unplanned<'a>(vault: &Vault, options: &'a Unplanned) -> Result<Step<'a>
     } else {
         SOURCE_NOT_REQUIRED
     };
-    let (body, from) = if options.which.is_plan() {
+    let (mut body, from) = if options.which.is_plan() {
         let Choice::Kind(kind) = choice else {
             bail!(
                 "a plan takes a kind of point, no single one; there are: {}",
                 point_choice::KINDS
             );
         };
-        let body = properties(&PlanUnplannedFailover::away(source, kind.of_plan()))?;
-        (body, format!("point of each VM: {}", kind.of_plan()))
+        let mut body = PlanUnplannedFailover::away(source, kind.of_plan());
+        let option = options.multi_vm_sync_point.map(|option| match option {
+            SyncPoint::PerVm => USE_OWN_POINT,
+            SyncPoint::Shared => USE_GROUP_POINT,
+        });
+        for details in &mut body.provider_specific_details {
+            details.multi_vm_sync_point_option = option.map(ToOwned::to_owned);
+        }
+        let from = match options.multi_vm_sync_point {
+            Some(SyncPoint::Shared) => format!(
+                "point of each VM: {}; of VMs that share their points, the newest that they have in common",
+                kind.of_plan()
+            ),
+            _ => format!("point of each VM: {}", kind.of_plan()),
+        };
+        (properties(&body)?, from)
     } else {
         let (recovery_point_id, from) = match choice {
             // Left to the service, which first makes a point of what was already sent.
@@ -117,6 +133,7 @@ async fn unplanned<'a>(vault: &Vault, options: &'a Unplanned) -> Result<Step<'a>
         let body = properties(&UnplannedFailover::away(source, recovery_point_id))?;
         (body, from)
     };
+    options.part.set(vault, &mut body).await?;
     let source = if options.shut_down_source {
         "The source is shut down if it can be reached"
     } else {
@@ -124,7 +141,7 @@ async fn unplanned<'a>(vault: &Vault, options: &'a Unplanned) -> Result<Step<'a>
     };
     options.confirm.ask(&format!(
         "Unplanned failover of {}, from {from}. What changed since then is lost. {source}.",
-        options.which.text(&target)
+        options.which.part_text(&target, &options.part)
     ))?;
     Ok(Step::new(
         &target,

@@ -11,6 +11,7 @@ mod failover;
 mod job_watch;
 mod lookup;
 mod manage;
+mod plan_part;
 mod point_choice;
 mod rest;
 mod show;

@@ -342,3 +342,67 @@ async fn either_a_vm_or_a_plan_is_named() {
     }
     assert!(double.asked().is_empty());
 }
+
+#[tokio::test]
+async fn a_part_of_a_plan_and_a_common_point_reach_the_request() {
+    let double = Double::start(succeeds()).await;
+    let ran = double
+        .run(&[
+            "planned", "--plan", "shop", "--vms", "web01", "--groups", "2,3",
+        ])
+        .await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let asked = double.asked();
+    assert_eq!(
+        asked[0].path,
+        "/replicationRecoveryPlans/shop/plannedFailover"
+    );
+    let properties = &asked[0].body["properties"];
+    assert_eq!(properties["protectedItemIds"], json!([ITEM]));
+    assert_eq!(properties["groupIds"], json!([2, 3]));
+
+    let double = Double::start(succeeds()).await;
+    let words = ["unplanned", "--plan", "shop", "--groups", "1", "--yes"];
+    let shared = ["--multi-vm-sync-point", "shared"];
+    let ran = double.run(&[&words[..], &shared[..]].concat()).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let properties = double.asked()[0].body["properties"].clone();
+    assert_eq!(properties["groupIds"], json!([1]));
+    assert_eq!(properties.get("protectedItemIds"), None);
+    let details = &properties["providerSpecificDetails"][0];
+    assert_eq!(
+        details["multiVmSyncPointOption"],
+        "UseMultiVmSyncRecoveryPoint"
+    );
+    assert_eq!(details["recoveryPointType"], "Latest");
+
+    // What is asked of a person says which VMs are meant; a VM alone has no parts, and there is no group 0.
+    let double = Double::start(succeeds()).await;
+    let ran = double
+        .run(&[
+            "unplanned",
+            "--plan",
+            "shop",
+            "--vms",
+            "web01",
+            "--groups",
+            "2",
+        ])
+        .await;
+    assert!(
+        ran.err
+            .contains("VM web01 and the VMs of group 2 in plan shop"),
+        "{}",
+        ran.err
+    );
+    for wrong in [
+        ["planned", "web01", "--groups", "1"],
+        ["planned", "web01", "--vms", "db01"],
+        ["unplanned", "web01", "--multi-vm-sync-point", "shared"],
+    ] {
+        assert_eq!(double.run(&wrong).await.code, Some(2), "{wrong:?}");
+    }
+    let none = ["planned", "--plan", "shop", "--groups", "0"];
+    assert_eq!(double.run(&none).await.code, Some(2));
+    assert!(double.asked().is_empty());
+}

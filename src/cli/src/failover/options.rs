@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::confirm::Confirm;
 use crate::lookup::{Vault, text};
+use crate::plan_part::Part;
 use crate::show;
 
 /// Steps of failover and failback.
@@ -60,6 +61,8 @@ pub struct Planned {
     #[command(flatten)]
     pub(super) which: Which,
     #[command(flatten)]
+    pub(super) part: Part,
+    #[command(flatten)]
     pub(super) waiting: Waiting,
 }
 
@@ -68,6 +71,8 @@ pub struct Planned {
 pub struct Unplanned {
     #[command(flatten)]
     pub(super) which: Which,
+    #[command(flatten)]
+    pub(super) part: Part,
     /// Recovery point: id or name, or latest, latest-processed, latest-app-consistent, latest-crash-consistent. The latest
     /// without it
     #[arg(long, conflicts_with = "at")]
@@ -75,6 +80,9 @@ pub struct Unplanned {
     /// The newest recovery point that is no younger than this time, such as 2031-03-04T05:06:07Z. For a VM only
     #[arg(long, conflicts_with = "plan")]
     pub(super) at: Option<String>,
+    /// Which points VMs of a plan go to that share their points (multi_vm_group_name)
+    #[arg(long, value_enum, requires = "plan", conflicts_with = "item")]
+    pub(super) multi_vm_sync_point: Option<SyncPoint>,
     /// Try to shut the source down and to send its last changes first; go on when that fails
     #[arg(long)]
     pub(super) shut_down_source: bool,
@@ -82,6 +90,15 @@ pub struct Unplanned {
     pub(super) confirm: Confirm,
     #[command(flatten)]
     pub(super) waiting: Waiting,
+}
+
+/// Points of VMs that share them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyncPoint {
+    /// Each its own, of the kind that --point names
+    PerVm,
+    /// The newest one that all of a group have in common
+    Shared,
 }
 
 /// Options of `change-point`.
@@ -127,8 +144,8 @@ pub struct Back {
     /// How data comes back
     #[arg(long, value_enum, default_value_t = Data::MinimiseDowntime)]
     pub(super) data: Data,
-    /// Make the VM on its host anew when it is gone
-    #[arg(long)]
+    /// Make again what is gone of the VM on its host: the VM itself, or disks of it. Without it such a failback is refused
+    #[arg(long, visible_alias = "create-vm")]
     pub(super) create_vm_if_missing: bool,
     /// Host (name or id) that gets the new VM. For a VM only
     #[arg(long, requires = "create_vm_if_missing", conflicts_with = "plan")]
@@ -174,6 +191,15 @@ impl Which {
     /// Whether it is a plan.
     pub(super) fn is_plan(&self) -> bool {
         self.plan.is_some()
+    }
+
+    /// What a part of it is called in a sentence.
+    pub(super) fn part_text(&self, target: &Value, part: &Part) -> String {
+        if part.is_whole() {
+            self.text(target)
+        } else {
+            format!("{} in plan {}", part.text(), named(target))
+        }
     }
 
     /// What it is called in a sentence.
