@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use engine_protocol::v1::{Evidence, RecoveredVmStatus, ReplicationStatus, ScriptStatus};
 use tokio::sync::watch;
 
+use crate::recovered::Questions;
+
 /// Observed state of all items and recovered VMs.
 #[derive(Debug)]
 pub struct Board {
@@ -23,6 +25,8 @@ struct Content {
     /// What the orchestrator has not acknowledged, by recovered VM.
     evidence: BTreeMap<String, Evidence>,
     scripts: Vec<ScriptStatus>,
+    /// What is to be asked of guests, by recovered VM.
+    questions: BTreeMap<String, Questions>,
 }
 
 /// A copy of the board's content.
@@ -151,6 +155,16 @@ impl Board {
             drop(content);
             self.changed();
         }
+    }
+
+    /// What is to be asked of the guests of recovered VMs; others are asked nothing.
+    pub fn set_questions(&self, questions: BTreeMap<String, Questions>) {
+        self.lock().questions = questions;
+    }
+
+    /// What is to be asked of the guest of a recovered VM.
+    pub fn questions(&self, id: &str) -> Questions {
+        self.lock().questions.get(id).cloned().unwrap_or_default()
     }
 
     /// Something was seen of a recovered VM; it is told until it is acknowledged.

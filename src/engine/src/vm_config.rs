@@ -41,10 +41,24 @@ pub struct DiskConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkConfig {
+    /// Stable name on the VM; empty in points of releases that did not keep it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
     /// Virtual switch on the source host.
     pub network_name: String,
     /// Six octets.
     pub mac_address: String,
+}
+
+impl NetworkConfig {
+    /// Its name, or the one that the adapter at this place has on hosts that number them.
+    pub fn id_at(&self, index: usize) -> String {
+        if self.id.is_empty() {
+            format!("nic{index}")
+        } else {
+            self.id.clone()
+        }
+    }
 }
 
 impl VmConfig {
@@ -71,6 +85,7 @@ impl VmConfig {
                 .network_adapters
                 .iter()
                 .map(|adapter| NetworkConfig {
+                    id: adapter.id.clone(),
                     network_name: adapter.network_name.clone(),
                     mac_address: adapter.mac_address.clone(),
                 })

@@ -12,10 +12,11 @@ use uuid::Uuid;
 use v1::recovered_vm::Power;
 use v1::recovered_vm_status::State;
 
+use super::adapters::Adapters;
 use super::conversion::Unfit;
 use super::evidence::Looks;
 use super::record::Record;
-use super::{CONSOLE_POLL, POWER_POLL, RecoveryHost, making};
+use super::{CONSOLE_POLL, POWER_POLL, RecoveryHost, making, readiness};
 use crate::backoff;
 use crate::engine::now_unix_ms;
 use crate::finding;
@@ -119,7 +120,10 @@ async fn once(
         tracing::info!(vm = %id, name = wish.name, point = %record.point_id, "recovered VM is running");
     }
     let looks = Looks::new(&record, !wish.evidence_received.is_empty());
-    watch(host, &mut record, &console, looks).await
+    tokio::select! {
+        result = watch(host, &mut record, &console, looks) => result,
+        never = readiness::ask(host, id) => match never {},
+    }
 }
 
 /// Follows the VM's life. Never returns but with an error.
@@ -190,13 +194,14 @@ async fn open(
         }
         Some(_) => bail!("the id is in use for a virtual machine of another replica"),
         None => {
-            let record = Record::new(
+            let mut record = Record::new(
                 id,
                 wish.name.clone(),
                 store_folder,
                 wish.vault_key.clone(),
                 wish.item_id.clone(),
             );
+            record.adapters = Adapters::of(wish);
             // Before the pin: a crash in between must not leave a pin that nobody knows of.
             making::keep(&host.folder, &record).await?;
             record

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, bail};
 use engine_protocol::v1;
 use hypervisor::nbd::NbdServer;
-use hypervisor::{
-    DiskSource, NewDisk, NewNetwork, NewVirtualMachine, PowerState, VirtualMachine, VmId,
-};
+use hypervisor::{DiskSource, NewDisk, NewVirtualMachine, PowerState, VirtualMachine, VmId};
 use replica_store::{PointSelector, ReplicaKey, ReplicaReader, ReplicaView, StoreTarget};
 use replication_log::KeyRing;
 use uuid::Uuid;
@@ -125,10 +123,18 @@ pub(super) async fn make(
     if record.made {
         has_its_layers(&machine, &folder).await?;
     }
+    let connected = machine.networks.iter();
+    let connected = connected
+        .filter(|network| network.segment.is_some())
+        .count();
     host.hypervisor
         .create(machine)
         .await
         .context("create the virtual machine")?;
+    host.board
+        .update_recovered(&record.id.to_string(), |status| {
+            status.connected_adapters = u32::try_from(connected).unwrap_or(u32::MAX);
+        });
     Ok(Made {
         server,
         copies,
@@ -190,15 +196,8 @@ fn machine(
             })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    // No network of the recovery host is mapped yet: each adapter is there, its cable is out.
-    let networks = config
-        .network_adapters
-        .iter()
-        .map(|_| NewNetwork {
-            network_name: None,
-            mac_address: None,
-        })
-        .collect();
+    let adapters = &config.network_adapters;
+    let networks = record.adapters.networks(record.id, adapters);
     Ok(NewVirtualMachine {
         id: VmId(record.id),
         name: record.name.clone(),

@@ -13,6 +13,7 @@
 //! A VM of a failover is production: it is made, stopped and removed by orders only ([`failover`]), never because nobody
 //! lists it any more.
 
+mod adapters;
 mod conversion;
 mod evidence;
 mod failover;
@@ -23,6 +24,7 @@ mod machine;
 mod making;
 pub mod places;
 mod read_ahead;
+mod readiness;
 mod record;
 pub mod reverse;
 mod shipping;
@@ -52,6 +54,7 @@ pub use conversion::Conversion;
 use failover::Failover;
 use guard::Place;
 pub use hydration::Room;
+pub use readiness::Questions;
 use record::Record;
 
 /// How often the console file is looked at for the first byte: short, since this is the figure people compare.
@@ -134,6 +137,7 @@ impl RecoveredVms {
     /// Takes the whole list: missing VMs of drills are made, others of drills are removed; orders of failovers are handed
     /// to the tasks of their items.
     pub async fn apply(&mut self, desired: &[v1::RecoveredVm]) {
+        self.host.board.set_questions(readiness::questions(desired));
         self.apply_orders(desired).await;
         self.tasks
             .retain(|_, task| task.wish.is_some() || !task.task.is_finished());
@@ -301,11 +305,15 @@ impl RecoveredVms {
 }
 
 /// A wish as it was when it was first taken: credentials and keys are renewed all the time and restart nothing, and neither
-/// does the word that evidence has arrived.
+/// does the word that evidence has arrived, nor what is asked of the guest, nor what counts when the VM is made only.
 fn without_secrets(vm: &v1::RecoveredVm) -> v1::RecoveredVm {
     let mut plain = v1::RecoveredVm {
         encryption: None,
         evidence_received: String::new(),
+        ports: Vec::new(),
+        ask_agent: false,
+        private_network: String::new(),
+        left_out_adapters: Vec::new(),
         ..vm.clone()
     };
     let mut store = plain.store.as_mut();

@@ -15,6 +15,7 @@ use protection::Generation;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::adapters::Adapters;
 use crate::durable::{self, Access};
 
 const VERSION: u32 = 1;
@@ -57,6 +58,9 @@ pub struct Record {
     /// The replica's disk that is converted for that: see `conversion`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub converted_disk: Option<Uuid>,
+    /// What its adapters are connected to; decided once.
+    #[serde(default, skip_serializing_if = "Adapters::is_none")]
+    pub adapters: Adapters,
 }
 
 impl Record {
@@ -84,6 +88,7 @@ impl Record {
             started_in_boot: String::new(),
             generation: None,
             converted_disk: None,
+            adapters: Adapters::default(),
         }
     }
 

@@ -21,16 +21,18 @@ use protection::Generation;
 use protection::life::{Guard, RecoveryOrder};
 use replica_store::{PointSelector, ReplicaView, StoreTarget};
 use replication_log::KeyRing;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use super::adapters::Adapters;
 use super::conversion::Conversion;
 use super::failover::{Next, Side};
 use super::hydration::{self, Copies, Hydration, Room};
 use super::record::Record;
-use super::{POWER_POLL, local_copy, making, places, reverse};
+use super::{POWER_POLL, local_copy, making, places, readiness, reverse};
 use crate::engine::now_unix_ms;
 use crate::stores;
-use crate::task::blocking;
+use crate::task::{blocking, spawn_named};
 
 /// How often a VM that is being made independent is looked at.
 const INDEPENDENCE_POLL: Duration = Duration::from_secs(1);
@@ -52,6 +54,8 @@ pub(super) struct Served {
     view: ReplicaView,
     /// They come to this host.
     hydration: Option<Hydration>,
+    /// Its guest is asked whether it is up.
+    asking: Option<AbortOnDropHandle<Option<()>>>,
 }
 
 impl Side {
@@ -83,6 +87,7 @@ impl Side {
                 key.item_id().to_owned(),
             );
             record.instance = Some(instance);
+            record.adapters = Adapters::of(wish);
             self.raise(&store, takes).await?;
             making::keep(self.place.records(), &record).await?;
             self.host.pauses.pass(places::NOTED).await;
@@ -134,6 +139,7 @@ impl Side {
         }
         if running {
             self.hydrate(&record);
+            self.ask(record.id);
         }
         let console = self.served.as_ref().map(|served| served.console.clone());
         let Some(console) = console.filter(|_| running && record.first_output_unix_ms == 0) else {
@@ -189,6 +195,19 @@ impl Side {
         self.host.pauses.pass(places::STOPPED).await;
         tracing::info!(vm = %record.id, name = record.name, order = ?guard.order, "recovered VM is off");
         Ok(Next::Again)
+    }
+
+    /// Asks the guest what somebody wants to know, until the VM is stopped.
+    fn ask(&mut self, id: Uuid) {
+        let host = self.host.clone();
+        if let Some(served) = &mut self.served {
+            served.asking.get_or_insert_with(|| {
+                let name = format!("ask recovered {id}");
+                AbortOnDropHandle::new(spawn_named(name, async move {
+                    match readiness::ask(&host, id).await {}
+                }))
+            });
+        }
     }
 
     /// Brings the disks to this host once the guest has booted: until then it has the link and the store to itself.
@@ -286,6 +305,7 @@ impl Side {
             copies: made.copies,
             view,
             hydration: None,
+            asking: None,
         });
         if !record.made {
             record.made = true;

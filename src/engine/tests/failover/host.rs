@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use engine::replicator::pauses::Pauses;
 use hypervisor::{
     Consistency, DiskId, DiskSource, ErrorKind, FrozenPoint, HostFacts, Hypervisor,
-    HypervisorError, Independence, NewVirtualMachine, PowerState, Stop, TrackingId, VirtualMachine,
-    VmId,
+    HypervisorError, Independence, NewVirtualMachine, PortAnswer, PowerState, Stop, TrackingId,
+    VirtualMachine, VmId,
 };
 use replica_store::{ReplicaKey, StoreTarget, take_over};
 use tokio::sync::Notify;
@@ -34,6 +35,8 @@ pub struct Host {
     pub log: Mutex<Vec<String>>,
     /// Guests that do not shut down.
     pub stubborn: Mutex<bool>,
+    /// Guests whose agents do not answer.
+    pub deaf: AtomicBool,
     /// VMs that may run beside others.
     pub drills: Mutex<Vec<Uuid>>,
     store: StoreTarget,
@@ -46,6 +49,7 @@ impl Host {
             machines: Mutex::default(),
             log: Mutex::default(),
             stubborn: Mutex::default(),
+            deaf: AtomicBool::default(),
             drills: Mutex::default(),
             store,
             key,
@@ -255,6 +259,18 @@ impl Hypervisor for Host {
             Some(machine) => Ok(machine.new.folder.join("console.log")),
             None => Err(error(ErrorKind::VmNotFound)),
         }
+    }
+
+    async fn agent_answers(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        Ok(self.is_running(vm.0) && !self.deaf.load(Ordering::SeqCst))
+    }
+
+    async fn ask_port(&self, _vm: VmId, port: u16) -> Result<PortAnswer, HypervisorError> {
+        Ok(if port == 80 {
+            PortAnswer::Open
+        } else {
+            PortAnswer::Refused
+        })
     }
 }
 

@@ -5,6 +5,7 @@ mod boot_disks;
 mod generations;
 mod host;
 mod hydration;
+mod network;
 mod world;
 
 use std::time::Duration;
