@@ -230,3 +230,61 @@ async fn a_drill_in_the_production_network_is_warned_of_and_an_isolated_one_is_n
     );
     assert_eq!(warnings(json!({})).await, json!([]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_mappings_of_one_switch_that_are_made_at_the_same_time_one_is_kept() {
+    let (world, _engine, _item) = world().await;
+    let network = site_network(&world).await;
+    let path = |name: usize| format!("{network}/replicationNetworkMappings/m{name}");
+    for round in 0..5 {
+        let paths: Vec<String> = (0..8).map(path).collect();
+        let calls = paths
+            .iter()
+            .map(|path| world.put(path, mapping_body(&production(&world))));
+        let answers = futures::future::join_all(calls).await;
+        let (made, refused): (Vec<_>, Vec<_>) = answers
+            .into_iter()
+            .partition(|answer| answer.status == StatusCode::OK);
+        assert_eq!(made.len(), 1, "round {round}: {made:?}");
+        assert!(
+            refused
+                .iter()
+                .all(|answer| answer.code() == "NetworkAlreadyMapped"),
+            "{refused:?}"
+        );
+        let list = world
+            .get(&format!("{network}/replicationNetworkMappings"))
+            .await;
+        let kept = list.body["value"].as_array().expect("list");
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        let kept = kept[0]["id"].as_str().expect("id");
+        assert_eq!(world.delete(kept).await.status, StatusCode::NO_CONTENT);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enable_that_says_nothing_of_adapters_leaves_what_was_chosen_for_them() {
+    let (world, _engine, item) = world().await;
+    let nic = details(&world, &item).await["vmNics"][0]["nicId"].clone();
+    let chosen = json!({ "selectedRecoveryAzureNetworkId": production(&world), "selectedSourceNicId": nic, "vmNics": [{
+        "nicId": nic, "selectionType": "SelectedByUser",
+        "ipConfigs": [{ "ipConfigName": "ip0", "recoverySubnetName": "web", "recoveryStaticIPAddress": "10.1.1.9" }],
+    }] });
+    let kept = patch(&world, &item, chosen).await;
+    assert_eq!(kept.status, StatusCode::OK, "{kept:?}");
+    let before = details(&world, &item).await["vmNics"].clone();
+    let mut body = world.enable_body(WEB).await;
+    let asked = &mut body["properties"]["providerSpecificDetails"];
+    asked["targetAzureNetworkId"] = json!(production(&world));
+    asked["targetAzureSubnetId"] = json!("");
+    let again = world.put(&item, body.clone()).await;
+    world.done(&again).await;
+    assert_eq!(details(&world, &item).await["vmNics"], before);
+    // What it does say counts.
+    body["properties"]["providerSpecificDetails"]["vmNics"] = json!([]);
+    let again = world.put(&item, body).await;
+    world.done(&again).await;
+    let shown = details(&world, &item).await;
+    let address = &shown["vmNics"][0]["ipConfigs"][0]["recoveryStaticIPAddress"];
+    assert_ne!(*address, json!("10.1.1.9"), "{shown}");
+}

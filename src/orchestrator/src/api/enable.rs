@@ -22,6 +22,7 @@ use crate::access::Account;
 use crate::fault::Fault;
 use crate::gateway::desired::hex;
 use crate::immutability;
+use crate::networks;
 use crate::saga::start::{self, NewJob};
 use crate::saga::{enable_protection, fence};
 use crate::store::records::{self, Item, LogStore, Mapping, Network, Policy, Storage};
@@ -94,6 +95,11 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     target_name(&target)?;
     let stored = records::get::<Item>(call.app.store.as_ref(), &id.key()).await?;
     call.precondition(stored.as_ref().map(|stored| stored.etag))?;
+    if let Some(present) = &stored
+        && present.record.vm_id.eq_ignore_ascii_case(&machine.id)
+    {
+        keep_adapters(&mut details, &present.record.request, &machine);
+    }
     let item = Item {
         id: stored
             .as_ref()
@@ -166,6 +172,33 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     )
     .await?;
     Ok(Reply::accepted(job, &id))
+}
+
+/// What was chosen for the adapters stays when a request says nothing of them: ASR takes such choices with an update only, so
+/// its clients repeat an enable without them. An empty id takes the choice of the primary adapter back, as in an update.
+fn keep_adapters(
+    details: &mut EnableDetails,
+    present: &EnableDetails,
+    machine: &v1::VirtualMachine,
+) {
+    let adapters = machine.network_adapters.iter();
+    let ids: Vec<String> = adapters
+        .map(|adapter| networks::nic_id(&machine.id, &adapter.id))
+        .collect();
+    if details.vm_nics.is_none() {
+        let mut kept = present.vm_nics.clone();
+        if let Some(choices) = &mut kept {
+            choices.retain(|choice| ids.contains(&choice.nic_id));
+        }
+        details.vm_nics = kept;
+    }
+    details.selected_source_nic_id = match details.selected_source_nic_id.take() {
+        None => {
+            let kept = present.selected_source_nic_id.clone();
+            kept.filter(|id| ids.contains(id))
+        }
+        chosen => chosen.filter(|id| !id.is_empty()),
+    };
 }
 
 fn at(property: &str) -> String {

@@ -14,8 +14,8 @@ use super::reply::Reply;
 use super::{enable, load, site_networks};
 use crate::fault::Fault;
 use crate::networks;
-use crate::store::records::{self, NetworkMapping, Stored};
-use crate::store::{Change, Expect};
+use crate::store::records::{self, NetworkMapping, NetworkTurn, Stored};
+use crate::store::{Change, Expect, StoreError};
 
 /// PUT, PATCH, GET, DELETE, and the list of a network's mappings.
 ///
@@ -44,7 +44,9 @@ pub async fn handle(call: &Call<'_>) -> Result<Reply, Fault> {
                 key: stored.key,
                 expect: Expect::Etag(stored.etag),
             };
-            call.app.store.apply(vec![change]).await?;
+            // Whoever maps the network at this moment looks again.
+            let turn = records::delete(turn_key(&id));
+            call.app.store.apply(vec![change, turn]).await?;
             call.app.ring();
             Ok(Reply::Empty(StatusCode::NO_CONTENT))
         }
@@ -132,7 +134,38 @@ async fn put(
     }
     let (_, vault) = load::vault(call).await?;
     let network = enable::network(call, &wanted, &vault.record.0.location, target).await?;
+    let record = NetworkMapping {
+        id: stored.map_or_else(|| id.to_string(), |stored| stored.record.id),
+        switch,
+        network_id: network.0.id,
+    };
+    let etags = loop {
+        match store(call, fabric, id, &record, etag).await {
+            // Another mapping of the network came between.
+            Err(Fault::Store(StoreError::Conflict { key })) if key == turn_key(id) => {}
+            other => break other?,
+        }
+    };
+    call.app.ring();
+    Reply::versioned(
+        &answer(&record)?,
+        etags.first().copied().unwrap_or_default(),
+    )
+}
+
+/// Stores a mapping, if it is the only one of its switch. The network's turn was read before the others were, and is written
+/// with it: of two at the same time one meets a conflict.
+async fn store(
+    call: &Call<'_>,
+    fabric: &FabricId,
+    id: &NetworkMappingId,
+    record: &NetworkMapping,
+    etag: Option<u64>,
+) -> Result<Vec<u64>, Fault> {
+    let store = call.app.store.as_ref();
+    let turn = records::get::<NetworkTurn>(store, &turn_key(id)).await?;
     let others = networks::of_site(call.app, fabric.as_str()).await?;
+    let switch = &record.switch;
     let of_switch = |other: &&NetworkMapping| {
         let is_other = !other.id.eq_ignore_ascii_case(id.as_str());
         is_other && other.switch.to_lowercase() == switch.to_lowercase()
@@ -148,25 +181,29 @@ async fn put(
             "Change that mapping, or remove it first.",
         ));
     }
-    let record = NetworkMapping {
-        id: stored.map_or_else(|| id.to_string(), |stored| stored.record.id),
-        switch,
-        network_id: network.0.id,
+    let next = NetworkTurn {
+        mapping: record.id.clone(),
     };
     let changes = vec![
-        records::put(id.key(), &record, Call::expect(etag))?,
+        records::put(id.key(), record, Call::expect(etag))?,
         // Nobody removes the network meanwhile.
         Change::Check {
             key: record.network_id.to_ascii_lowercase(),
             expect: Expect::Present,
         },
+        records::put(
+            turn_key(id),
+            &next,
+            Call::expect(turn.map(|turn| turn.etag)),
+        )?,
     ];
-    let etags = call.app.store.apply(changes).await?;
-    call.app.ring();
-    Reply::versioned(
-        &answer(&record)?,
-        etags.first().copied().unwrap_or_default(),
-    )
+    Ok(store.apply(changes).await?)
+}
+
+/// Below the site, so that it goes with it.
+fn turn_key(id: &NetworkMappingId) -> String {
+    let network = id.parent().map(|network| network.key());
+    format!("{}/turn", network.unwrap_or_default())
 }
 
 fn answer(mapping: &NetworkMapping) -> Result<Resource<NetworkMappingProperties>, Fault> {

@@ -134,6 +134,14 @@ pub struct NetworkMapping {
 }
 record!(NetworkMapping, "network-mapping");
 
+/// Changes with every mapping that is made of one network: of requests that are checked at the same time one is stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkTurn {
+    /// ARM id of the mapping that had it last.
+    pub mapping: String,
+}
+record!(NetworkTurn, "network-turn");
+
 /// A protected VM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Item {
