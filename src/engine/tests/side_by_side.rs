@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::desired::DesiredFile;
+use engine::receive::{HeldVm, ReceiveError, Target as _};
 use engine::reconcile::Reconciler;
 use engine::replicator::Context;
 use engine::replicator::pauses::NoPauses;
+use engine::replicator::status::StatusLine;
 use engine::replicator::throttle::{Class, Limit, Throttle};
+use engine::source::Keeper;
 use engine_protocol::v1::{self, DesiredState};
+use protection::Generation;
 use protection::life::{SourceOrder, SourceSaid};
 use support::ordered::{LICENCE, message, says};
-use support::{World, life, wait_for};
+use support::{ITEM, World, life, wait_for};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -202,5 +206,42 @@ fn what_an_item_runs_ends_when_its_task_panics() {
         .await;
         stop.cancel();
         task.await.unwrap();
+    });
+}
+
+#[test]
+fn each_write_of_a_failback_asks_whether_its_vm_is_off_and_nothing_of_the_others() {
+    let world = World::new(14);
+    world.host.set_running(false);
+    life(async {
+        let context = world.context(Arc::new(NoPauses), None);
+        let (spec, epoch) = (world.spec(1), Generation(5));
+        let folder = &context.state_folder;
+        let keeper = Keeper::begin(folder, &spec.key, spec.vm, epoch, SourceOrder::Receive);
+        let keeper = Arc::new(keeper.await.unwrap());
+        let line = StatusLine::new(context.board.clone(), &spec);
+        let held = HeldVm::new(context.clone(), spec, keeper, epoch, line);
+        for _ in 0..50 {
+            drop(held.may_write().await.unwrap());
+        }
+        assert_eq!(world.host.inventories(), 0);
+        // Somebody starts it by hand: the very next write is refused.
+        world.host.set_running(true);
+        let refused = held.may_write().await.err().unwrap();
+        assert!(matches!(refused, ReceiveError::Running(_)), "{refused:?}");
+        world.host.set_running(false);
+        drop(held.may_write().await.unwrap());
+        let said = || context.board.replication(ITEM).unwrap_or_default().findings;
+        held.leaves_out(vec!["data.vhdx".to_owned()]);
+        assert_eq!(said()[0].code, "FAILBACK_DISKS_LEFT_OUT");
+        assert!(said()[0].summary.contains("data.vhdx"), "{:?}", said());
+        held.leaves_out(Vec::new());
+        assert!(said().is_empty());
+        let hold = held
+            .keeper
+            .take(held.spec.vm, Generation(6), SourceOrder::Hold);
+        hold.await.unwrap();
+        let refused = held.may_write().await.err().unwrap();
+        assert!(matches!(refused, ReceiveError::Withdrawn), "{refused:?}");
     });
 }

@@ -9,7 +9,8 @@ use protection::Generation;
 use super::{LocalDisk, ReceiveError, Target};
 use crate::replicator::Context;
 use crate::replicator::spec::Spec;
-use crate::source::{Critical, Keeper};
+use crate::replicator::status::{Origin, StatusLine};
+use crate::source::{Critical, Keeper, findings};
 
 /// A VM of this host, and the order in force.
 pub struct HeldVm {
@@ -21,6 +22,8 @@ pub struct HeldVm {
     pub keeper: Arc<Keeper>,
     /// The order that is obeyed; another one ends the right to write.
     pub epoch: Generation,
+    /// What is said of the item.
+    pub line: StatusLine,
 }
 
 #[async_trait]
@@ -69,6 +72,11 @@ impl Target for HeldVm {
         Ok(critical)
     }
 
+    fn leaves_out(&self, names: Vec<String>) {
+        let found = (!names.is_empty()).then(|| findings::left_out(&self.spec.vm_name, &names));
+        self.line.notice(Origin::Points, found);
+    }
+
     async fn received(&self) -> Result<(), ReceiveError> {
         self.keeper
             .received(self.epoch)
@@ -78,6 +86,23 @@ impl Target for HeldVm {
 }
 
 impl HeldVm {
+    /// For an order that lets nothing be made again.
+    pub fn new(
+        context: Arc<Context>,
+        spec: Spec,
+        keeper: Arc<Keeper>,
+        epoch: Generation,
+        line: StatusLine,
+    ) -> Self {
+        Self {
+            context,
+            spec,
+            keeper,
+            epoch,
+            line,
+        }
+    }
+
     async fn is_running(&self) -> Result<bool, ReceiveError> {
         // Of this one VM, each time: what was seen before is no proof for the next write. The host's other VMs, of which there
         // may be hundreds, are not looked at.

@@ -27,6 +27,7 @@
 mod error;
 mod held;
 mod image;
+mod left_out;
 mod proof;
 pub mod record;
 mod round;
@@ -97,6 +98,9 @@ pub trait Target: Send + Sync {
 
     /// The right to write, for as long as the answer is kept: no other order is taken meanwhile. Keep it for one batch.
     async fn may_write(&self) -> Result<Box<dyn Send + '_>, ReceiveError>;
+
+    /// The names of the disks that the recovered VM has and that are none of ours: nothing of them is brought.
+    fn leaves_out(&self, _names: Vec<String>) {}
 
     /// The disks hold what the order wants. Durable when it returns, and said from then on.
     async fn received(&self) -> Result<(), ReceiveError>;

@@ -46,6 +46,7 @@ impl Receiver {
             return Ok(Came::Waits);
         };
         let disks = self.target.disks().await?;
+        self.tell_left_out(&point, &disks);
         let (folder, item) = (self.state_folder.clone(), self.item_id.clone());
         let (kept, record) = off(move || {
             let kept = Kept::open(&folder, &item)

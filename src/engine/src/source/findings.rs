@@ -92,6 +92,20 @@ pub fn stopping(name: &str) -> Finding {
     )
 }
 
+/// Disks of the recovered VM that a failback does not bring.
+pub fn left_out(name: &str, disks: &[String]) -> Finding {
+    finding(
+        "FAILBACK_DISKS_LEFT_OUT",
+        format!(
+            "what the recovered copy of virtual machine {name:?} writes to {} is not brought back: this is not replicated any more",
+            disks.join(", ")
+        ),
+        "The disks were excluded after the recovery point was taken that the virtual machine was made from.",
+        "Copy what is needed of them before the failback is committed: then the recovered virtual machine goes. Or cancel the failback.",
+        false,
+    )
+}
+
 /// A failback was broken off in the middle.
 pub fn half_received(name: &str) -> Finding {
     finding(

@@ -70,6 +70,7 @@ impl Receiving {
                 spec: spec.clone(),
                 keeper,
                 epoch,
+                line: line.clone(),
             }),
             progress,
             stop: stop.clone(),

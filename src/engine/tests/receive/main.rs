@@ -15,7 +15,8 @@ use engine::receive::{Came, PLACES, ReceiveError, Until};
 use engine::replicator::hashes::BLOCK;
 use engine::replicator::pauses::{NoPauses, Pauses};
 use engine::replicator::state::ItemFiles;
-use replica_store::{ErrorKind, PointSelector, Position, RetentionPolicy};
+use replica_store::{ErrorKind, PointSelector, Position, RecoveryPoint, RetentionPolicy};
+use serde_json::json;
 use site::*;
 use tokio::sync::Notify;
 
@@ -90,6 +91,29 @@ async fn what_the_source_had_not_shipped_is_undone_and_nothing_equal_is_written(
     assert_eq!(progress.received_bytes, differ);
     site.check_equal(&theirs).await;
     site.check_maps(&theirs, ORIGIN, 3);
+}
+
+#[tokio::test]
+async fn a_disk_that_was_excluded_after_the_point_is_said_to_be_left_out_in_every_round() {
+    let (site, mut theirs) = Site::new(Format::VhdxDynamic).await;
+    let written = scribble(&mut theirs, 40, 20);
+    let writer = site.writer(ORIGIN, &theirs).await;
+    let disk = |id, name: &str| json!({ "id": id, "name": name, "sizeBytes": 512, "operatingSystem": false });
+    let gone = uuid::Uuid::from_u128(0xdead);
+    let config = json!({ "name": "web01", "generation": 2, "processors": 1, "memoryBytes": 1, "osType": "Linux",
+        "networkAdapters": [], "disks": [disk(id(0), "disk0"), disk(id(1), "disk1"), disk(gone, "scratch.vhdx")] });
+    let shipped = RecoveryPoint {
+        vm_config: config,
+        ..point(3)
+    };
+    send_as(&writer, shipped, &theirs, &written).await;
+    // Also when the disks hold the point already, as after a restart.
+    for _ in 0..2 {
+        let (receiver, vm) = site.receiver(Arc::new(NoPauses));
+        receiver.round().await.unwrap();
+        assert_eq!(*vm.left_out.lock().unwrap(), ["scratch.vhdx"]);
+    }
+    site.check_equal(&theirs).await;
 }
 
 #[tokio::test]

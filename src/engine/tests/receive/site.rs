@@ -313,6 +313,7 @@ impl Site {
 
     pub fn receiver(&self, pauses: Arc<dyn Pauses>) -> (Receiver, Arc<Vm>) {
         let vm = Arc::new(Vm {
+            left_out: Mutex::default(),
             disks: (0..SIZES.len())
                 .map(|n| LocalDisk {
                     id: DiskId(id(n)),
@@ -365,9 +366,19 @@ impl Site {
 }
 
 pub async fn send(writer: &ReplicaWriter, position: u64, disks: &Disks, written: &Written) {
+    send_as(writer, point(position), disks, written).await;
+}
+
+pub async fn send_as(
+    writer: &ReplicaWriter,
+    point: RecoveryPoint,
+    disks: &Disks,
+    written: &Written,
+) {
+    let position = point.position.0;
     let plan = replica_store::CyclePlan {
         position: Position(position),
-        time_unix_ms: point(position).time_unix_ms,
+        time_unix_ms: point.time_unix_ms,
         disks: Some(specs(disks)),
         compression: replication_log::journal::CompressionLevel::default(),
     };
@@ -381,11 +392,12 @@ pub async fn send(writer: &ReplicaWriter, position: u64, disks: &Disks, written:
         cycle.write(id(n), start, data).await.unwrap();
     }
     cycle.commit().await.unwrap();
-    writer.add_point(point(position)).await.unwrap();
+    writer.add_point(point).await.unwrap();
 }
 
 /// A VM that is off, and may be written to so many times.
 pub struct Vm {
+    pub left_out: Mutex<Vec<String>>,
     disks: Vec<LocalDisk>,
     pub allowed: AtomicU64,
     pub is_received: AtomicBool,
@@ -407,6 +419,10 @@ impl Target for Vm {
             Ok(_) => Ok(Box::new(())),
             Err(_) => Err(ReceiveError::Withdrawn),
         }
+    }
+
+    fn leaves_out(&self, names: Vec<String>) {
+        *self.left_out.lock().unwrap() = names;
     }
 
     async fn received(&self) -> Result<(), ReceiveError> {
