@@ -8,14 +8,14 @@
 # The toolchain is rustup's where its standard library for the target is there or can be had; else Debian's newest one
 # (rustc-web), which has no such library and builds it from its sources. C code is compiled by MinGW in both cases.
 #
-# At most 12 MiB when it is to be shipped: what a host has to fetch, through WinRM in the worst case.
+# The goal for one that is shipped is 12 MiB, which a host may have to fetch through WinRM: it is said when it is missed.
 # Signed when SIGNING_CERTIFICATE and SIGNING_KEY name a certificate and its key (PEM).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 profile=${1:-windows-test}
 target=x86_64-pc-windows-gnu
-most_bytes=$((12 << 20))
+goal_bytes=$((12 << 20))
 
 tests/lab/prerequisites.sh windows
 
@@ -44,7 +44,6 @@ fi
 
 bytes=$(stat --format=%s "$program")
 printf 'engine for Windows: %s, %s bytes (%s MiB)\n' "$program" "$bytes" "$(awk "BEGIN { printf \"%.1f\", $bytes / 1048576 }")"
-if [[ $profile == release ]] && ((bytes > most_bytes)); then
-    echo "it is larger than $((most_bytes >> 20)) MiB: look at what was linked into it (cargo tree --package engine --target $target)" >&2
-    exit 1
+if [[ $profile == release ]] && ((bytes > goal_bytes)); then
+    echo "the goal of $((goal_bytes >> 20)) MiB is missed: look at what was linked into it (cargo tree --package engine --target $target)" >&2
 fi
