@@ -27,6 +27,7 @@ mod error;
 mod extents;
 mod files;
 mod grub;
+mod lost;
 mod model;
 pub mod nbd;
 #[cfg(unix)]
@@ -46,6 +47,7 @@ pub use error::{ErrorKind, GroupFreezeError, HypervisorError, Retry};
 pub use extents::{Extent, ExtentSet};
 pub use files::FilesDriver;
 pub use grub::bios_boot_loader;
+pub use lost::{LostDisk, LostVirtualMachine};
 pub use model::{
     Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
     Generation, HostFacts, Independence, NetworkAdapter, NewDisk, NewNetwork, NewVirtualMachine,
@@ -93,6 +95,12 @@ pub trait Hypervisor: Send + Sync {
         found
             .map(|machine| machine.power_state)
             .ok_or_else(|| HypervisorError::new(ErrorKind::VmNotFound, format!("find vm {vm}")))
+    }
+
+    /// Whether the host has nothing of a VM that could run: neither the VM nor a process that outlived it.
+    async fn is_gone(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        let machines = self.virtual_machines().await?;
+        Ok(machines.iter().all(|machine| machine.id != vm))
     }
 
     /// Freezes one instant over `disks` at once and starts tracking under `next`.
@@ -238,6 +246,22 @@ pub trait Hypervisor: Send + Sync {
     /// Makes a VM and leaves it off. Repeating it with the same id and folder is no error and makes it anew only
     /// when the first try did not finish.
     async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError>;
+
+    /// Makes again what is missing of a VM that was deleted, or whose images were lost: the VM itself with its id, name,
+    /// processors, memory and adapters, off; disks that are gone, with their ids, empty. What is there stays as it is, and so
+    /// does a VM that lacks nothing. A VM that is gone finds images of its own again that still lie where it was. On Hyper-V
+    /// these are `DefineSystem` and `AddResourceSettings` of `Msvm_VirtualSystemManagementService`, and `CreateVirtualHardDisk`
+    /// of `Msvm_ImageManagementService`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::VmRunning`]; [`ErrorKind::InvalidRequest`] when something is in the way; [`ErrorKind::Configuration`] when
+    /// what lies there can't be read.
+    async fn restore(&self, vm: LostVirtualMachine) -> Result<(), HypervisorError> {
+        Err(HypervisorError::new(
+            ErrorKind::InvalidRequest,
+            format!("make vm {} again: this driver can't do it", vm.name),
+        ))
+    }
 
     /// One step of making a VM that [`Hypervisor::create`] made above a served point independent of it: begins what is
     /// missing, and says how far it is. To be called again, while the point is served, until it is complete; the guest runs

@@ -38,6 +38,23 @@ pub enum ReceiveError {
         /// The point.
         point: uuid::Uuid,
     },
+    /// The point does not say what the VM was like.
+    #[error("recovery point {point} does not say what the virtual machine was made of: {problem}")]
+    NoConfiguration {
+        /// The point.
+        point: uuid::Uuid,
+        /// Why not.
+        problem: String,
+    },
+    /// What is gone of the VM could not be made again.
+    #[error("make virtual machine {name:?} again")]
+    Making {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: HypervisorError,
+    },
     /// A program has the image open.
     #[error("disk image {} is open in another program", .0.display())]
     InUse(PathBuf),
@@ -108,6 +125,11 @@ impl ReceiveError {
         matches!(self, Self::Stopped | Self::Withdrawn)
     }
 
+    /// Whether something of the VM is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self, Self::VmMissing(_) | Self::DiskMissing(_))
+    }
+
     /// Whether somebody uses what is to be written.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self, Self::Running(_) | Self::InUse(_))
@@ -138,6 +160,15 @@ impl ReceiveError {
                 ),
                 "The disk was added here after the newest recovery point, or was removed from the recovered virtual machine.",
                 "Exclude the disk from replication, or cancel the failback.",
+                true,
+            ),
+            Self::Making { .. } | Self::NoConfiguration { .. } => finding(
+                "FAILBACK_VM_NOT_CREATED",
+                format!(
+                    "virtual machine {vm_name:?} can't take over what its recovered copy wrote: {cause}"
+                ),
+                "Its folder holds files that can't be read, its process still runs, the volume is full, or the hypervisor can't make virtual machines for this engine.",
+                "See the cause and remove it; the failback goes on by itself. Or put the virtual machine back with the disks it had.",
                 true,
             ),
             Self::InUse(_) | Self::Running(_) => finding(

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hypervisor::{ErrorKind, PowerState};
+use hypervisor::{
+    DiskId, ErrorKind, HypervisorError, LostDisk, LostVirtualMachine, NewNetwork, PowerState,
+};
 use protection::Generation;
 
 use super::{LocalDisk, ReceiveError, Target};
@@ -11,6 +13,7 @@ use crate::replicator::Context;
 use crate::replicator::spec::Spec;
 use crate::replicator::status::{Origin, StatusLine};
 use crate::source::{Critical, Keeper, findings};
+use crate::vm_config::{NetworkConfig, VmConfig};
 
 /// A VM of this host, and the order in force.
 pub struct HeldVm {
@@ -22,6 +25,8 @@ pub struct HeldVm {
     pub keeper: Arc<Keeper>,
     /// The order that is obeyed; another one ends the right to write.
     pub epoch: Generation,
+    /// What is gone of the VM may be made again.
+    pub creates: bool,
     /// What is said of the item.
     pub line: StatusLine,
 }
@@ -55,6 +60,55 @@ impl Target for HeldVm {
             });
         }
         Ok(disks)
+    }
+
+    fn may_make(&self) -> bool {
+        self.creates
+    }
+
+    async fn make(&self, like: &VmConfig) -> Result<(), ReceiveError> {
+        let critical = self.keeper.critical().await;
+        let guard = critical.kept().guard;
+        if guard.epoch != self.epoch || !guard.may_receive(false) {
+            return Err(ReceiveError::Withdrawn);
+        }
+        let wanted = like.disks.iter();
+        let disks: Vec<LostDisk> = wanted
+            .filter(|disk| self.spec.disks.contains(&disk.id))
+            .map(|disk| LostDisk {
+                id: disk.id,
+                name: disk.name.clone(),
+                size_bytes: disk.size_bytes,
+            })
+            .collect();
+        let missing = |id: &&DiskId| !disks.iter().any(|disk| disk.id == **id);
+        if let Some(disk) = self.spec.disks.iter().find(missing) {
+            return Err(ReceiveError::DiskMissing(*disk));
+        }
+        let generation = like.generation().ok_or_else(|| ReceiveError::Making {
+            name: like.name.clone(),
+            source: HypervisorError::new(
+                ErrorKind::InvalidRequest,
+                format!("generation {} is not known here", like.generation),
+            ),
+        })?;
+        let lost = LostVirtualMachine {
+            id: self.spec.vm,
+            name: like.name.clone(),
+            generation,
+            memory_bytes: like.memory_bytes,
+            processors: like.processors,
+            os_type: like.os_type.clone(),
+            disks,
+            networks: like.network_adapters.iter().map(adapter).collect(),
+        };
+        // No other order is taken while it is made.
+        let made = self.context.hypervisor.restore(lost).await;
+        drop(critical);
+        made.map_err(|source| ReceiveError::Making {
+            name: like.name.clone(),
+            source,
+        })
     }
 
     async fn may_write(&self) -> Result<Box<dyn Send + '_>, ReceiveError> {
@@ -99,6 +153,7 @@ impl HeldVm {
             spec,
             keeper,
             epoch,
+            creates: false,
             line,
         }
     }
@@ -113,5 +168,15 @@ impl HeldVm {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// As it was: on the switch of the same name, with its address.
+fn adapter(adapter: &NetworkConfig) -> NewNetwork {
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    NewNetwork {
+        network_name: some(&adapter.network_name),
+        segment: None,
+        mac_address: some(&adapter.mac_address),
     }
 }

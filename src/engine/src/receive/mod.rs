@@ -23,11 +23,15 @@
 //! permits it at that moment and the VM is off; the maps tell of the same position as the disks, so the activation that
 //! follows compares with them and asks the store for nothing.
 //! What may go wrong is a [`ReceiveError`]; the round is repeated.
+//!
+//! A VM that was deleted, or disks that were lost, are made again before the first step if the order says so ([`lost`]): with
+//! the identity that they had, and empty, so that all their blocks differ from what the maps tell.
 
 mod error;
 mod held;
 mod image;
 mod left_out;
+mod lost;
 mod proof;
 pub mod record;
 mod round;
@@ -52,6 +56,7 @@ use crate::backoff;
 use crate::replicator::pauses::Pauses;
 use crate::replicator::throttle::Throttle;
 use crate::replicator::trouble::chain;
+use crate::vm_config::VmConfig;
 
 /// Between two looks for a newer point.
 const POLL: Duration = Duration::from_secs(2);
@@ -74,9 +79,14 @@ pub const SETTLED: &str = "receive-settled";
 /// The record says so, nobody was told.
 pub const ARRIVED: &str = "receive-arrived";
 
+/// Something of the VM is gone; the record says "on its way", nothing is made yet.
+pub const LOST: &str = "receive-lost";
+/// It was made again, empty.
+pub const MADE: &str = "receive-made";
+
 /// All of them.
-pub const PLACES: [&str; 7] = [
-    UNDER_WAY, WRITING, FLUSHED, PROVEN, MAPPED, SETTLED, ARRIVED,
+pub const PLACES: [&str; 9] = [
+    UNDER_WAY, WRITING, FLUSHED, PROVEN, MAPPED, SETTLED, ARRIVED, LOST, MADE,
 ];
 
 /// A disk of the VM.
@@ -95,6 +105,16 @@ pub struct LocalDisk {
 pub trait Target: Send + Sync {
     /// Its replicated disks. Fails unless it is off.
     async fn disks(&self) -> Result<Vec<LocalDisk>, ReceiveError>;
+
+    /// Whether the order lets it make again what is gone of the VM.
+    fn may_make(&self) -> bool {
+        false
+    }
+
+    /// Makes again what is gone: the VM as it was at a point, off, and disks, empty. What is there stays as it is.
+    async fn make(&self, like: &VmConfig) -> Result<(), ReceiveError> {
+        Err(ReceiveError::VmMissing(like.name.clone()))
+    }
 
     /// The right to write, for as long as the answer is kept: no other order is taken meanwhile. Keep it for one batch.
     async fn may_write(&self) -> Result<Box<dyn Send + '_>, ReceiveError>;

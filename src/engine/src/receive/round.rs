@@ -45,7 +45,12 @@ impl Receiver {
         let Some((point, replica)) = found else {
             return Ok(Came::Waits);
         };
-        let disks = self.target.disks().await?;
+        let disks = match self.target.disks().await {
+            Err(lost) if lost.is_lost() && self.target.may_make() => {
+                self.make_lost(&reader, &point, replica, lost).await?
+            }
+            found => found?,
+        };
         self.tell_left_out(&point, &disks);
         let (folder, item) = (self.state_folder.clone(), self.item_id.clone());
         let (kept, record) = off(move || {

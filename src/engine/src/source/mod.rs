@@ -159,6 +159,7 @@ enum Course {
     Receive {
         origin: u64,
         until: Until,
+        creates: bool,
     },
     LeaveRunning {
         delete_replica: bool,
@@ -201,6 +202,7 @@ impl Course {
             Some((epoch, _)) if epoch == kept.guard.epoch && message.origin > 0 => Self::Receive {
                 origin: message.origin,
                 until,
+                creates: message.create_vm,
             },
             Some((epoch, _)) if epoch == kept.guard.epoch => {
                 Self::Misfit("the order to receive does not say from which generation".to_owned())
@@ -269,19 +271,24 @@ impl Source {
             let found = findings::order_misfit(&spec.vm_name, cause);
             line.notice(Origin::Ship, Some(found));
         }
-        let job = |origin, until| Job {
+        let job = |origin, until, creates| Job {
             context: context.clone(),
             spec: spec.clone(),
             keeper: keeper.clone(),
             epoch: kept.guard.epoch,
             origin,
             until,
+            creates,
             keys,
             line: line.clone(),
         };
         let (receiving, progress) = match course {
-            Course::Receive { origin, until } => {
-                let (receiving, progress) = Receiving::start(job(origin, until));
+            Course::Receive {
+                origin,
+                until,
+                creates,
+            } => {
+                let (receiving, progress) = Receiving::start(job(origin, until, creates));
                 (Some(receiving), Some(progress))
             }
             _ => (None, None),

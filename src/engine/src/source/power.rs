@@ -135,12 +135,19 @@ impl Power {
             self.line.say(None);
             return Ok(None);
         }
-        let mut power = self.look().await?;
+        let seen = self.look().await?;
+        let missed = || finding::vm_not_found(&self.spec.vm_name, &self.spec.vm.to_string());
+        let Some(mut power) = seen.or(off_when_gone(kept)) else {
+            return Err(missed().into());
+        };
         if kept.guard.must_stop() {
-            if power == PowerState::Running {
+            if seen.is_none() {
+                // Nothing is there that could run; what comes back under its id is looked at again.
+                doing.ended = false;
+            } else if power == PowerState::Running {
                 doing.ended = false;
                 self.keep_off().await?;
-                power = self.look().await?;
+                power = self.look().await?.unwrap_or(PowerState::Off);
             } else if !is_rest && !doing.ended {
                 // What a shutdown kept of it was for shipping the rest.
                 let ended = self.context.hypervisor.stop(self.spec.vm, Stop::TurnOff);
@@ -153,7 +160,9 @@ impl Power {
             power = self.let_run(doing, kept, power).await?;
         }
         if power == PowerState::Off || !kept.guard.must_stop() {
-            self.line.notice(Origin::Power, None);
+            // Off it is; a person should know why.
+            let found = seen.is_none().then(missed);
+            self.line.notice(Origin::Power, found);
         }
         self.list_points(doing).await;
         let left = self.leave(doing, kept, power);
@@ -161,14 +170,19 @@ impl Power {
         Ok(Some(POLL))
     }
 
-    async fn look(&self) -> Result<PowerState, Box<v1::Finding>> {
+    /// Whether it runs; `None` = the host has no such VM.
+    async fn look(&self) -> Result<Option<PowerState>, Box<v1::Finding>> {
         let listed = self.context.hypervisor.virtual_machines().await;
         let machines = listed.map_err(|error| self.failed("looked at", &error))?;
         let found = machines.into_iter().find(|vm| vm.id == self.spec.vm);
-        let name = &self.spec.vm_name;
-        found
-            .map(|vm| vm.power_state)
-            .ok_or_else(|| finding::vm_not_found(name, &self.spec.vm.to_string()).into())
+        if found.is_none() {
+            let gone = self.context.hypervisor.is_gone(self.spec.vm).await;
+            if !gone.map_err(|error| self.failed("looked for", &error))? {
+                let (name, id) = (&self.spec.vm_name, self.spec.vm.to_string());
+                return Err(finding::vm_not_found(name, &id).into());
+            }
+        }
+        Ok(found.map(|vm| vm.power_state))
     }
 
     /// The VM runs and may not.
@@ -402,6 +416,13 @@ impl Power {
     fn failed(&self, doing: &str, error: &HypervisorError) -> Box<v1::Finding> {
         findings::power_failed(&self.spec.vm_name, doing, &chain(error)).into()
     }
+}
+
+/// A VM that is to stay off, and was deleted, is off: so an item whose source is lost still has a way back, and out. One
+/// whose rest is to be shipped is missed.
+fn off_when_gone(kept: &Kept) -> Option<PowerState> {
+    let is_rest = matches!(kept.guard.order, SourceOrder::ShipRest(_));
+    (kept.guard.must_stop() && !is_rest).then_some(PowerState::Off)
 }
 
 async fn pause(time: Option<Duration>) {

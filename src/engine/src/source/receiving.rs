@@ -28,6 +28,8 @@ pub(super) struct Job {
     /// The generation under which the recovered VM ships.
     pub origin: u64,
     pub until: Until,
+    /// What is gone of the VM may be made again.
+    pub creates: bool,
     pub keys: KeyRing,
     pub line: StatusLine,
 }
@@ -49,6 +51,7 @@ impl Receiving {
             epoch,
             origin,
             until,
+            creates,
             keys,
             line,
         } = job;
@@ -70,6 +73,7 @@ impl Receiving {
                 spec: spec.clone(),
                 keeper,
                 epoch,
+                creates,
                 line: line.clone(),
             }),
             progress,

@@ -26,6 +26,7 @@ mod machine;
 mod power;
 mod reader;
 mod readiness;
+mod restore;
 mod screenshot;
 mod segment;
 mod shutdown;
@@ -51,8 +52,8 @@ use crate::files::StillImages;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
     Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenPoint, Generation,
-    GroupFreezeError, HostFacts, Hypervisor, HypervisorError, Independence, NewVirtualMachine,
-    PortAnswer, Screenshot, Stop, TrackingId, VirtualMachine, VmId,
+    GroupFreezeError, HostFacts, Hypervisor, HypervisorError, Independence, LostVirtualMachine,
+    NewVirtualMachine, PortAnswer, Screenshot, Stop, TrackingId, VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -219,6 +220,10 @@ impl Hypervisor for QemuDriver {
         })
     }
 
+    async fn is_gone(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        self.nothing_is_left_of(vm)
+    }
+
     async fn freeze(
         &self,
         vm: VmId,
@@ -353,6 +358,11 @@ impl Hypervisor for QemuDriver {
     async fn create(&self, vm: NewVirtualMachine) -> Result<(), HypervisorError> {
         let _lock = self.lock(vm.id).await;
         self.make(&vm).await
+    }
+
+    async fn restore(&self, vm: LostVirtualMachine) -> Result<(), HypervisorError> {
+        let _lock = self.lock(vm.id).await;
+        self.make_again(&vm).await
     }
 
     async fn make_independent(&self, vm: VmId) -> Result<Independence, HypervisorError> {
