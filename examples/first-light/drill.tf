@@ -1,4 +1,4 @@
-# A drill: both replicas boot as new virtual machines, group by group, connected to nothing, while the originals and
+# A drill: both replicas boot as new virtual machines, group by group, isolated from every network, while the originals and
 # the replication go on. `terraform apply -var run_drill=true` starts it, an apply without it cleans up.
 resource "siterecovery_test_failover" "drill" {
   count = var.run_drill ? 1 : 0

@@ -21,6 +21,16 @@ resource "siterecovery_recovery_plan" "this" {
 
   boot_group {
     protected_vm_ids = [var.database_vm_id]
+
+    post_action {
+      name                 = "database listens"
+      type                 = "ReadinessCheckActionDetails"
+      fail_over_types      = ["TestFailover"]
+      fail_over_directions = ["PrimaryToRecovery"]
+      readiness_check      = "Port"
+      readiness_port       = 5432
+      timeout              = "00:05:00"
+    }
   }
 
   boot_group {

@@ -49,6 +49,10 @@ pub const RECOVERY: &str = "Recovery";
 
 /// Readiness: every VM of the group has written to its console.
 pub const CONSOLE: &str = "Console";
+/// Readiness: the guest agent of every VM of the group answers.
+pub const GUEST_AGENT: &str = "GuestAgent";
+/// Readiness: a TCP port of every VM of the group takes connections.
+pub const PORT: &str = "Port";
 /// Readiness: a time goes by.
 pub const DELAY: &str = "Delay";
 
@@ -108,9 +112,12 @@ pub struct ActionDetails {
     /// Extension, webhook: where to post to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Extension, readiness: [`CONSOLE`] or [`DELAY`].
+    /// Extension, readiness: [`CONSOLE`], [`GUEST_AGENT`], [`PORT`] or [`DELAY`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<String>,
+    /// Extension, readiness: TCP port of [`PORT`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u32>,
     /// Further fields.
     #[serde(flatten)]
     pub extra: Extra,
@@ -146,6 +153,18 @@ pub enum Work {
     },
     /// Waits for every VM of the group to write to its console.
     Console {
+        /// Time limit, seconds.
+        limit_seconds: u32,
+    },
+    /// Waits for the guest agent of every VM of the group.
+    GuestAgent {
+        /// Time limit, seconds.
+        limit_seconds: u32,
+    },
+    /// Waits for a TCP port of every VM of the group.
+    Port {
+        /// Which one.
+        port: u16,
         /// Time limit, seconds.
         limit_seconds: u32,
     },
@@ -333,6 +352,20 @@ impl ActionDetails {
             CONSOLE => Ok(Work::Console {
                 limit_seconds: limit,
             }),
+            GUEST_AGENT => Ok(Work::GuestAgent {
+                limit_seconds: limit,
+            }),
+            PORT => match self.port.map(u16::try_from) {
+                Some(Ok(port)) if port > 0 => Ok(Work::Port {
+                    port,
+                    limit_seconds: limit,
+                }),
+                _ => Err(problem(
+                    "customDetails.port",
+                    "A port check needs the number of a TCP port, 1 to 65535.",
+                    "Give `port`, such as 443.",
+                )),
+            },
             DELAY if self.timeout.is_some() => Ok(Work::Delay { seconds: limit }),
             DELAY => Err(problem(
                 "customDetails.timeout",
@@ -343,7 +376,7 @@ impl ActionDetails {
                 "customDetails.check",
                 format!("`{other}` is no readiness check."),
                 format!(
-                    "Use {CONSOLE} (every VM has written to its console) or {DELAY}. Recovered VMs have no network, so ports can't be asked."
+                    "Use {CONSOLE} (every VM has written to its console), {GUEST_AGENT} (its guest agent answers), {PORT} (a TCP port takes connections) or {DELAY}."
                 ),
             )),
         }
@@ -496,10 +529,30 @@ mod tests {
             let hook = json!({ "instanceType": WEBHOOK, "url": url });
             assert_eq!(broken(hook), ["customDetails.url"], "{url:?}");
         }
-        let port = json!({ "instanceType": READINESS, "check": "TcpPort" });
-        assert_eq!(broken(port), ["customDetails.check"]);
+        let unknown = json!({ "instanceType": READINESS, "check": "TcpPort" });
+        assert_eq!(broken(unknown), ["customDetails.check"]);
+        for port in [json!(null), json!(0), json!(65_536)] {
+            let check = json!({ "instanceType": READINESS, "check": "Port", "port": port });
+            assert_eq!(broken(check), ["customDetails.port"], "{port}");
+        }
         let delay = json!({ "instanceType": READINESS, "check": "Delay" });
         assert_eq!(broken(delay), ["customDetails.timeout"]);
+    }
+
+    #[test]
+    fn guests_are_asked_for_their_agent_and_their_ports() {
+        let check = |details| action(details).work().unwrap();
+        let agent = json!({ "instanceType": READINESS, "check": "GuestAgent", "timeout": "PT5M" });
+        assert_eq!(check(agent), Work::GuestAgent { limit_seconds: 300 });
+        let port = json!({ "instanceType": READINESS, "check": "Port", "port": 443 });
+        let limit_seconds = DEFAULT_TIMEOUT_SECONDS;
+        assert_eq!(
+            check(port),
+            Work::Port {
+                port: 443,
+                limit_seconds
+            }
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::envelope::Extra;
 use crate::failover::{PRIMARY_TO_RECOVERY, RECOVERY_TO_PRIMARY};
-use crate::plan_action::{CONSOLE, PlanAction, READINESS, repeated_names};
+use crate::plan_action::{DELAY, PlanAction, READINESS, repeated_names};
 use crate::protected_item::CurrentScenario;
 
 /// `groupType` of groups that start VMs.
@@ -114,8 +114,8 @@ pub fn action_problems(groups: &[PlanGroup]) -> Vec<PlanProblem> {
         }));
     }
     for &(group, after, action, one) in &all {
-        let is_console = one.custom_details.check.as_deref() == Some(CONSOLE)
-            && one.custom_details.instance_type == READINESS;
+        let check = one.custom_details.check.as_deref().unwrap_or_default();
+        let looks = check != DELAY && one.custom_details.instance_type == READINESS;
         let is_boot = groups
             .get(group)
             .is_some_and(|group| group.group_type == BOOT);
@@ -123,17 +123,17 @@ pub fn action_problems(groups: &[PlanGroup]) -> Vec<PlanProblem> {
             .failover_directions
             .iter()
             .any(|way| way == RECOVERY_TO_PRIMARY);
-        let (field, message) = if !is_console {
+        let (field, message) = if !looks {
             continue;
         } else if !after || !is_boot {
             (
                 "customDetails.check",
-                "Before a group, and around shutdown and failover, there is no console to be seen.",
+                "Before a group, and around shutdown and failover, there is no recovered VM to be looked at.",
             )
         } else if comes_back {
             (
                 "failoverDirections",
-                "The console of a VM that is back at its source is not seen.",
+                "A VM that is back at its source is not looked at.",
             )
         } else {
             continue;
@@ -144,7 +144,7 @@ pub fn action_problems(groups: &[PlanGroup]) -> Vec<PlanProblem> {
             action,
             field,
             message: message.to_owned(),
-            advice: format!("Use {CONSOLE} after a boot group, in the direction {PRIMARY_TO_RECOVERY}; elsewhere a delay."),
+            advice: format!("Use {check} after a boot group, in the direction {PRIMARY_TO_RECOVERY}; elsewhere a delay."),
         });
     }
     let names = all

@@ -140,9 +140,35 @@ pub struct DrillVm {
     /// Extension: how often that policy makes points; 0 = not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub replication_frequency_in_seconds: u32,
+    /// Extension: its adapters are in a network of their own on the recovery host: an isolated drill's VMs reach one another there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub private_network: bool,
+    /// Extension: first answer of its guest agent, when a plan asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_agent_time: Option<String>,
+    /// Extension: its guest agent was asked for, and has not answered.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub guest_agent_silent: bool,
+    /// Extension: TCP ports that a plan asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<DrillPort>,
     /// Extension: release of the recovery host's engine.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub engine_version: String,
+}
+
+/// A TCP port of a recovered VM, asked by a plan.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DrillPort {
+    /// Number.
+    pub port: u32,
+    /// First connection that it took; absent = none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered_time: Option<String>,
+    /// What came instead, a lower-case fragment.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub problem: String,
 }
 
 #[expect(

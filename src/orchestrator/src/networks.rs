@@ -45,6 +45,21 @@ pub fn nic_id(vm_id: &str, adapter: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
+/// Adapters, by their names on the host, that the recovered VM does not get.
+#[must_use]
+pub fn left_out(item: &Item) -> Vec<String> {
+    let choices = item.request.vm_nics.as_deref().unwrap_or_default();
+    let left_out = choices.iter().filter(|choice| !choice.is_selected());
+    left_out
+        .filter_map(|choice| {
+            let text = base64::engine::general_purpose::STANDARD.decode(&choice.nic_id);
+            let text = String::from_utf8(text.ok()?).ok()?;
+            let (_, adapter) = text.split_once('\\')?;
+            Some(adapter.to_owned())
+        })
+        .collect()
+}
+
 /// What was chosen for an adapter.
 #[must_use]
 pub fn choice<'a>(item: &'a Item, nic_id: &str) -> Option<&'a NicChoice> {
@@ -199,6 +214,15 @@ mod tests {
             { "nicId": nic_id("vm", "nic0"), "selectionType": "NotSelected" }] }));
         let found = after_failover(&first_left_out, &adapters(), &mappings).expect("one");
         assert_eq!(found.id, "b");
+    }
+
+    #[test]
+    fn adapters_that_are_not_selected_are_told_by_their_names_on_the_host() {
+        let item = item(&serde_json::json!({ "vmNics": [
+            { "nicId": nic_id("vm", "nic0"), "selectionType": "NotSelected" },
+            { "nicId": nic_id("vm", "nic1"), "selectionType": "SelectedByUser" },
+            { "nicId": "no base64", "selectionType": "NotSelected" }] }));
+        assert_eq!(left_out(&item), ["nic0"]);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::app::App;
 use crate::store::records::{
-    self, AzurePlace, Desired, EngineRecord, Item, Policy, Recovered, ScriptOrder,
+    self, AzurePlace, Desired, EngineRecord, Item, Policy, Question, Recovered, ScriptOrder,
 };
 use crate::store::{Expect, StoreError};
-use crate::{access, evidence, failover, immutability, vault_keys};
+use crate::{access, evidence, failover, immutability, networks, vault_keys};
 
 /// How often engines report.
 const REPORT_INTERVAL_MS: u32 = 1_000;
@@ -90,6 +90,18 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
     }
     for vm in records::list::<Recovered>(store, &records::recovered_key(engine_id, "")).await? {
         state.recovered_vms.push(recovered(app, vm.record).await?);
+    }
+    for question in records::list::<Question>(store, "~question/").await? {
+        let question = question.record;
+        let mut vms = state.recovered_vms.iter_mut();
+        if question.engine_id == engine_id
+            && let Some(vm) = vms.find(|vm| vm.id == question.vm_id)
+        {
+            match question.port {
+                Some(port) => vm.ports.push(port.into()),
+                None => vm.ask_agent = true,
+            }
+        }
     }
     let below = records::script_key(engine_id, "");
     for order in records::list::<ScriptOrder>(store, &below).await? {
@@ -257,6 +269,8 @@ async fn failed_over(
         return Ok(None);
     }
     let (epoch, order) = item.life.orders().recovery;
+    let live = app.fleet.get(&item.engine_id).unwrap_or_default();
+    let network = networks::of_item(app, item, &live).await?;
     let power = match order {
         RecoveryOrder::Run { .. } | RecoveryOrder::Leave { .. } => Power::Running,
         RecoveryOrder::Absent | RecoveryOrder::Stop => Power::Off,
@@ -279,6 +293,8 @@ async fn failed_over(
         ship_generation: failover::ship_generation(&item.life),
         replication_interval_seconds: interval_to_ship(app, item).await?,
         throttles: throttles(item.request.throttles.as_deref().unwrap_or_default()),
+        private_network: network.map(|network| network.id).unwrap_or_default(),
+        left_out_adapters: networks::left_out(item),
         ..v1::RecoveredVm::default()
     }))
 }
@@ -320,9 +336,17 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
         Power::Off
     };
     let store = app.store.as_ref();
-    let encryption = match records::get::<Item>(store, &vm.item.to_ascii_lowercase()).await? {
+    let item = records::get::<Item>(store, &vm.item.to_ascii_lowercase()).await?;
+    let encryption = match &item {
         Some(item) => keys(app, &item.record, false).await?,
         None => None,
+    };
+    let left_out_adapters = item.map(|item| networks::left_out(&item.record));
+    // A drill's own network is that of its job: its VMs meet nobody else, and switches stay apart.
+    let private_network = if vm.isolated {
+        vm.job.clone()
+    } else {
+        vm.network_id.clone().unwrap_or_default()
     };
     let target = access::target(app, vm.place(), vm.log.as_ref()).await?;
     let evidence_received = evidence::received(app, &vm.engine_id, &vm.id).await?;
@@ -338,6 +362,9 @@ async fn recovered(app: &App, vm: Recovered) -> Result<v1::RecoveredVm, StoreErr
         power: power.into(),
         boot_after: String::new(),
         encryption,
+        private_network,
+        switches_apart: vm.isolated,
+        left_out_adapters: left_out_adapters.unwrap_or_default(),
         ..v1::RecoveredVm::default()
     })
 }

@@ -247,7 +247,11 @@ fn network(job: &JobRecord, vms: &[DrillVm]) -> Network {
         .iter()
         .all(|vm| vm.network_connection_status == "NotConnected");
     let asked_for = details.network_name.clone().unwrap_or_default();
+    let among_themselves = vms.iter().any(|vm| vm.private_network);
     let statement = match (isolated, asked_for.is_empty()) {
+        (true, true) if among_themselves => "The recovered virtual machines reached only one another, through private networks of their recovery host: none of \
+                         them could reach production, and nobody could reach them."
+            .to_owned(),
         (true, true) => "No network adapter of any recovered virtual machine was connected: none of them could reach \
                          production, and nobody could reach them."
             .to_owned(),

@@ -1,6 +1,6 @@
 //! What is checked of a VM, and when it passes.
 
-use arm_model::test_failover::DrillVm;
+use arm_model::test_failover::{DrillPort, DrillVm};
 
 use super::{Check, Machine, Verdict};
 
@@ -15,13 +15,12 @@ pub enum Choice {
 
 /// All checks of a VM. `over`: the job has ended.
 pub fn checks(vm: &DrillVm, machine: &Machine, over: bool, choice: Choice) -> Vec<Check> {
-    vec![
-        started(vm, machine, over),
-        booted(vm, machine, over),
-        rpo(machine, choice),
-        isolated(vm),
-        seen(machine),
-    ]
+    [started(vm, machine, over), booted(vm, machine, over)]
+        .into_iter()
+        .chain(agent(vm))
+        .chain(vm.ports.iter().map(port))
+        .chain([rpo(machine, choice), isolated(vm), seen(machine)])
+        .collect()
 }
 
 /// The worst of several; checks that were not made count for nothing.
@@ -86,6 +85,37 @@ fn booted(vm: &DrillVm, machine: &Machine, over: bool) -> Check {
     }
 }
 
+/// Only when a plan asked for it.
+fn agent(vm: &DrillVm) -> Option<Check> {
+    let name = "Guest agent answers";
+    if let Some(time) = &vm.guest_agent_time {
+        let finding = format!("First answer at {time}.");
+        return Some(check(name, Verdict::Passed, finding));
+    }
+    let silent = "The guest agent did not answer within the time that the plan gives it.";
+    vm.guest_agent_silent
+        .then(|| check(name, Verdict::Failed, silent))
+}
+
+fn port(port: &DrillPort) -> Check {
+    let name = format!("TCP port {} answers", port.port);
+    match &port.answered_time {
+        Some(time) => check(
+            &name,
+            Verdict::Passed,
+            format!("It took a connection at {time}."),
+        ),
+        None => check(
+            &name,
+            Verdict::Failed,
+            format!(
+                "It took no connection within the time that the plan gives it: {}.",
+                port.problem
+            ),
+        ),
+    }
+}
+
 /// The bounds are those of an item's replication health: three intervals or a minute, ten intervals or five minutes.
 fn rpo(machine: &Machine, choice: Choice) -> Check {
     let name = "Recovery point within the policy";
@@ -142,7 +172,11 @@ fn isolated(vm: &DrillVm) -> Check {
         check(
             name,
             Verdict::Passed,
-            "No network adapter of the VM is connected.",
+            if vm.private_network {
+                "Its network adapters are in a private network of the recovery host, and reach nothing else."
+            } else {
+                "No network adapter of the VM is connected."
+            },
         )
     } else {
         let network = if vm.network_friendly_name.is_empty() {

@@ -2,7 +2,7 @@
 
 use arm_model::ArmError;
 use arm_model::job::{DRILL_DETAILS, JobDetails, JobError, JobProperties, JobState};
-use arm_model::test_failover::DrillVm;
+use arm_model::test_failover::{DrillPort, DrillVm};
 use base64::Engine as _;
 use proptest::prelude::*;
 use serde_json::json;
@@ -123,6 +123,39 @@ fn figures_are_those_of_the_job_and_the_parts_add_up() {
     let seen = machine.evidence.as_ref().expect("evidence");
     assert_eq!((seen.width, seen.height), (720, 400));
     assert_eq!(report.cleanup.expect("a drill").state, "Pending");
+}
+
+#[test]
+fn answers_of_guests_that_a_plan_asked_for_are_checks_and_silence_fails_the_drill() {
+    let port = |port, problem: &str| DrillPort {
+        port,
+        answered_time: problem
+            .is_empty()
+            .then(|| "2031-03-04T05:06:11Z".to_owned()),
+        problem: problem.to_owned(),
+    };
+    let mut asked = DrillVm {
+        private_network: true,
+        guest_agent_time: Some("2031-03-04T05:06:11Z".to_owned()),
+        ports: vec![port(22, ""), port(443, "")],
+        ..vm("web01")
+    };
+    let report = build(&job(vec![asked.clone()]), &[]);
+    assert_eq!(report.verdict, Verdict::Passed, "{report:#?}");
+    for check in ["Guest agent", "TCP port 22 ", "TCP port 443 ", "Isolated"] {
+        assert_eq!(verdict_of(&report, check), Verdict::Passed, "{check}");
+    }
+    assert!(report.network.isolated && report.network.statement.contains("only one another"));
+    asked.ports[1] = port(443, "the guest refuses connections");
+    (asked.guest_agent_time, asked.guest_agent_silent) = (None, true);
+    let report = build(&job(vec![asked]), &[]);
+    assert_eq!(report.verdict, Verdict::Failed);
+    assert_eq!(verdict_of(&report, "Guest agent"), Verdict::Failed);
+    assert_eq!(verdict_of(&report, "TCP port 22 "), Verdict::Passed);
+    assert_eq!(verdict_of(&report, "TCP port 443 "), Verdict::Failed);
+    let unasked = build(&job(vec![vm("web01")]), &[]);
+    let checks = &unasked.virtual_machines[0].checks;
+    assert!(checks.iter().all(|check| !check.name.contains("port")));
 }
 
 #[test]

@@ -38,6 +38,13 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
         };
         let mut detail = detail(&shown, &item.record, &live);
         facts(app, &item.record, known(run, &vm.vm_id), &mut detail).await?;
+        keep_answers(run, &mut detail);
+        let network = input.network_id.as_deref().filter(|_| !input.isolated);
+        if let Some(network) = network.filter(|_| detail.private_network) {
+            detail.private_network = false;
+            "Connected".clone_into(&mut detail.network_connection_status);
+            item_name(network).clone_into(&mut detail.network_friendly_name);
+        }
         states.push((vm.group, item.record.vm_name.clone(), detail.state.clone()));
         details.push(detail);
     }
@@ -61,6 +68,15 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
         mark_children(task, &members, &now);
     }
     Ok(())
+}
+
+/// What actions have told of a VM's guest stays.
+pub(super) fn keep_answers(run: &Run<'_>, detail: &mut DrillVm) {
+    if let Some(known) = known(run, &detail.test_vm_name) {
+        detail.guest_agent_time.clone_from(&known.guest_agent_time);
+        detail.guest_agent_silent = known.guest_agent_silent;
+        detail.ports.clone_from(&known.ports);
+    }
 }
 
 /// What the job has said of a VM so far.
@@ -179,6 +195,7 @@ pub(super) fn detail(vm: &Shown<'_>, item: &Item, live: &Live) -> DrillVm {
             .as_ref()
             .map_or_else(String::new, |host| host.engine_version.clone()),
         console_path: status.console_path.clone(),
+        private_network: status.connected_adapters > 0,
         state: match status.state() {
             State::Unspecified => "",
             State::Preparing => "Preparing",

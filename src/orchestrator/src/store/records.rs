@@ -307,6 +307,20 @@ pub struct ScriptOrder {
 }
 record!(ScriptOrder, "script");
 
+/// What the guest of a recovered VM is asked for, for an action of a recovery plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Question {
+    /// Recovery host's engine.
+    pub engine_id: String,
+    /// The recovered VM's id there.
+    pub vm_id: String,
+    /// TCP port; absent = its guest agent.
+    pub port: Option<u16>,
+    /// Job that made it.
+    pub job: String,
+}
+record!(Question, "question");
+
 /// A registration key, without its secret.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnrolmentKey {
@@ -529,6 +543,12 @@ pub fn desired_key(engine_id: &str) -> String {
 #[must_use]
 pub fn recovered_key(engine_id: &str, vm_id: &str) -> String {
     format!("~recovered/{}/{vm_id}", engine_id.to_ascii_lowercase())
+}
+
+/// Key of what an action asks of a recovered VM, or the prefix of all that it asks.
+#[must_use]
+pub fn question_key(action_id: &str, vm_id: &str) -> String {
+    format!("~question/{action_id}/{vm_id}")
 }
 
 /// Key of a script's order.

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use arm_model::plan_action::{
-    ActionDetails, CONSOLE, DELAY, MANUAL, PRIMARY, PlanAction, READINESS, RECOVERY, RUNS_ON,
-    SCRIPT, WEBHOOK,
+    ActionDetails, CONSOLE, DELAY, GUEST_AGENT, MANUAL, PORT, PRIMARY, PlanAction, READINESS,
+    RECOVERY, RUNS_ON, SCRIPT, WEBHOOK,
 };
 use arm_model::recovery_plan::{PlanGroup, action_problems};
 use tf_provider::schema::Block;
@@ -15,7 +15,7 @@ use tf_provider::{Attribute, AttributePath, Diagnostics, NestedBlock, Object, Ty
 const LISTS: [&str; 2] = ["pre_action", "post_action"];
 
 /// Attribute by property of an action.
-const NAMES: [(&str, &str); 11] = [
+const NAMES: [(&str, &str); 12] = [
     ("actionName", "name"),
     ("failoverTypes", "fail_over_types"),
     ("failoverDirections", "fail_over_directions"),
@@ -26,6 +26,7 @@ const NAMES: [(&str, &str); 11] = [
     ("customDetails.hostId", "host_id"),
     ("customDetails.url", "webhook_url"),
     ("customDetails.check", "readiness_check"),
+    ("customDetails.port", "readiness_port"),
     ("customDetails.timeout", "timeout"),
 ];
 
@@ -54,7 +55,8 @@ fn block(when: &str) -> Block {
         .attribute("host_id", text().describe("Script: id of the registered host that runs it. Without it the orchestrator does."))
         .attribute("idempotent", Attribute::bool().optional().describe("Script: it may run again when it is not known how it ended, because the machine died."))
         .attribute("webhook_url", sensitive.describe("Webhook: `https://` URL that takes the POST. The header `Idempotency-Key` tells a repetition."))
-        .attribute("readiness_check", text().one_of(&[CONSOLE, DELAY]).describe(format!("Readiness check: `{CONSOLE}` (every VM of the group has written to its console) or `{DELAY}` (`timeout` goes by).")))
+        .attribute("readiness_check", text().one_of(&[CONSOLE, GUEST_AGENT, PORT, DELAY]).describe(format!("Readiness check of every VM of the group: `{CONSOLE}` (it has written to its console), `{GUEST_AGENT}` (its guest agent answers), `{PORT}` (the TCP port `readiness_port` takes connections) or `{DELAY}` (`timeout` goes by).")))
+        .attribute("readiness_port", Attribute::number().optional().describe(format!("Readiness check `{PORT}`: number of the TCP port.")))
         .attribute("timeout", text().describe("Time limit, or the length of a delay: `hh:mm:ss`, `PT10M` or seconds. 10 minutes when not set."))
 }
 
@@ -86,6 +88,10 @@ fn action(block: &Object) -> PlanAction {
             idempotent: block.bool("idempotent"),
             url: text("webhook_url"),
             check: text("readiness_check"),
+            // A number that is no port is refused as 0 is.
+            port: block
+                .i64("readiness_port")
+                .map(|port| u32::try_from(port).unwrap_or_default()),
             ..ActionDetails::default()
         },
         ..PlanAction::default()
@@ -117,6 +123,7 @@ fn object(action: &PlanAction) -> Object {
         .with("idempotent", details.idempotent)
         .with("webhook_url", details.url.clone())
         .with("readiness_check", details.check.clone())
+        .with("readiness_port", details.port.map(i64::from))
         .with("timeout", details.timeout.clone())
 }
 

@@ -7,7 +7,7 @@ use super::{BEFORE_START, FailoverInput, chosen};
 use crate::failover::vm_id;
 use crate::fault::Fault;
 use crate::saga::Run;
-use crate::saga::drill_report::{Shown, detail, mark_children};
+use crate::saga::drill_report::{Shown, detail, keep_answers, mark_children};
 use crate::saga::steps;
 use crate::store::records::{self, Item};
 
@@ -33,7 +33,8 @@ pub(super) async fn show(run: &mut Run<'_>, input: &FailoverInput) -> Result<(),
             late: app.patience.boot_ms < run.waited_ms(),
         };
         running += usize::from(matches!(item.life.phase, Phase::StoppingSource(_)));
-        let detail = detail(&shown, &item, &live);
+        let mut detail = detail(&shown, &item, &live);
+        keep_answers(run, &mut detail);
         states.push((vm.group, item.vm_name.clone(), detail.state.clone()));
         details.push(detail);
     }

@@ -6,6 +6,7 @@
 
 mod console;
 mod context;
+mod readiness;
 mod script;
 mod webhook;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::readiness::Asked;
 use super::state::fresh_task;
 use super::steps::{ActionStep, Scenario};
 use super::{Outcome, Run, failures, person};
@@ -64,9 +66,10 @@ pub(super) fn task(step: &ActionStep) -> Task {
         Ok(Work::Manual { .. }) => ("ManualActionTask", "ManualActionTaskDetails"),
         Ok(Work::Script { .. }) => ("ScriptActionTask", "ScriptActionTaskDetails"),
         Ok(Work::Webhook { .. }) => ("WebhookActionTask", "WebhookActionTaskDetails"),
-        Ok(Work::Console { .. } | Work::Delay { .. }) | Err(_) => {
-            ("ReadinessCheckTask", "ReadinessCheckTaskDetails")
-        }
+        Ok(
+            Work::Console { .. } | Work::GuestAgent { .. } | Work::Port { .. } | Work::Delay { .. },
+        )
+        | Err(_) => ("ReadinessCheckTask", "ReadinessCheckTaskDetails"),
     };
     let when = if step.after {
         "post-action"
@@ -144,6 +147,13 @@ pub(super) async fn act(
             webhook::act(run, of, step, url, *limit_seconds).await?
         }
         Ok(Work::Console { limit_seconds }) => console::act(run, step, *limit_seconds).await?,
+        Ok(Work::GuestAgent { limit_seconds }) => {
+            readiness::act(run, step, Asked::Agent, *limit_seconds).await?
+        }
+        Ok(Work::Port {
+            port,
+            limit_seconds,
+        }) => readiness::act(run, step, Asked::Port(*port), *limit_seconds).await?,
         Ok(Work::Delay { seconds }) if elapsed_ms(run) < millis(*seconds) => Seen::Waits,
         Ok(Work::Delay { .. }) => Seen::well(Value::Null),
     };
@@ -197,6 +207,7 @@ async fn finish(
     end: End,
 ) -> Result<Outcome, Fault> {
     script::forget(run, step).await?;
+    readiness::forget(run).await?;
     let node = run.job.node;
     if let Some(task) = run.job.properties.tasks.get_mut(node) {
         tell(task, &end.told);
@@ -238,6 +249,7 @@ fn failed(of: &Of<'_>, step: &ActionStep, cause: &ArmError) -> ArmError {
 
 /// Takes an action back as far as that goes: what still runs of it is ended.
 pub(super) async fn undo(run: &mut Run<'_>, step: &ActionStep) -> Result<Outcome, Fault> {
+    readiness::withdraw(run).await?;
     script::withdraw(run, step).await
 }
 

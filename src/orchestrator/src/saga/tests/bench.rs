@@ -38,6 +38,8 @@ pub(super) struct Bench {
     pub(super) mute_source: bool,
     /// Recovered VMs run and write nothing to their consoles.
     pub(super) silent_console: bool,
+    /// No guest answers for its agent and its ports.
+    pub(super) deaf_guests: bool,
     /// This item has no recovery point.
     pub(super) pointless: Option<String>,
     /// How scripts end on the host.
@@ -65,6 +67,7 @@ impl Bench {
             points: BTreeMap::new(),
             mute_source: false,
             silent_console: false,
+            deaf_guests: false,
             pointless: None,
             script: Some((v1::script_status::Outcome::Exited, 0)),
             begun: Vec::new(),
@@ -147,6 +150,7 @@ impl Bench {
     pub(super) async fn report(&mut self, app: &App) {
         let wanted = desired::refresh(app, ENGINE).await.expect("desired state");
         let silent_console = self.silent_console;
+        let answered = if self.deaf_guests { 0 } else { 3_000 };
         let (mute, pointless) = (self.mute_source, self.pointless.clone());
         let replications = wanted.replications.iter().map(|one| {
             let state = if one.phase() == v1::replication::Phase::Retired {
@@ -203,12 +207,18 @@ impl Bench {
                 id: vm.id.clone(),
                 state: state.into(),
                 recovery: vm.order.as_ref().and_then(recovered),
+                agent_answered_unix_ms: if vm.ask_agent { answered } else { 0 },
+                ports: vm.ports.iter().map(|port| asked(*port, answered)).collect(),
                 ..Default::default()
             }
         });
         let vms = ["vm-a", "vm-b"].map(|id| v1::VirtualMachine {
             id: id.to_owned(),
             name: id.to_owned(),
+            disks: vec![v1::Disk {
+                id: "disk".to_owned(),
+                ..Default::default()
+            }],
             ..Default::default()
         });
         let mut scripts = Vec::new();
@@ -345,4 +355,17 @@ fn recovered(order: &v1::RecoveryOrder) -> Option<v1::RecoveryReport> {
     let running = instance.is_some();
     let said = guard.says(RecoveryFacts { instance, running })?;
     Some(orders::recovery_report(epoch, said))
+}
+
+fn asked(port: u32, answered_unix_ms: i64) -> v1::PortStatus {
+    let problem = if answered_unix_ms == 0 {
+        "no answer came"
+    } else {
+        ""
+    };
+    v1::PortStatus {
+        port,
+        answered_unix_ms,
+        problem: problem.to_owned(),
+    }
 }

@@ -8,6 +8,7 @@ mod plan_actions;
 mod drill_members;
 mod plan_cancel;
 mod plan_limits;
+mod plan_readiness;
 mod plan_webhooks;
 mod schedules;
 
