@@ -18,7 +18,9 @@ use crate::gateway::enrol;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
 use crate::store::Change;
-use crate::store::records::{self, EngineRecord, Fabric, Item, NetworkMapping, NetworkTurn, Record, Stored};
+use crate::store::records::{
+    self, EngineRecord, Fabric, Item, NetworkMapping, NetworkTurn, Record, Stored,
+};
 
 /// Most hours a registration key may be valid.
 const MAX_KEY_HOURS: u32 = 720;
@@ -198,7 +200,11 @@ async fn remove(call: &Call<'_>, forced: bool) -> Result<Reply, Fault> {
     let of_networks = records::list::<NetworkMapping>(store, &below).await?;
     documents.extend(of_networks.iter().map(|mapping| json!({ "key": mapping.key, "kind": NetworkMapping::KIND, "body": mapping.record })));
     let turns = records::list::<NetworkTurn>(store, &below).await?;
-    documents.extend(turns.iter().map(|turn| json!({ "key": turn.key, "kind": NetworkTurn::KIND, "body": turn.record })));
+    documents.extend(
+        turns
+            .iter()
+            .map(|turn| json!({ "key": turn.key, "kind": NetworkTurn::KIND, "body": turn.record })),
+    );
     documents.extend(engines.iter().map(engine_document));
     let engine_ids: Vec<&str> = engines
         .iter()
