@@ -79,7 +79,7 @@ impl Resource<Session> for TestFailover {
                 fields::arm_id::<VirtualNetworkId>("a virtual network")
                     .optional()
                     .requires_replace()
-                    .describe("Id of the network for `VmNetworkAsInput`. It must exist in the vault's region; no VM is connected to it in this release."),
+                    .describe("Id of the network for `VmNetworkAsInput`. It must exist in the vault's region."),
             )
             .attribute(
                 "recovery_point_id",
