@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "of the double's tests one thing is used")]
 #[path = "support/faults.rs"]
 mod faults;
+#[path = "reverse/keys.rs"]
+mod keys;
 #[path = "../../hypervisor/tests/support/mod.rs"]
 mod lab;
 #[path = "reverse/limits.rs"]
@@ -24,6 +26,7 @@ use engine_protocol::v1::{RecoveredVm, RecoveredVmStatus, StoreTarget as Target,
 use engine_protocol::{orders, v1};
 use faults::{Random, StopAt};
 use hypervisor::{DiskId, QemuDriver, VmId};
+use keys::{encryption, keys};
 use lab::boot_sector::{self, End, SECTOR};
 use lab::{BLOCK, Lab, MIB, kill_qemu};
 use protection::Generation;
@@ -41,7 +44,6 @@ use uuid::Uuid;
 const ITEM: &str = "11111111-2222-3333-4444-555555555555";
 const VAULT: &str = "vault-0a1b2c3d";
 const VM: Uuid = Uuid::from_u128(0x5e);
-const KEY: Uuid = Uuid::from_u128(0x6b);
 /// Of the VM, and of its shipping.
 const INSTANCE: Generation = Generation(2);
 const PAGE: u64 = 4096;
@@ -319,23 +321,6 @@ fn run() -> RecoveryOrder {
         instance: INSTANCE,
         takes: INSTANCE,
     }
-}
-
-/// What new objects are encrypted with.
-fn encryption() -> v1::Encryption {
-    v1::Encryption {
-        keys: vec![v1::EncryptionKey {
-            id: KEY.to_string(),
-            key: vec![9; 32],
-        }],
-        active_key_id: KEY.to_string(),
-    }
-}
-
-fn keys() -> KeyRing {
-    let mut keys = KeyRing::new();
-    keys.insert(KEY, &[9; 32]).unwrap();
-    keys
 }
 
 /// Lets a test do something while a shipper is at a place.
