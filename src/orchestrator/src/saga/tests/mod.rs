@@ -2,10 +2,10 @@
 
 mod bench;
 mod case;
+mod drill_members;
 mod failovers;
 mod guards;
 mod plan_actions;
-mod drill_members;
 mod plan_cancel;
 mod plan_limits;
 mod plan_readiness;

@@ -1,5 +1,10 @@
 //! Actions of plans: once each, whatever dies; what follows when one fails; waiting for a person; cancel.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "bodies are written as literals"
+)]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
@@ -31,10 +36,6 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario::Back,
 ];
 
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "bodies are written as literals"
-)]
 pub(super) fn action(name: &str, details: Value) -> Value {
     let console = details["check"] == "Console";
     let back = ["PrimaryToRecovery", "RecoveryToPrimary"];
@@ -65,10 +66,6 @@ pub(super) fn console(name: &str) -> Value {
     )
 }
 
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "bodies are written as literals"
-)]
 pub(super) fn group(bench: &Bench, vm: &str, before: Vec<Value>, after: Vec<Value>) -> PlanGroup {
     let item = bench.item_id(vm).to_string();
     serde_json::from_value(
@@ -396,7 +393,11 @@ async fn a_failed_script_does_not_keep_the_rest_down_in_an_unplanned_failover() 
 }
 
 /// Makes steps, each by a fresh process, until the job is as wanted.
-pub(super) async fn until(bench: &mut Bench, key: &str, wanted: impl Fn(&JobRecord, &Bench) -> bool) {
+pub(super) async fn until(
+    bench: &mut Bench,
+    key: &str,
+    wanted: impl Fn(&JobRecord, &Bench) -> bool,
+) {
     for _ in 0..200 {
         let app = bench.app().await;
         step_with(&app, key, Trial::default()).await.expect("step");
