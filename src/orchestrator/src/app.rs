@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use azure_compute::Target;
 use engine_protocol::Authority;
 use plan_script::Scripts;
 use time::OffsetDateTime;
@@ -63,6 +64,7 @@ pub struct App {
     /// What is borrowed to reach storage accounts, and what went wrong with it.
     pub loans: Loans,
     scripts: OnceLock<Arc<Scripts>>,
+    azure: OnceLock<Arc<Target>>,
     /// Milliseconds that our clock is ahead of the system's; tests move it.
     ahead_ms: AtomicI64,
     bell: watch::Sender<u64>,
@@ -111,6 +113,7 @@ impl App {
             sealer: parts.sealer,
             loans: Loans::default(),
             scripts: OnceLock::new(),
+            azure: OnceLock::new(),
             ahead_ms: AtomicI64::new(0),
             bell: watch::Sender::new(0),
             jobs,
@@ -160,6 +163,18 @@ impl App {
     #[must_use]
     pub fn scripts(&self) -> Option<&Arc<Scripts>> {
         self.scripts.get()
+    }
+
+    /// VMs may be recovered in Azure, this way.
+    pub fn recover_in_azure(&self, target: Arc<Target>) {
+        // The first one is what VMs were made with.
+        let _known = self.azure.set(target);
+    }
+
+    /// The way into Azure, if there is one.
+    #[must_use]
+    pub fn azure(&self) -> Option<&Arc<Target>> {
+        self.azure.get()
     }
 
     /// Wakes everybody who waits for a change of resources or reports.

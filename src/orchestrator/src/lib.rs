@@ -4,13 +4,15 @@
 //!  clients ──HTTPS──► api ──► store (SQLite) ◄── saga runner ◄── bell ◄── gateway ◄──mTLS── engines
 //! ```
 //!
-//! [`Orchestrator::start`] runs all of it inside a process; the program is a thin shell around it. Disk
-//! data never passes through here.
+//! [`Orchestrator::start`] runs all of it inside a process; the program is a thin shell around it. Disk data never
+//! passes through here, but for one case: a recovery point on its way into the page blobs of a VM in Azure
+//! ([`azure_target`]), when no host may be left to carry it.
 
 pub mod access;
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod azure_target;
 pub mod evidence;
 pub mod failover;
 pub mod fault;
@@ -65,6 +67,8 @@ pub struct Config {
     pub patience: Patience,
     /// Where scripts of recovery plans may come from; without it none runs on this machine.
     pub scripts_folder: Option<PathBuf>,
+    /// The way into Azure; without it no VM is recovered there.
+    pub azure_target: Option<azure_target::Settings>,
 }
 
 /// A running orchestrator.
@@ -129,6 +133,7 @@ impl Orchestrator {
         });
         run_scripts(&app, &config)?;
         load_fleet(&app).await?;
+        azure_target::open(&app, config.azure_target.clone()).await?;
         let admin = first_start::admin(&app, &identity.subscription_id, &config.data).await?;
         let stop = CancellationToken::new();
         let mut tasks = Vec::new();
@@ -160,6 +165,13 @@ impl Orchestrator {
                 token.cancel();
             }
         }));
+        if let Some(target) = app.azure() {
+            tasks.push(tokio::spawn(azure_target::host::run(
+                Arc::clone(&app),
+                Arc::clone(target),
+                stop.clone(),
+            )));
+        }
         tasks.push(tokio::spawn(schedule::run::run(
             Arc::clone(&app),
             stop.clone(),

@@ -57,6 +57,9 @@ struct Serve {
     /// Folder that scripts of recovery plans may come from; without it none runs on this machine.
     #[arg(long)]
     scripts_folder: Option<PathBuf>,
+    /// Settings of the way into Azure (JSON: tenantId, clientId, clientSecretFile); without it no VM is recovered there.
+    #[arg(long)]
+    azure_target: Option<PathBuf>,
     /// At the first start, writes what to export into this file (0600); the secret is then not printed.
     #[arg(long)]
     write_admin_env: Option<PathBuf>,
@@ -132,6 +135,11 @@ async fn serve(options: Serve) -> Result<()> {
         regions: options.regions,
         patience: Patience::default(),
         scripts_folder: options.scripts_folder,
+        azure_target: options
+            .azure_target
+            .as_deref()
+            .map(orchestrator::azure_target::read)
+            .transpose()?,
     })
     .await?;
     if let Some(admin) = &orchestrator.admin {

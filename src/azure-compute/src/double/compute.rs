@@ -100,7 +100,7 @@ pub(super) fn disk(state: &State, id: &str, body: &mut Value) -> Outcome<()> {
 
 /// Virtual size of the VHD in a blob.
 fn vhd(state: &State, uri: &str) -> Outcome<u64> {
-    let Some(blob) = state.blobs.get(uri) else {
+    let Some(blob) = state.blob(uri) else {
         return refuse(
             400,
             "ImportSourceBlobNotFound",

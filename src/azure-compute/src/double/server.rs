@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::faults::{Call, Fault, Faults};
 use super::route;
-use super::state::{Blob, Reply, State, text};
+use super::state::{Blob, Reply, State, Storage, text};
 use crate::spec::Place;
 
 /// What there is before anything is recovered.
@@ -158,6 +158,19 @@ impl Double {
             has_footer,
         };
         self.state().blobs.insert(uri.to_owned(), blob);
+    }
+
+    /// Blobs are looked up in a storage service: whole length with the footer, whether it is a page blob, whether a VHD's footer is
+    /// at its end.
+    pub fn see_blobs(&self, look: impl Fn(&str) -> Option<(u64, bool, bool)> + Send + 'static) {
+        self.state().storage = Storage::new(move |uri| {
+            let (bytes, is_page_blob, has_footer) = look(uri)?;
+            Some(Blob {
+                bytes,
+                is_page_blob,
+                has_footer,
+            })
+        });
     }
 
     /// Puts a resource there as somebody else would have.

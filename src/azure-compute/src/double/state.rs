@@ -1,6 +1,7 @@
 //! What the double remembers: resources, operations, blobs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde_json::{Value, json};
 
@@ -92,11 +93,31 @@ pub(super) struct Blob {
     pub(super) has_footer: bool,
 }
 
+/// Gives a blob by its address.
+type Look = dyn Fn(&str) -> Option<Blob> + Send;
+
+/// Blobs that somebody else keeps.
+#[derive(Default)]
+pub(super) struct Storage(Option<Box<Look>>);
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Storage").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Storage {
+    pub(super) fn new(look: impl Fn(&str) -> Option<Blob> + Send + 'static) -> Self {
+        Storage(Some(Box::new(look)))
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) resources: BTreeMap<String, Entry>,
     pub(super) operations: BTreeMap<String, Operation>,
     pub(super) blobs: BTreeMap<String, Blob>,
+    pub(super) storage: Storage,
     pub(super) groups: BTreeSet<String>,
     pub(super) tokens: BTreeSet<String>,
     /// How often each id came into being.
@@ -114,6 +135,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// A blob that was put there, or that the storage service has.
+    pub(super) fn blob(&self, uri: &str) -> Option<Blob> {
+        let elsewhere = || self.storage.0.as_ref().and_then(|look| look(uri));
+        self.blobs.get(uri).copied().or_else(elsewhere)
+    }
+
     pub(super) fn entry(&self, id: &str) -> Option<&Entry> {
         self.resources.get(&id.to_lowercase())
     }

@@ -27,4 +27,4 @@ mod pages;
 mod server;
 
 pub use faults::{Call, Fault, Faults, Rule};
-pub use server::{Double, DoubleOptions, ManualClock};
+pub use server::{Double, DoubleOptions, Look, ManualClock};

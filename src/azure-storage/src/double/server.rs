@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::auth::{self, Presented};
-use super::blobs::{Account, Keep};
+use super::blobs::{Account, Data, Keep};
 use super::faults::{Call, Fault, Faults};
 use super::limits::Buckets;
 use super::operations::{self, Reply};
@@ -55,6 +55,17 @@ impl Default for DoubleOptions {
             clock: SystemClock::shared(),
         }
     }
+}
+
+/// A blob, see [`Double::look`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Bytes.
+    pub length: u64,
+    /// A page blob, not a block blob.
+    pub is_page_blob: bool,
+    /// What is in it.
+    pub bytes: Vec<u8>,
 }
 
 /// A clock that stands still until it is moved; whoever sleeps moves it.
@@ -195,6 +206,20 @@ impl Double {
         self.shared
             .skew_ms
             .fetch_add(milliseconds, Ordering::SeqCst);
+    }
+
+    /// A blob as who reads it without us finds it, by its address; `None` when there is none.
+    pub fn look(&self, uri: &str) -> Option<Look> {
+        let path = uri.strip_prefix(&self.endpoint())?.strip_prefix('/')?;
+        let (container, name) = path.split_once('/')?;
+        let account = lock(&self.shared.account);
+        let data = &account.containers.get(container)?.blobs.get(name)?.data;
+        let length = data.length();
+        Some(Look {
+            length,
+            is_page_blob: matches!(data, Data::Page { .. }),
+            bytes: data.read(0..length),
+        })
     }
 
     /// Faults to inject, calls that came.

@@ -25,7 +25,7 @@ use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::initial_replication::percent;
 use crate::store::records::{self, EngineRecord, Item, NetworkMapping, Place, Policy};
-use crate::{failover, immutability, networks, vault_keys};
+use crate::{azure_target, failover, immutability, networks, vault_keys};
 
 /// Many.
 ///
@@ -278,7 +278,7 @@ fn details(
             .request
             .use_managed_disks
             .clone()
-            .unwrap_or_else(|| "false".to_owned()),
+            .unwrap_or_else(|| azure_target::is_wanted(item).to_string()),
         last_cycle_changed_bytes: status.last_cycle_changed_bytes,
         last_cycle_sent_bytes: status.last_cycle_sent_bytes,
         last_cycle_time: timestamp::from_unix_ms(status.last_cycle_unix_ms),
@@ -318,7 +318,7 @@ fn details(
         immutable_until: None,
         recovered_vm_local_bytes: None,
         recovered_vm_disk_bytes: None,
-        extra: item.request.extra.clone(),
+        extra: azure_target::shown(item),
     }
 }
 

@@ -6,6 +6,7 @@ use arm_model::{ResourceGroupId, validate};
 use engine_protocol::v1;
 
 use super::entry::Call;
+use crate::azure_target;
 use crate::fault::Fault;
 use crate::store::records::{self, Item};
 
@@ -196,6 +197,7 @@ pub async fn all(
         let target = at("multiVmGroupName");
         group(call, vault_key, &item.id, &item.engine_id, name, &target).await?;
     }
+    azure_target::check_settings(call.app, item, &at)?;
     throttles(
         details.throttles.as_deref().unwrap_or_default(),
         &at("throttles"),

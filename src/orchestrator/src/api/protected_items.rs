@@ -19,7 +19,7 @@ use crate::saga::start::{self, NewJob};
 use crate::saga::{disable_protection, fence};
 use crate::store::records::{self, Item, Plan, Recovered};
 use crate::store::{Change, Expect};
-use crate::{immutability, vault_keys};
+use crate::{azure_target, immutability, vault_keys};
 
 /// PUT, PATCH, GET, POST remove, DELETE.
 ///
@@ -145,9 +145,15 @@ async fn patch(call: &Call<'_>) -> Result<Reply, Fault> {
     if chooses {
         nics::check(call, &item, "properties").await?;
     }
+    let of_details = update.provider_specific_details.as_ref();
+    let of_details = of_details.map(|details| details.extra.clone());
+    azure_target::update(&mut item, &update.extra, &of_details.unwrap_or_default());
     if let Some(details) = update.provider_specific_details {
         apply(call, &mut item, details).await?;
     }
+    azure_target::check_settings(call.app, &item, |property| {
+        format!("properties.providerSpecificDetails.{property}")
+    })?;
     let etags = call
         .app
         .store

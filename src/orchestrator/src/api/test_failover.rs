@@ -61,6 +61,7 @@ pub async fn start_item(call: &Call<'_>) -> Result<Reply, Fault> {
         point,
         application_consistent: false,
         isolated: network.isolated,
+        network_id: network.id.clone(),
         requested_unix_ms: call.app.now_ms(),
         steps: Vec::new(),
     };
@@ -134,6 +135,7 @@ pub async fn start_plan(call: &Call<'_>) -> Result<Reply, Fault> {
         point: None,
         application_consistent,
         isolated: network.isolated,
+        network_id: network.id.clone(),
         requested_unix_ms: call.app.now_ms(),
     };
     begin(

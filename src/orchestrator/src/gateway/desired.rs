@@ -13,7 +13,7 @@ use crate::store::records::{
     self, AzurePlace, Desired, EngineRecord, Item, Policy, Question, Recovered, ScriptOrder,
 };
 use crate::store::{Expect, StoreError};
-use crate::{access, evidence, failover, immutability, networks, vault_keys};
+use crate::{access, azure_target, evidence, failover, immutability, networks, vault_keys};
 
 /// How often engines report.
 const REPORT_INTERVAL_MS: u32 = 1_000;
@@ -53,6 +53,9 @@ pub async fn refresh(app: &App, engine_id: &str) -> Result<v1::DesiredState, Sto
 }
 
 async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreError> {
+    if azure_target::is_engine(engine_id) {
+        return azure_target::desired(app).await;
+    }
     let store = app.store.as_ref();
     let mut state = v1::DesiredState {
         generation: 0,

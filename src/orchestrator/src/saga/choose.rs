@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::enable_protection::item_name;
 use crate::app::App;
+use crate::azure_target;
 use crate::fault::Fault;
 use crate::store::records::{self, Item};
 
@@ -95,6 +96,9 @@ pub fn common_point(app: &App, items: &[Item]) -> Result<String, Fault> {
 /// # Errors
 /// 409 when there is none, or none that the VM can start on; failures of the store.
 pub async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
+    if azure_target::is_wanted(item) {
+        return azure_target::engine(app);
+    }
     let id = ProtectedItemId::parse(&item.id)
         .map_err(|error| Fault::invalid("id", error.to_string()))?;
     let vault = id

@@ -23,6 +23,7 @@ use super::state::fresh_task;
 use super::steps::{self, Scenario, Step};
 use super::{Outcome, Run, Workflow, plan_action};
 use crate::app::App;
+use crate::azure_target;
 use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::store::records::{self, Item, Plan, Recovered};
@@ -48,6 +49,9 @@ pub struct DrillInput {
     pub application_consistent: bool,
     /// No adapter is connected.
     pub isolated: bool,
+    /// ARM id of the network that it was asked for.
+    #[serde(default)]
+    pub network_id: Option<String>,
     /// When it was asked for.
     pub requested_unix_ms: i64,
     /// Nodes of a plan; none = those of the groups alone.
@@ -146,7 +150,11 @@ impl Workflow for TestFailover {
         };
         match own {
             0 => {
-                choose(run, &input).await?;
+                for vm in choose(run, &input).await? {
+                    let item = run.item(&vm.item).await?;
+                    let network = input.network_id.clone().filter(|_| !input.isolated);
+                    azure_target::check::drill(run, &item, &vm.engine_id, network).await?;
+                }
                 Ok(Outcome::Done)
             }
             1 => begin(run, &input).await,
@@ -315,6 +323,7 @@ async fn prepare(run: &mut Run<'_>, input: &DrillInput) -> Result<Outcome, Fault
             storage_id: item.storage_id.clone(),
             point_id: vm.point_id.clone(),
             isolated: input.isolated,
+            network_id: input.network_id.clone(),
             running: vm.group == 0,
             job: run.job.id.clone(),
         };
@@ -419,7 +428,7 @@ fn is_up(run: &Run<'_>, vm: &Chosen, live: &Live) -> Result<bool, Fault> {
     if !live.connected(run.app.now_ms()) && run.waited_ms() > patience.engine_ms {
         return Err(host_disconnected(run.app, &vm.engine_id));
     }
-    if run.waited_ms() > patience.boot_ms {
+    if run.waited_ms() > patience.boot_ms && !azure_target::takes_its_time(&vm.engine_id, status) {
         return Err(Fault::refuse(
             504,
             ArmError::new(

@@ -11,6 +11,7 @@ use super::enable_protection::item_name;
 use super::state::children;
 use super::steps::position;
 use crate::app::App;
+use crate::azure_target;
 use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::store::records::{self, Item, Policy};
@@ -35,6 +36,7 @@ pub(super) async fn show(run: &mut Run<'_>, input: &DrillInput) -> Result<(), Fa
             group: vm.group,
             requested_ms: input.requested_unix_ms,
             late: app.patience.boot_ms < run.waited_ms(),
+            in_azure: azure_target::is_engine(&vm.engine_id),
         };
         let mut detail = detail(&shown, &item.record, &live);
         facts(app, &item.record, known(run, &vm.vm_id), &mut detail).await?;
@@ -148,6 +150,8 @@ pub(super) struct Shown<'a> {
     pub(super) requested_ms: i64,
     /// It has had its time to boot.
     pub(super) late: bool,
+    /// It is in Azure.
+    pub(super) in_azure: bool,
 }
 
 /// What is known of it.
@@ -170,8 +174,13 @@ pub(super) fn detail(vm: &Shown<'_>, item: &Item, live: &Live) -> DrillVm {
         friendly_name: item.vm_name.clone(),
         test_vm_name: vm.id.clone(),
         test_vm_friendly_name: vm.name.clone(),
-        // Engines connect no recovered VM yet, whatever network was asked for.
-        network_connection_status: "NotConnected".to_owned(),
+        // Nothing of a recovery host's own networks; a VM in Azure is always in one.
+        network_connection_status: if vm.in_azure {
+            "Connected"
+        } else {
+            "NotConnected"
+        }
+        .to_owned(),
         recovery_point_id: format!(
             "{}/recoveryPoints/{}",
             item.id,

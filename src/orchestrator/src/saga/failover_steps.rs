@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::choose::{self, PointChoice};
 use super::state::fresh_task;
 use super::{Outcome, Run, Workflow};
+use crate::azure_target;
 use crate::failover::{advance, vm_id};
 use crate::fault::Fault;
 use crate::store::records::{Item, RecoverySide};
@@ -89,7 +90,8 @@ impl Workflow for FailoverStep {
         if is_there {
             return Ok(Outcome::Done);
         }
-        if run.waited_ms() > run.app.patience.boot_ms.max(run.app.patience.removal_ms) {
+        let limit = run.app.patience.boot_ms.max(run.app.patience.removal_ms);
+        if run.waited_ms() > limit && !is_copying(run, &input).await? {
             return Err(too_late(&input));
         }
         Ok(Outcome::Wait)
@@ -98,6 +100,21 @@ impl Workflow for FailoverStep {
     async fn undo(&self, _run: &mut Run<'_>, _node: usize) -> Result<Outcome, Fault> {
         Ok(Outcome::Done)
     }
+}
+
+/// Whether a disk is still on its way into Azure: that takes as long as it is large.
+async fn is_copying(run: &Run<'_>, input: &StepInput) -> Result<bool, Fault> {
+    for id in &input.items {
+        let item = run.item(id).await?;
+        if let (Some(side), Some(vm)) = (&item.recovery, vm_id(&item)) {
+            let live = run.app.fleet.get(&side.engine_id).unwrap_or_default();
+            let status = live.recovered(&vm.to_string());
+            if azure_target::takes_its_time(&side.engine_id, status) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn too_late(input: &StepInput) -> Fault {

@@ -280,6 +280,9 @@ pub struct Recovered {
     pub point_id: String,
     /// No adapter is connected.
     pub isolated: bool,
+    /// ARM id of the network that its drill was asked for.
+    #[serde(default)]
+    pub network_id: Option<String>,
     /// Started, or only made.
     pub running: bool,
     /// Job that made it.

@@ -45,6 +45,10 @@ pub struct Behaviour {
     pub os_type: Option<&'static str>,
     /// Nothing is said of a source's order.
     pub mute_source: bool,
+    /// The disks of its VMs, in place of the usual two.
+    pub disks: Option<Vec<v1::Disk>>,
+    /// The recovery point of every replica, in place of one that is in no store.
+    pub point: Option<v1::RecoveryPoint>,
     /// What is seen of drills' VMs: console and picture. Told until it is acknowledged, as the real one does.
     pub evidence: Option<(String, Vec<u8>)>,
 }
@@ -320,6 +324,7 @@ fn report(
         .filter(|vm| !behaviour.lacks.contains(&vm.id.as_str()))
         .map(|vm| v1::VirtualMachine {
             os_type: behaviour.os_type.unwrap_or("Linux").to_owned(),
+            disks: behaviour.disks.clone().unwrap_or(vm.disks),
             ..vm
         })
         .collect(),
@@ -376,6 +381,9 @@ fn status(
         };
         (point, now_ms())
     });
+    if let Some(point) = &behaviour.point {
+        made.0.clone_from(point);
+    }
     let key = wanted
         .encryption
         .as_ref()

@@ -7,6 +7,7 @@ pub mod engine;
 use std::time::Duration;
 
 use orchestrator::app::Patience;
+use orchestrator::azure_target::Settings;
 use orchestrator::{AdminClient, Config, Orchestrator};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
@@ -25,6 +26,7 @@ pub struct World {
     pub token: String,
     pub base: String,
     pub group: String,
+    pub azure_target: Option<Settings>,
 }
 
 /// What came back.
@@ -61,6 +63,7 @@ pub fn config(folder: &TempDir, patience: Patience) -> Config {
         regions: Vec::new(),
         patience,
         scripts_folder: None,
+        azure_target: None,
     }
 }
 
@@ -79,10 +82,15 @@ impl World {
     }
 
     pub async fn with(patience: Patience) -> Self {
+        Self::aimed(patience, None).await
+    }
+
+    /// With a way into Azure.
+    pub async fn aimed(patience: Patience, azure_target: Option<Settings>) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let orchestrator = Orchestrator::start(config(&folder, patience))
-            .await
-            .expect("start");
+        let mut config = config(&folder, patience);
+        config.azure_target.clone_from(&azure_target);
+        let orchestrator = Orchestrator::start(config).await.expect("start");
         let admin = orchestrator.admin.clone().expect("first start");
         let ca = std::fs::read(admin.value("SITERECOVERY_CA_FILE")).expect("CA");
         let http = reqwest::Client::builder()
@@ -103,6 +111,7 @@ impl World {
             token: String::new(),
             base,
             group,
+            azure_target,
         };
         let answer = world
             .token(
@@ -128,10 +137,12 @@ impl World {
             token,
             base,
             group,
+            azure_target,
         } = self;
         let mut config = config(&folder, orchestrator.app.patience);
         config.listen = orchestrator.api;
         config.gateway = orchestrator.gateway;
+        config.azure_target.clone_from(&azure_target);
         orchestrator.stop().await;
         let orchestrator = Orchestrator::start(config).await.expect("start again");
         assert!(orchestrator.admin.is_none(), "credentials are told once");
@@ -143,6 +154,7 @@ impl World {
             token,
             base,
             group,
+            azure_target,
         }
     }
 

@@ -6,6 +6,7 @@ use protection::life::{Event, Phase, Request};
 
 use super::show::show;
 use super::{Chosen, FailoverInput, chosen};
+use crate::azure_target;
 use crate::failover::{self, vm_id};
 use crate::fault::Fault;
 use crate::fleet::Live;
@@ -81,12 +82,14 @@ pub(super) async fn preflight(run: &mut Run<'_>, input: &FailoverInput) -> Resul
 
 /// Host and point of one VM.
 async fn host_and_point(
-    run: &Run<'_>,
+    run: &mut Run<'_>,
     item: &Item,
     choice: &PointChoice,
 ) -> Result<(String, v1::RecoveryPoint), Fault> {
     let point = choose::point(run.app, item, choice)?;
-    Ok((choose::recovery_engine(run.app, item).await?, point))
+    let engine_id = choose::recovery_engine(run.app, item).await?;
+    azure_target::check::failover(run, item, &engine_id).await?;
+    Ok((engine_id, point))
 }
 
 /// Whether the others go on when one VM can't be recovered: in an unplanned failover of a plan.
@@ -345,7 +348,8 @@ pub(super) fn is_up(run: &Run<'_>, item: &Item, until: Until) -> Result<bool, Fa
     if run.is_away(&side.engine_id, patience.engine_ms) {
         return Err(host_disconnected(app, &side.engine_id));
     }
-    if run.waited_ms() > patience.boot_ms {
+    if run.waited_ms() > patience.boot_ms && !azure_target::takes_its_time(&side.engine_id, status)
+    {
         return Err(Fault::refuse(
             504,
             ArmError::new(

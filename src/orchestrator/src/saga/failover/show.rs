@@ -4,6 +4,7 @@ use arm_model::job::JobState;
 use protection::life::Phase;
 
 use super::{BEFORE_START, FailoverInput, chosen};
+use crate::azure_target;
 use crate::failover::vm_id;
 use crate::fault::Fault;
 use crate::saga::Run;
@@ -31,6 +32,7 @@ pub(super) async fn show(run: &mut Run<'_>, input: &FailoverInput) -> Result<(),
             group: vm.group,
             requested_ms: input.requested_unix_ms,
             late: app.patience.boot_ms < run.waited_ms(),
+            in_azure: azure_target::is_engine(&vm.engine_id),
         };
         running += usize::from(matches!(item.life.phase, Phase::StoppingSource(_)));
         let mut detail = detail(&shown, &item, &live);

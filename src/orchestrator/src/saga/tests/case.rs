@@ -149,6 +149,7 @@ impl Case {
             point: None,
             application_consistent: false,
             isolated: true,
+            network_id: None,
             requested_unix_ms: 2_000,
             steps: Vec::new(),
         };

@@ -129,6 +129,7 @@ pub(super) async fn begin(bench: &mut Bench, scenario: Scenario, groups: &[PlanG
                 point: None,
                 application_consistent: false,
                 isolated: true,
+                network_id: None,
                 requested_unix_ms: 2_000,
                 steps: arranged.away(scenario),
             };
