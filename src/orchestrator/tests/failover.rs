@@ -2,6 +2,7 @@
 
 mod harness;
 
+use engine_protocol::v1;
 use harness::engine::{DB, WEB};
 use harness::ready;
 use reqwest::StatusCode;
@@ -265,6 +266,81 @@ async fn a_guest_that_does_not_shut_down_ends_the_planned_failover_at_the_source
     let item = world.get(&web).await.body;
     assert_eq!(property(&item, "activeLocation"), "Primary");
     world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_of_a_vm_that_is_gone_needs_the_wish_to_make_it_again() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let web = world.protect(WEB).await;
+    let moved = world.post(&format!("{web}/plannedFailover"), away()).await;
+    world.done(&moved).await;
+    let commit = format!("{web}/failoverCommit");
+    let committed = world.post(&commit, json!({})).await;
+    world.done(&committed).await;
+
+    let back = |creation: &str| {
+        json!({ "properties": {
+            "failoverDirection": "RecoveryToPrimary",
+            "providerSpecificDetails": {
+                "instanceType": "HyperVReplicaAzureFailback",
+                "dataSyncOption": "ForSynchronization",
+                "recoveryVmCreationOption": creation,
+            },
+        } })
+    };
+    let path = format!("{web}/plannedFailover");
+    let refused = world.post(&path, back("Perhaps")).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    let target = "properties.providerSpecificDetails.recoveryVmCreationOption";
+    assert_eq!(refused.target(), target);
+
+    let os = v1::Disk {
+        id: format!("{WEB}-disk-0"),
+        ..v1::Disk::default()
+    };
+    engine.behave(|behaviour| behaviour.disks = Some(vec![os]));
+    let before = engine.seen.lock().expect("lock").states.len();
+    for (lacks, code) in [
+        (vec![], "SourceDiskNotFound"),
+        (vec![WEB], "SourceVirtualMachineNotFound"),
+    ] {
+        let is_gone = !lacks.is_empty();
+        engine.behave(|behaviour| behaviour.lacks = lacks);
+        let app = &world.orchestrator.app;
+        let mut bell = app.listen();
+        loop {
+            let live = app.fleet.get(&engine.id).unwrap_or_default();
+            let disks = live.machine(WEB).map(|vm| vm.disks.len());
+            if disks == (!is_gone).then_some(1) {
+                break;
+            }
+            bell.changed().await.expect("a report");
+        }
+        let refused = world.post(&path, back("NoAction")).await;
+        let status = world.finish(&refused).await;
+        assert_eq!(status["error"]["code"], code, "{status}");
+        let item = world.get(&web).await;
+        assert_eq!(
+            property(&item.body, "protectionState"),
+            "PlannedFailoverStatesBegin"
+        );
+    }
+    let told = engine.seen.lock().expect("lock").states.clone();
+    let mut said = told
+        .iter()
+        .skip(before)
+        .flat_map(|state| &state.replications);
+    assert!(said.all(|one| one.origin == 0), "nothing was touched");
+
+    let made = world.post(&path, back("CreateVmIfNotFound")).await;
+    let item = world.done(&made).await;
+    assert_eq!(property(&item, "protectionState"), "FailbackCommitRequired");
+    let told = engine.seen.lock().expect("lock").states.clone();
+    let mut said = told.iter().flat_map(|state| &state.replications);
+    assert!(said.any(|one| one.create_vm && one.origin > 0));
+    let last = engine.last().replications[0].clone();
+    assert!(!last.create_vm, "not when its disks are received");
 }
 
 #[tokio::test(flavor = "multi_thread")]

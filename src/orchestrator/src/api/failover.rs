@@ -11,11 +11,11 @@
 //! | `reProtect` | `ReverseReplication` | protected again after a failback |
 
 use arm_model::failover::{
-    ApplyRecoveryPoint, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST, LATEST_APPLICATION_CONSISTENT,
-    LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PRIMARY_TO_RECOVERY, PlanFailoverDetails,
-    PlanPlannedFailover, PlanUnplannedFailover, PlannedFailover, PlannedFailoverDetails,
-    RECOVERY_TO_PRIMARY, ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT,
-    USE_OWN_POINT, UnplannedFailover,
+    ApplyRecoveryPoint, CREATE_VM_IF_NOT_FOUND, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST,
+    LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, NO_ACTION,
+    PRIMARY_TO_RECOVERY, PlanFailoverDetails, PlanPlannedFailover, PlanUnplannedFailover,
+    PlannedFailover, PlannedFailoverDetails, RECOVERY_TO_PRIMARY, ReverseReplication,
+    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
 };
 use arm_model::job::{FAILOVER_DETAILS, JobDetails};
 use arm_model::recovery_plan::PlanGroup;
@@ -66,9 +66,10 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
                 let at = "properties.providerSpecificDetails.dataSyncOption";
                 let details = details.unwrap_or_default();
                 to_its_own_host(&details, &stored.record)?;
-                let option = details.data_sync_option;
-                let minimise = minimises_downtime(option.as_deref(), at)?;
-                return back(call, about, minimise, &[&stored], &[]).await;
+                let minimise = minimises_downtime(details.data_sync_option.as_deref(), at)?;
+                let at = "properties.providerSpecificDetails.recoveryVmCreationOption";
+                let creates = creates(details.recovery_vm_creation_option.as_deref(), at)?;
+                return back(call, about, (minimise, creates), &[&stored], &[]).await;
             }
             let wanted = details.and_then(|details| details.recovery_point_id);
             if wanted.is_some_and(|wanted| !wanted.is_empty()) {
@@ -148,7 +149,10 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
                 let first = body.provider_specific_details.first();
                 let option = first.and_then(|one| one.data_sync_option.as_deref());
                 let minimise = minimises_downtime(option, at)?;
-                return back(call, about, minimise, &all, &plan.groups).await;
+                let at = "properties.providerSpecificDetails[0].recoveryVmCreationOption";
+                let option = first.and_then(|one| one.recovery_vm_creation_option.as_deref());
+                let creates = creates(option, at)?;
+                return back(call, about, (minimise, creates), &all, &plan.groups).await;
             }
             let input = of_plan(&body.provider_specific_details, true, true)?;
             if input.common_point || input.point != PointChoice::Newest {
@@ -475,6 +479,20 @@ fn minimises_downtime(option: Option<&str>, target: &str) -> Result<bool, Fault>
     }
 }
 
+/// Whether a VM that is gone from its host is made again there.
+fn creates(option: Option<&str>, target: &str) -> Result<bool, Fault> {
+    match option {
+        None | Some(NO_ACTION) => Ok(false),
+        Some(CREATE_VM_IF_NOT_FOUND) => Ok(true),
+        Some(other) => Err(Fault::invalid(
+            target,
+            format!(
+                "`{other}` is not possible; use `{NO_ACTION}` (the VM must still be on its host) or `{CREATE_VM_IF_NOT_FOUND}` (what is gone of it is made again)."
+            ),
+        )),
+    }
+}
+
 /// A VM goes back to the host that it came from.
 fn to_its_own_host(details: &PlannedFailoverDetails, item: &Item) -> Result<(), Fault> {
     let wanted = details.provider_id_for_alternate_recovery.as_deref();
@@ -493,7 +511,7 @@ fn to_its_own_host(details: &PlannedFailoverDetails, item: &Item) -> Result<(), 
         )
         .at("properties.providerSpecificDetails.providerIdForAlternateRecovery")
         .advise(
-            "This release makes no VM anew on another host.",
+            "This release makes a VM again on its own host only.",
             "Leave the host out, and bring the VM's own host back first; or complete the migration.",
         ),
     ))
@@ -522,7 +540,7 @@ fn not_out_of_azure(items: &[&Stored<Item>]) -> Result<(), Fault> {
 async fn back(
     call: &Call<'_>,
     about: About<'_>,
-    minimise_downtime: bool,
+    (minimise_downtime, creates): (bool, bool),
     items: &[&Stored<Item>],
     plan: &[PlanGroup],
 ) -> Result<Reply, Fault> {
@@ -534,15 +552,19 @@ async fn back(
     };
     let ready = &ready(items, Request::Failback(option), about.is_plan)?;
     let stops_at = FailbackInput::stops_at(minimise_downtime);
-    let steps = if about.is_plan {
-        arrange(plan, Scenario::Back, items, ready).back(failback::NODES, stops_at)
+    let (groups, steps) = if about.is_plan {
+        let arranged = arrange(plan, Scenario::Back, items, ready);
+        let groups = arranged.groups();
+        (groups, arranged.back(failback::STARTS, stops_at))
     } else {
-        Vec::new()
+        (Vec::new(), Vec::new())
     };
     let input = FailbackInput {
         plan: about.is_plan.then(|| about.resource.as_str().to_owned()),
         steps,
         items: ready.iter().map(|item| item.record.id.clone()).collect(),
+        groups,
+        creates,
         minimise_downtime,
     };
     let head = ("PlannedFailover", "Failback", "failback");

@@ -172,7 +172,9 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
             })
             .collect(),
         resynchronize: item.resynchronize,
-        order: Some(orders::source_message(order.0, order.1)),
+        // Without a new one the order of before stays in force: the disks are received, the VM is off.
+        order: (!item.waits_for_its_group()).then(|| orders::source_message(order.0, order.1)),
+        create_vm: item.creates_source(),
         origin: failover::ship_generation(&item.life),
     })
 }

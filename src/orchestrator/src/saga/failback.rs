@@ -6,6 +6,9 @@
 //!               └──── only while downtime is to be short ────┘
 //! ```
 //!
+//! A plan's recovered VMs stop group by group, the last group first; all receive together; then its groups start in order,
+//! the VMs of a group together. Until its group's turn a source that has everything is not told that it may run.
+//!
 //! As with a failover, who may run where is decided by [`protection::life`] alone. A job that fails or is cancelled brings
 //! the items back to the recovery side, where they were; a source that runs already stays, unless the job is
 //! cancelled anywhere but at an action of its plan.
@@ -17,12 +20,15 @@ use engine_protocol::v1;
 use protection::life::{DataOption, Event, Phase, Request};
 use serde::{Deserialize, Serialize};
 
+use super::drill::group_task;
 use super::enable_protection::{host_disconnected, item_name};
 use super::state::fresh_task;
 use super::steps::{self, Scenario, Step};
 use super::{Outcome, Run, Workflow, person, plan_action};
 use crate::failover;
 use crate::fault::Fault;
+use crate::fleet::Live;
+use crate::store::records::{self, Item, RecoverySide, WayBack};
 
 /// See the module.
 pub struct Failback;
@@ -43,17 +49,23 @@ pub struct FailbackInput {
     pub steps: Vec<Step>,
     /// ARM ids of the items.
     pub items: Vec<String>,
+    /// The same by group of the plan; none = all are one.
+    #[serde(default)]
+    pub groups: Vec<Vec<String>>,
+    /// A VM that is gone from its host, and disks of it that are, are made again.
+    #[serde(default)]
+    pub creates: bool,
     /// The recovered VMs run while most of the data moves, and a person says when they stop.
     pub minimise_downtime: bool,
 }
 
-/// Own nodes.
-pub const NODES: usize = 6;
+/// The node that starts the sources; of a plan one for each group.
+pub const STARTS: usize = 5;
 
 /// Tasks.
 #[must_use]
 pub fn tasks(input: &FailbackInput) -> Vec<Task> {
-    let own = vec![
+    let mut own = vec![
         fresh_task(
             "PlannedFailoverPreflightChecksTask",
             "Prerequisites check for failback",
@@ -65,8 +77,16 @@ pub fn tasks(input: &FailbackInput) -> Vec<Task> {
             "Shutting down the recovered virtual machine",
         ),
         fresh_task("FailoverTask", "Receiving the last changes"),
-        fresh_task("StartVmOnPrimary", "Starting the virtual machine"),
     ];
+    if input.groups.is_empty() {
+        own.push(fresh_task(
+            "StartVmOnPrimary",
+            "Starting the virtual machine",
+        ));
+    } else {
+        let groups = input.groups.iter().enumerate();
+        own.extend(groups.map(|(index, group)| group_task(index, group, "StartVmOnPrimary")));
+    }
     steps::tasks(&input.steps, own)
 }
 
@@ -77,11 +97,10 @@ impl Workflow for Failback {
         let own = match steps::at(&input.steps, node) {
             Step::Own(own) => own,
             Step::Action(step) => {
-                let groups = [input.items.clone()];
                 let of = plan_action::Of {
                     plan: input.plan.as_deref().unwrap_or_default(),
                     scenario: Scenario::Back,
-                    groups: &groups,
+                    groups: &input.groups(),
                 };
                 return plan_action::act(run, &of, &step).await;
             }
@@ -89,12 +108,13 @@ impl Workflow for Failback {
         match own {
             0 => preflight(run, &input).await,
             1 => {
-                let option = input.option();
-                ask(run, &input, Request::Failback(option), |phase| {
-                    matches!(phase, Phase::Committed(_))
-                })
-                .await?;
-                follow(run, &input, |phase| {
+                let request = Request::Failback(input.option());
+                let begins = |phase| matches!(phase, Phase::Committed(_));
+                if !input.minimise_downtime {
+                    return stop(run, &input, request, begins).await;
+                }
+                ask(run, &input, &input.items, request, begins).await?;
+                follow(run, &input.items, |phase| {
                     matches!(phase, Phase::Synchronising(_))
                 })
                 .await
@@ -107,24 +127,19 @@ impl Workflow for Failback {
                 Ok(Outcome::Done)
             }
             STOPS => {
-                if input.minimise_downtime {
-                    ask(run, &input, Request::FinalizeFailback, |phase| {
-                        matches!(phase, Phase::Synchronised(_))
-                    })
-                    .await?;
+                if !input.minimise_downtime {
+                    return Ok(Outcome::Done);
                 }
-                follow(run, &input, |phase| {
-                    matches!(phase, Phase::StoppingRecovered(_))
+                let begins = |phase| matches!(phase, Phase::Synchronised(_));
+                stop(run, &input, Request::FinalizeFailback, begins).await
+            }
+            4 => {
+                follow(run, &input.items, |phase| {
+                    matches!(phase, Phase::Receiving(_))
                 })
                 .await
             }
-            4 => follow(run, &input, |phase| matches!(phase, Phase::Receiving(_))).await,
-            _ => {
-                follow(run, &input, |phase| {
-                    matches!(phase, Phase::StartingSource(_))
-                })
-                .await
-            }
+            _ => start(run, &input, own - STARTS).await,
         }
     }
 
@@ -159,6 +174,27 @@ impl FailbackInput {
             DataOption::FullDownload
         }
     }
+
+    /// By group, in the order of their start.
+    fn groups(&self) -> Vec<Vec<String>> {
+        if self.groups.is_empty() {
+            vec![self.items.clone()]
+        } else {
+            self.groups.clone()
+        }
+    }
+
+    /// How a request changes the recovery side.
+    fn side(&self, item: &Item, request: Request) -> Option<RecoverySide> {
+        let mut side = item.recovery.clone();
+        if let (Some(side), Request::Failback(_)) = (&mut side, request) {
+            side.back = Some(WayBack {
+                creates: self.creates,
+                due: self.groups.is_empty(),
+            });
+        }
+        side
+    }
 }
 
 async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, Fault> {
@@ -174,39 +210,97 @@ async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, 
             }
         }
         let live = app.fleet.get(&item.engine_id).unwrap_or_default();
-        if live.machine(&item.vm_id).is_none() {
-            return Err(Fault::refuse(
-                409,
-                ArmError::new(
-                    "SourceVirtualMachineNotFound",
-                    format!(
-                        "The VM `{}` is no longer on host `{}`.",
-                        item.vm_name,
-                        live.host_name()
-                    ),
-                )
-                .at(item.id.clone())
-                .advise(
-                    "It was removed, or moved to another host.",
-                    "Put the VM back, with the disks it had; their contents don't matter.",
-                ),
-            ));
+        if !input.creates {
+            is_whole(&item, &live)?;
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Without the wish to make it again the VM must be on its host, with its disks.
+fn is_whole(item: &Item, live: &Live) -> Result<(), Fault> {
+    let (vm, host) = (&item.vm_name, live.host_name());
+    let missing = |code: &str, text: String| {
+        let error = ArmError::new(code, text).at(item.id.clone()).advise(
+            "It was removed, or moved to another host.",
+            "Start the failback with `recoveryVmCreationOption` `CreateVmIfNotFound` (CLI: `--create-vm-if-missing`) to have what is gone made again; or put it back: its contents don't matter.",
+        );
+        Err(Fault::refuse(409, error))
+    };
+    let Some(machine) = live.machine(&item.vm_id) else {
+        let text = format!("The VM `{vm}` is no longer on host `{host}`.");
+        return missing("SourceVirtualMachineNotFound", text);
+    };
+    let there = |id: &String| {
+        let mut disks = machine.disks.iter();
+        disks.any(|disk| disk.id.eq_ignore_ascii_case(id))
+    };
+    let mut wanted = item.disk_ids.iter();
+    match wanted.find(|id| !there(id)) {
+        Some(id) => {
+            let text = format!("The VM `{vm}` on host `{host}` has lost its disk `{id}`.");
+            missing("SourceDiskNotFound", text)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Has the recovered VMs stopped: the last group first, each when those of the group behind it are off.
+async fn stop(
+    run: &mut Run<'_>,
+    input: &FailbackInput,
+    request: Request,
+    begins: fn(Phase) -> bool,
+) -> Result<Outcome, Fault> {
+    for group in input.groups().iter().rev() {
+        ask(run, input, group, request, begins).await?;
+        let stopping = |phase| matches!(phase, Phase::StoppingRecovered(_));
+        if follow(run, group, stopping).await? == Outcome::Wait {
+            return Ok(Outcome::Wait);
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Has the sources of a group started.
+async fn start(run: &mut Run<'_>, input: &FailbackInput, group: usize) -> Result<Outcome, Fault> {
+    let groups = input.groups();
+    let group = groups.get(group).map(Vec::as_slice).unwrap_or_default();
+    for id in group {
+        let item = run.item(id).await?;
+        if !item.waits_for_its_group() {
+            continue;
+        }
+        let key = id.to_ascii_lowercase();
+        records::update::<Item>(run.app.store.as_ref(), &key, |item| {
+            let mut next = item.clone();
+            let back = next.recovery.as_mut()?.back.as_mut()?;
+            back.due = true;
+            Some(next)
+        })
+        .await?;
+        run.app.ring();
+    }
+    follow(run, group, |phase| {
+        matches!(phase, Phase::StartingSource(_))
+    })
+    .await
 }
 
 /// Asks each item that is still where the request begins.
 async fn ask(
     run: &Run<'_>,
     input: &FailbackInput,
+    items: &[String],
     request: Request,
     begins: fn(Phase) -> bool,
 ) -> Result<(), Fault> {
-    for id in &input.items {
+    for id in items {
         let item = run.item(id).await?;
         if begins(item.life.phase) {
-            failover::ask(run.app, &id.to_ascii_lowercase(), Event::Request(request)).await?;
+            let side = |item: &Item| input.side(item, request);
+            let key = id.to_ascii_lowercase();
+            failover::advance(run.app, &key, Event::Request(request), side).await?;
         }
     }
     Ok(())
@@ -215,12 +309,12 @@ async fn ask(
 /// Waits while any item is in a phase; a host that is away for too long ends it.
 async fn follow(
     run: &mut Run<'_>,
-    input: &FailbackInput,
+    items: &[String],
     present: fn(Phase) -> bool,
 ) -> Result<Outcome, Fault> {
     let app = run.app;
     let mut texts = Vec::new();
-    for id in &input.items {
+    for id in items {
         let item = run.item(id).await?;
         if matches!(
             item.life.phase,

@@ -4,7 +4,8 @@
 //!  failover  check ─► ‹Shutdown: before› ─► shut down ─► ‹Shutdown: after› ─► ‹Failover: before› ─► prepare ─► ‹Failover: after›
 //!            ─► ‹group 1: before› ─► start group 1 ─► ‹group 1: after› ─► ‹group 2: before› ─► …
 //!  drill     the same without shutdown and its actions
-//!  failback  all VMs come back together: the groups' actions before, in order ─► … ─► their actions after, in order
+//!  failback  check ─► synchronise ─► ‹Shutdown: before› ─► stop (last group first) ─► ‹Shutdown: after› ─►
+//!            ‹Failover: before› ─► receive the rest ─► ‹Failover: after› ─► ‹group 1: before› ─► start group 1 ─► …
 //! ```
 
 use arm_model::ArmError;
@@ -175,8 +176,31 @@ impl Arranged {
             steps.push(Step::Own(2));
         }
         steps.extend(self.failover.after);
-        let mut own = 3;
-        for part in self.parts {
+        Self::starts(self.parts, 3, &mut steps);
+        steps
+    }
+
+    /// Nodes of a failback. `stops_at`: its own node from which the recovered VMs stop; `starts`: the one of its first
+    /// group.
+    #[must_use]
+    pub fn back(self, starts: usize, stops_at: usize) -> Vec<Step> {
+        // The last own node before the starts is the one that receives.
+        let receives = starts - 1;
+        let mut steps: Vec<Step> = (0..stops_at).map(Step::Own).collect();
+        steps.extend(self.shutdown.before);
+        steps.extend((stops_at..receives).map(Step::Own));
+        steps.extend(self.shutdown.after);
+        steps.extend(self.failover.before);
+        steps.push(Step::Own(receives));
+        steps.extend(self.failover.after);
+        Self::starts(self.parts, starts, &mut steps);
+        steps
+    }
+
+    /// The groups in order, each between its actions; those without a VM to recover have nothing but these.
+    fn starts(parts: Vec<Part>, first: usize, steps: &mut Vec<Step>) {
+        let mut own = first;
+        for part in parts {
             steps.extend(part.before);
             if !part.items.is_empty() {
                 steps.push(Step::Own(own));
@@ -184,24 +208,6 @@ impl Arranged {
             }
             steps.extend(part.after);
         }
-        steps
-    }
-
-    /// Nodes of a failback. `stops_at`: its own node from which the recovered VMs stop.
-    #[must_use]
-    pub fn back(self, own: usize, stops_at: usize) -> Vec<Step> {
-        let (mut before, mut after) = (self.shutdown.before, self.shutdown.after);
-        before.extend(self.failover.before);
-        after.extend(self.failover.after);
-        for part in self.parts {
-            before.extend(part.before);
-            after.extend(part.after);
-        }
-        let mut steps: Vec<Step> = (0..stops_at).map(Step::Own).collect();
-        steps.extend(before);
-        steps.extend((stops_at..own).map(Step::Own));
-        steps.extend(after);
-        steps
     }
 }
 

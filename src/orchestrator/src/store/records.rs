@@ -419,7 +419,7 @@ record!(Fence, "fence");
 record!(JobRecord, "job");
 
 pub use super::place::{AzurePlace, LogStore, Place};
-pub use super::recovery_side::{LastFailover, RecoverySide};
+pub use super::recovery_side::{LastFailover, RecoverySide, WayBack};
 pub use crate::saga::state::JobRecord;
 
 /// Reads one record.

@@ -142,6 +142,7 @@ async fn ask(run: &Run<'_>, input: &FailoverInput, vm: &Chosen) -> Result<Item, 
             due: false,
             job: job.clone(),
             asked_unix_ms: now,
+            back: None,
         })
     };
     failover::advance(run.app, &vm.item, Event::Request(input.request()), side).await

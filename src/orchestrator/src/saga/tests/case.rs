@@ -267,6 +267,8 @@ impl Case {
                     plan: None,
                     steps: Vec::new(),
                     items: vec![text(&a)],
+                    groups: Vec::new(),
+                    creates: false,
                     minimise_downtime: self == Self::Failback,
                 };
                 (a.clone(), "failback", json!(input), failback::tasks(&input))

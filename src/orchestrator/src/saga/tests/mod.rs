@@ -7,6 +7,7 @@ mod failovers;
 mod guards;
 mod plan_actions;
 mod plan_cancel;
+mod plan_failback;
 mod plan_limits;
 mod plan_readiness;
 mod plan_webhooks;

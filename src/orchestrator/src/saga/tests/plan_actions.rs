@@ -138,8 +138,10 @@ pub(super) async fn begin(bench: &mut Bench, scenario: Scenario, groups: &[PlanG
         Scenario::Back => {
             let input = FailbackInput {
                 plan: name,
-                steps: arranged.back(failback::NODES, FailbackInput::stops_at(true)),
+                steps: arranged.back(failback::STARTS, FailbackInput::stops_at(true)),
                 items: members.concat(),
+                groups: members,
+                creates: false,
                 minimise_downtime: true,
             };
             ("failback", json!(input), failback::tasks(&input))
@@ -592,6 +594,6 @@ async fn a_group_whose_vms_are_up_runs_its_actions_and_one_that_is_not_asked_for
         ["0", "1", "2", "m2@2", "3"]
     );
     let back = Arranged::new(&groups, Scenario::Back, |_| true, |_| true);
-    let back = names(back.back(failback::NODES, FailbackInput::stops_at(true)));
-    assert_eq!(back, ["0", "1", "2", "m1@1", "m2@2", "3", "4", "5"]);
+    let back = names(back.back(failback::STARTS, FailbackInput::stops_at(true)));
+    assert_eq!(back, ["0", "1", "2", "3", "4", "m1@1", "5", "m2@2", "6"]);
 }
