@@ -12,6 +12,7 @@
 //! error would make Terraform throw it away, and the next apply takes up the waiting. Health, RPO and progress are not
 //! in the state, because they change by themselves.
 
+mod azure;
 mod checks;
 mod first_copy;
 mod request;
@@ -65,6 +66,15 @@ const FIELDS: Fields = &[
     ("multiVmGroupName", GROUP),
     ("throttles", "throttle"),
     ("seeds", "seed"),
+    azure::FIELDS[0],
+    azure::FIELDS[1],
+    azure::FIELDS[2],
+    azure::FIELDS[3],
+    azure::FIELDS[4],
+    azure::FIELDS[5],
+    azure::FIELDS[6],
+    azure::FIELDS[7],
+    azure::FIELDS[8],
 ];
 const COMPLETED: &str = "initial_replication_completed";
 /// What can be changed without a new copy.
@@ -93,7 +103,7 @@ impl Resource<Session> for ProtectedVm {
 
     fn schema(&self) -> Schema {
         let text = || Attribute::string().optional();
-        Schema::new()
+        azure::schema(Schema::new())
             .describe(
                 "Protects a VM of a Hyper-V site: a first copy of its disks goes to the storage account, then every change, by the \
                  policy's interval. Creating it returns when the first copy is whole. When time runs out or Terraform is interrupted before, \
@@ -329,7 +339,8 @@ impl Resource<Session> for ProtectedVm {
         let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
         let id: ProtectedItemId = stored_id(&state.value)?;
         let changed = |name: &&str| change.changed(name);
-        if CHANGEABLE.iter().any(&changed) || EXTENSIONS.iter().any(changed) {
+        let of_azure = azure::attributes().any(|name| change.changed(name));
+        if of_azure || CHANGEABLE.iter().any(&changed) || EXTENSIONS.iter().any(changed) {
             let planned = &change.planned;
             let body = patch(planned, |name| change.changed(name));
             let answer: Answer<ProtectedItemProperties> =

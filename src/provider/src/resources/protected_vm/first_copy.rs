@@ -254,6 +254,7 @@ pub(super) fn fill(id: &ProtectedItemId, item: &ProtectedItemProperties, object:
         super::GROUP,
         fields::text_or_null(details.multi_vm_group_name.as_deref()),
     );
+    super::azure::fill(details, object);
     limits::set_throttles(&details.throttles, object);
     let seeds = details.seeds.iter().map(|seed| {
         Object::new()

@@ -5,7 +5,7 @@ use arm_model::{HYPER_V_REPLICA_AZURE, Resource as Answer};
 use serde_json::{Value as Json, json};
 use tf_provider::{Change, Diagnostics, Object};
 
-use super::{CHANGEABLE, GROUP, LOG_ACCOUNT};
+use super::{CHANGEABLE, GROUP, LOG_ACCOUNT, azure};
 use crate::errors::sentence;
 use crate::limits;
 use crate::resources::protection::{is_called, names_of};
@@ -32,6 +32,7 @@ pub(super) fn patch(planned: &Object, changed: impl Fn(&str) -> bool) -> Json {
     if changed("seed") {
         specific["seeds"] = seeds_of(planned);
     }
+    azure::patch(planned, &changed, &mut properties);
     let subnet = planned.str("target_subnet_name").unwrap_or_default();
     properties["vmNics"] =
         json!([{ "ipConfigs": [{ "isPrimary": true, "recoverySubnetName": subnet }] }]);
@@ -79,7 +80,7 @@ fn seeds_of(planned: &Object) -> Json {
 /// A service that quietly leaves out a part of a change must not look as if it had made it.
 pub(super) fn taken_over(planned: &Object, read: &Object) -> Result<(), Diagnostics> {
     let mut report = Diagnostics::new();
-    for name in CHANGEABLE {
+    for name in CHANGEABLE.into_iter().chain(azure::attributes()) {
         if planned.get(name) != read.get(name) {
             report.push_error(
                 name,
@@ -228,6 +229,7 @@ pub(super) fn enable(vm: &Vm, planned: &Object, disks: &[String]) -> Json {
             specific[property] = Json::from(text);
         }
     }
+    azure::enable(planned, &mut specific);
     if let Some(group) = planned.str(GROUP) {
         specific["multiVmGroupName"] = Json::from(group);
     }
