@@ -6,9 +6,10 @@ mod harness;
 mod world;
 
 use azure_compute::double::Double;
+use harness::engine::WEB;
 use harness::{World, patience};
 use reqwest::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use world::{
     Azure, away, base, enable_body, group, location, point, property, settings, site, storage,
 };
