@@ -142,7 +142,72 @@ fn drill(lab: &Lab, cli: &Cli, plan: &str, generations: &[u8]) -> Result<()> {
         show(&format!("{name}: {}", check.line));
         ensure!(check.last_sequence > 0, "{name} holds no stamp");
     }
-    cli.text(&["test-failover", "cleanup", "--plan", plan])?;
+    let job = cli.json(&["job", "list"])?;
+    let job = newest_job(&job, "TestFailover").context("the drill has no job")?;
+    proven_by_report(cli, &job)?;
+    cli.text(&[
+        "test-failover",
+        "cleanup",
+        "--plan",
+        plan,
+        "--comments",
+        "seen",
+    ])?;
+    let report = cli.json(&["test-failover", "report", &job, "--format", "json"])?;
+    let notes = report.pointer("/report/cleanup/notes");
+    ensure!(
+        notes == Some(&"seen".into()),
+        "the clean-up is not in the report: {notes:?}"
+    );
+    Ok(())
+}
+
+/// Name of the newest job of a kind.
+fn newest_job(jobs: &Value, scenario: &str) -> Option<String> {
+    let text = |job: &Value, pointer: &str| {
+        job.pointer(pointer)
+            .and_then(Value::as_str)
+            .map(ToOwned::to_owned)
+    };
+    let all = jobs.as_array()?.iter();
+    let ours = all.filter(|job| text(job, "/properties/scenarioName").as_deref() == Some(scenario));
+    let newest = ours.max_by_key(|job| text(job, "/properties/startTime"))?;
+    text(newest, "/name")
+}
+
+/// The auditor's report of a drill holds what was measured, and what the VMs' displays showed.
+fn proven_by_report(cli: &Cli, job: &str) -> Result<()> {
+    let seen = wait_for("the report shows every display", LIMIT, || {
+        let report = cli.json(&["test-failover", "report", job, "--format", "json"])?;
+        let vms = report.pointer("/report/virtualMachines");
+        let vms = vms.and_then(Value::as_array).cloned().unwrap_or_default();
+        let shown = |vm: &Value| vm.pointer("/evidence/width").and_then(Value::as_u64) > Some(0);
+        Ok((vms.len() == GUESTS.len() && vms.iter().all(shown)).then_some(report))
+    })?;
+    let number = |pointer: &str| seen.pointer(pointer).and_then(Value::as_i64);
+    let booted = number("/report/figures/booted");
+    ensure!(
+        booted == i64::try_from(GUESTS.len()).ok(),
+        "{booted:?} VMs have booted"
+    );
+    for figure in ["worstRtoMs", "worstRpoMs"] {
+        let value = number(&format!("/report/figures/{figure}"));
+        ensure!(
+            value.is_some_and(|value| value > 0),
+            "{figure} is {value:?}"
+        );
+    }
+    let verdict = seen.pointer("/report/verdict").and_then(Value::as_str);
+    ensure!(
+        matches!(verdict, Some("Passed" | "PassedWithRemarks")),
+        "the drill's verdict is {verdict:?}"
+    );
+    show(&format!(
+        "report: {}, RTO {} ms, RPO {} ms",
+        verdict.unwrap_or_default(),
+        number("/report/figures/worstRtoMs").unwrap_or_default(),
+        number("/report/figures/worstRpoMs").unwrap_or_default()
+    ));
     Ok(())
 }
 

@@ -41,13 +41,13 @@ impl QemuDriver {
             Err(error) if error.kind() == ErrorKind::VmNotFound => None,
             Err(error) => return Err(context(error)),
         };
-        if found.is_none() {
-            if let Some(pid) = process_of(vm.id) {
-                return Err(HypervisorError::new(
-                    ErrorKind::VmRunning,
-                    format!("{step}: its folder is gone, but its process {pid} still runs"),
-                ));
-            }
+        if found.is_none()
+            && let Some(pid) = process_of(vm.id)
+        {
+            return Err(HypervisorError::new(
+                ErrorKind::VmRunning,
+                format!("{step}: its folder is gone, but its process {pid} still runs"),
+            ));
         }
         let folder = match &found {
             Some(found) => found.folder.clone(),
