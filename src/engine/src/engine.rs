@@ -81,7 +81,11 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
     durable::create_folder(&config.data_folder)
         .with_context(|| format!("create data folder {}", config.data_folder.display()))?;
     let _lock = InstanceLock::take(&config.data_folder)?;
-    durable::create_folder(&config.state_folder()).context("create the state folder")?;
+    // What the orchestrator ordered lies there, with credentials of the store.
+    let state = config.state_folder();
+    durable::create_folder(&state)
+        .and_then(|()| platform::make_folder_private(&state))
+        .with_context(|| format!("create state folder {}", state.display()))?;
     durable::replace(
         &config.pid_file(),
         format!("{}\n", std::process::id()).as_bytes(),

@@ -158,7 +158,7 @@ impl Deployer for LocalDeployer {
             if !owner.is_empty() && owner != wanted.owner {
                 return Ok(false);
             }
-            Recovered::look(&wanted.settings.recovery_folder)?.refuse_failed_over()?;
+            refuse_failed_over(&wanted)?;
             mend_config(&wanted)?;
             Ok(true)
         })
@@ -168,6 +168,12 @@ impl Deployer for LocalDeployer {
             return Ok(());
         }
         self.manager.stop(deployment).await?;
+        let wanted = deployment.clone();
+        if let Err(error) = blocking(move || refuse_failed_over(&wanted)).await {
+            // A failover that was ordered meanwhile: its VM needs the engine.
+            self.manager.start(deployment).await?;
+            return Err(error);
+        }
         stop_drills(deployment).await?;
         self.manager.forget().await?;
         let wanted = deployment.clone();
@@ -316,6 +322,18 @@ async fn version(engine: &Path) -> Option<String> {
         .map(ToOwned::to_owned)
 }
 
+/// See [`Recovered::refuse_failed_over`]. An earlier deployment may have had the usual folder.
+fn refuse_failed_over(deployment: &Deployment) -> Result<(), DeployError> {
+    let settings = &deployment.settings;
+    for folder in [
+        &settings.recovery_folder,
+        &settings.data_folder.join(RECOVERED),
+    ] {
+        Recovered::look(folder)?.refuse_failed_over()?;
+    }
+    Ok(())
+}
+
 /// A drill's VM outlives the engine. When the host is taken out of service, none may stay running unseen.
 async fn stop_drills(deployment: &Deployment) -> Result<(), DeployError> {
     let folder = &deployment.settings.recovery_folder;
@@ -407,11 +425,11 @@ fn remove_data(folder: &Path) -> Result<(), DeployError> {
 fn remove(deployment: &Deployment) -> Result<(), DeployError> {
     let record = read_record(deployment);
     let settings = &deployment.settings;
-    files::remove_file(&deployment.engine_path())?;
     if settings.recovery_role && record.created_folders.contains(&settings.recovery_folder) {
         recovered::remove(&settings.recovery_folder)?;
         files::remove_if_empty(&settings.recovery_folder);
     }
+    files::remove_file(&deployment.engine_path())?;
     // The record lies in the data folder, so this comes last: until then a second run still knows it all.
     remove_data(&settings.data_folder)?;
     for folder in record.created_folders.iter().rev() {

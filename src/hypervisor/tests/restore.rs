@@ -81,8 +81,18 @@ async fn images_that_still_lie_where_the_vm_was_are_used_and_the_rest_is_made() 
     std::fs::remove_file(vm.folder.join("vm.toml")).unwrap();
     std::fs::remove_file(vm.folder.join("d1.vhdx")).unwrap();
     // What a try that was cut leaves.
-    std::fs::write(vm.folder.join("d1.unfinished"), b"half").unwrap();
+    let half = vm
+        .folder
+        .join(format!(".{}.unfinished", before.disks[1].id));
+    std::fs::write(&half, b"half").unwrap();
+    // And somebody's file.
+    std::fs::write(vm.folder.join("d1.unfinished"), b"mine").unwrap();
     lab.driver.restore(as_it_was(&before)).await.unwrap();
+    assert!(!half.exists());
+    assert_eq!(
+        std::fs::read(vm.folder.join("d1.unfinished")).unwrap(),
+        b"mine"
+    );
     assert_eq!(machine(&lab, &vm).await, before);
     assert_eq!(marked(&vm.folder.join("d0.vhdx")), 9);
     assert_eq!(marked(&vm.folder.join("d1.vhdx")), 0);
@@ -102,6 +112,37 @@ async fn an_image_that_is_damaged_or_of_another_disk_is_left_alone_and_a_new_one
     assert_eq!(ids(&after), ids(&before), "in their order");
     assert_eq!(after.disks[0].size_bytes, 8 * MIB);
     assert_eq!(std::fs::read(&damaged).unwrap(), b"nothing of an image");
+}
+
+#[tokio::test]
+async fn a_link_to_an_image_that_is_away_stays_and_nothing_is_made_outside_of_the_vms_folder() {
+    let lab = Lab::new();
+    let vm = lab.vm("web01", 2, &[8, 16]).await;
+    let before = machine(&lab, &vm).await;
+    let volume = tempfile::tempdir().unwrap();
+    let away = volume.path().join("d1.vhdx");
+    let link = vm.folder.join("d1.vhdx");
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&away, &link).unwrap();
+    lab.driver.restore(as_it_was(&before)).await.unwrap();
+    assert_eq!(std::fs::read_link(&link).unwrap(), away);
+    assert!(!away.exists(), "its volume is only not mounted");
+    let after = machine(&lab, &vm).await;
+    let ids = |vm: &VirtualMachine| vm.disks.iter().map(|disk| disk.id).collect::<Vec<_>>();
+    assert_eq!(ids(&after), ids(&before));
+}
+
+#[tokio::test]
+async fn a_configuration_that_can_not_be_read_may_be_the_vms_so_none_is_made_beside_it() {
+    let lab = Lab::new();
+    let vm = lab.vm("web01", 2, &[8]).await;
+    let before = machine(&lab, &vm).await;
+    let renamed = vm.folder.with_file_name("kept");
+    std::fs::rename(&vm.folder, &renamed).unwrap();
+    std::fs::write(renamed.join("vm.toml"), "name = ").unwrap();
+    lab.driver.restore(as_it_was(&before)).await.unwrap_err();
+    assert!(!vm.folder.exists());
+    assert!(lab.driver.is_gone(before.id).await.is_err());
 }
 
 #[tokio::test]

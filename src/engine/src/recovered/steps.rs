@@ -227,6 +227,13 @@ impl Side {
     pub(super) async fn stay_off(&mut self, mut record: Record) -> anyhow::Result<Next> {
         self.note_stopped(&mut record).await?;
         self.unserve().await;
+        if (self.host.room)(&self.host.folder) == Room::Tight {
+            // Other guests need it now; this one can fetch its disks again.
+            let folder = self.host.folder.join(record.id.to_string());
+            blocking(move || local_copy::remove_all(&folder))
+                .await
+                .context("remove the local copies of its disks")?;
+        }
         Ok(Next::Look(POWER_POLL))
     }
 
@@ -357,7 +364,7 @@ impl Side {
         if (self.host.room)(&self.host.folder) == Room::Ample {
             return;
         }
-        if served.copies.iter().any(|copy| !copy.is_broken()) {
+        if served.copies.iter().any(|copy| !copy.is_discarded()) {
             hydration::give_up(id, &served.copies).await;
         }
     }

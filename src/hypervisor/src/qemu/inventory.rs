@@ -99,6 +99,29 @@ impl QemuDriver {
             .collect()
     }
 
+    /// Whether a VM that isn't found is really not there.
+    ///
+    /// # Errors
+    /// When a folder of VMs, or the configuration of one, can't be read: it may be the one.
+    pub(super) fn sees_all(&self) -> Result<(), HypervisorError> {
+        let failed = |path: &std::path::Path, error| {
+            let step = format!("look for virtual machines in {}", path.display());
+            HypervisorError::with_source(ErrorKind::Configuration, step, error)
+        };
+        for parent in &self.vm_folders {
+            match fs::read_dir(parent) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed(parent, error));
+                }
+                _ => {}
+            }
+        }
+        for path in self.folders() {
+            VmConfig::load(&path)?;
+        }
+        Ok(())
+    }
+
     /// The VM of an id.
     pub(super) fn find(&self, vm: VmId) -> Result<FoundVm, HypervisorError> {
         let mut found: Option<FoundVm> = None;

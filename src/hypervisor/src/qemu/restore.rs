@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use disk_image::{CreateOptions, DiskImage, Format};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tracing::info;
 
 use super::config::{DiskConfig, FILE_NAME, NetworkConfig, VmConfig};
@@ -41,6 +42,9 @@ impl QemuDriver {
             Err(error) if error.kind() == ErrorKind::VmNotFound => None,
             Err(error) => return Err(context(error)),
         };
+        if found.is_none() {
+            self.sees_all().map_err(context)?;
+        }
         if found.is_none()
             && let Some(pid) = process_of(vm.id)
         {
@@ -62,7 +66,10 @@ impl QemuDriver {
     pub(super) fn nothing_is_left_of(&self, vm: VmId) -> Result<bool, HypervisorError> {
         match self.find(vm) {
             Ok(_) => Ok(false),
-            Err(error) if error.kind() == ErrorKind::VmNotFound => Ok(process_of(vm).is_none()),
+            Err(error) if error.kind() == ErrorKind::VmNotFound => {
+                self.sees_all()?;
+                Ok(process_of(vm).is_none())
+            }
             Err(error) => Err(error),
         }
     }
@@ -187,12 +194,19 @@ fn place(folder: &VmFolder, config: &VmConfig, disk: &LostDisk) -> PathBuf {
         .filter(|file| has_format(file));
     for file in candidates {
         let path = folder.resolve(&file);
-        let is_free = !path.exists();
-        if is_free && path.parent().is_some_and(Path::is_dir) || id_of(&path) == Some(disk.id) {
+        // Elsewhere a folder that is empty may be a volume that is not mounted yet: what lies there would come back later
+        // in place of what was made.
+        let is_here = path.parent() == Some(folder.path());
+        if is_here && is_free(&path) || id_of(&path) == Some(disk.id) {
             return file;
         }
     }
     PathBuf::from(disk.other_file_name())
+}
+
+/// Nothing is there, not even a link to what is away.
+fn is_free(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn is_of_name(known: &DiskConfig, disk: &LostDisk) -> bool {
@@ -221,7 +235,7 @@ fn make_image(path: &Path, disk: &LostDisk) -> Result<(), HypervisorError> {
     let failed = |error: io::Error| {
         HypervisorError::with_source(ErrorKind::Io, format!("make {}", path.display()), error)
     };
-    if path.exists() {
+    if !is_free(path) {
         return Err(HypervisorError::new(
             ErrorKind::InvalidRequest,
             format!("{} is in the way: move it away", path.display()),
@@ -239,7 +253,7 @@ fn make_image(path: &Path, disk: &LostDisk) -> Result<(), HypervisorError> {
         id: Some(disk.id.0),
         ..CreateOptions::new(format, disk.size_bytes)
     };
-    let unfinished = path.with_extension("unfinished");
+    let unfinished = path.with_file_name(format!(".{}.unfinished", disk.id));
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -251,8 +265,16 @@ fn make_image(path: &Path, disk: &LostDisk) -> Result<(), HypervisorError> {
         })?;
     fs::File::open(&unfinished)
         .and_then(|file| file.sync_all())
-        .and_then(|()| fs::rename(&unfinished, path))
-        .map_err(failed)
+        .map_err(failed)?;
+    // Whatever came there meanwhile stays.
+    renameat2(
+        AT_FDCWD,
+        &unfinished,
+        AT_FDCWD,
+        path,
+        RenameFlags::RENAME_NOREPLACE,
+    )
+    .map_err(|error| failed(error.into()))
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {

@@ -46,6 +46,8 @@ pub struct LocalCopy {
     keeps: AtomicBool,
     /// It is not read or written any more.
     broken: AtomicBool,
+    /// Nothing of it is on the disk any more.
+    discarded: AtomicBool,
 }
 
 /// Where a disk's copy is.
@@ -69,11 +71,20 @@ pub fn remove_all(folder: &Path) -> io::Result<()> {
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.contains(".copy") {
+        if is_of_copy(&name) {
             durable::remove(&path)?;
         }
     }
     Ok(())
+}
+
+/// Whether a file is a copy of a disk, or its map, finished or not. Whatever else lies beside them is the VM's.
+fn is_of_copy(name: &str) -> bool {
+    let name = name.trim_start_matches('.');
+    let Some((id, rest)) = name.split_once(".copy") else {
+        return false;
+    };
+    id.parse::<Uuid>().is_ok() && (rest.is_empty() || rest == ".map" || rest.starts_with(".map."))
 }
 
 impl LocalCopy {
@@ -110,6 +121,7 @@ impl LocalCopy {
             idle: Notify::new(),
             keeps: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            discarded: AtomicBool::new(false),
         })
     }
 
@@ -143,7 +155,14 @@ impl LocalCopy {
             durable::remove(&path)?;
             file.set_len(0)
         })
-        .await
+        .await?;
+        self.discarded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether its room was given back.
+    pub fn is_discarded(&self) -> bool {
+        self.discarded.load(Ordering::Acquire)
     }
 
     /// Whether the store is needed no more.
@@ -176,7 +195,9 @@ impl LocalCopy {
         }
         if self.with_map(|map| map.holds(offset, length as u64)) {
             match self.local(offset, length).await {
-                Ok(bytes) => return Ok(bytes),
+                // A discard marks the copy before it cuts the file, so what was read before that mark is the point's.
+                Ok(bytes) if !self.is_broken() => return Ok(bytes),
+                Ok(_) => {}
                 Err(error) => self.give_up("read", &error),
             }
             return read(offset, length).await;
@@ -200,6 +221,9 @@ impl LocalCopy {
 
     /// Keeps whole blocks that were read at `start`.
     async fn keep(&self, start: u64, bytes: Bytes) {
+        if self.is_broken() {
+            return;
+        }
         let file = self.file.clone();
         let written = blocking({
             let bytes = bytes.clone();

@@ -256,3 +256,28 @@ async fn a_copy_is_not_made_anew_under_one_that_is_still_written() {
     let got = read(&again, &store, 0, 4096).await.expect("here");
     assert!(got[..] == store.bytes[..4096]);
 }
+
+#[test]
+fn only_copies_and_their_maps_are_removed() {
+    let folder = TempDir::new().expect("folder");
+    let id = Uuid::from_u128(7);
+    let ours = [
+        format!("{id}.copy"),
+        format!("{id}.copy.map"),
+        format!(".{id}.copy.map.new"),
+    ];
+    let theirs = [
+        "data.copy.vhdx".to_owned(),
+        format!("{id}.copy.vhdx"),
+        "vm.toml".to_owned(),
+    ];
+    for name in ours.iter().chain(&theirs) {
+        std::fs::write(folder.path().join(name), "x").expect("write");
+    }
+    remove_all(folder.path()).expect("remove");
+    for (names, there) in [(&ours, false), (&theirs, true)] {
+        for name in names {
+            assert_eq!(folder.path().join(name).exists(), there, "{name}");
+        }
+    }
+}

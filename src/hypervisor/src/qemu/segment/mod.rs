@@ -88,8 +88,9 @@ impl Segments {
                 hub
             }
         };
-        drop(open);
+        // Still locked: a segment without ports ends as soon as any VM leaves.
         hub.add(found.id(), found.folder.adapter_socket(index), mac);
+        drop(open);
         Ok(())
     }
 
