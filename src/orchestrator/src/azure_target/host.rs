@@ -35,12 +35,12 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// After a step that failed; what needs a person is tried as well, because the person tells nobody.
 const RETRY: Duration = Duration::from_secs(5);
 const RETRY_FINAL: Duration = Duration::from_secs(60);
-/// VMs that are worked on at once: their disks pass through this process.
+/// VMs that are copied at once: their disks pass through this process.
 const SIDE_BY_SIDE: usize = 4;
 
 /// What a worker is to do.
 #[derive(Debug, Clone)]
-enum Task {
+pub(super) enum Task {
     Towards(Box<Wish>),
     Remove,
 }
@@ -69,7 +69,7 @@ struct Worker {
 }
 
 /// See the module.
-struct Host {
+pub(super) struct Host {
     app: Arc<App>,
     target: Arc<Target>,
     intake: Intake,
@@ -89,14 +89,7 @@ pub fn announce(app: &App) {
 
 /// Runs until it is stopped; workers are cut then, and go on at the next start.
 pub async fn run(app: Arc<App>, target: Arc<Target>, stop: CancellationToken) {
-    let mut host = Host {
-        intake: Intake::new(ENGINE),
-        workers: BTreeMap::new(),
-        turns: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
-        reported: None,
-        target,
-        app,
-    };
+    let mut host = Host::new(app, target);
     let mut bell = host.app.listen();
     loop {
         // What rings from here on is news; our own report is not.
@@ -141,6 +134,17 @@ fn identity() -> v1::Host {
 // === impl Host ===
 
 impl Host {
+    pub(super) fn new(app: Arc<App>, target: Arc<Target>) -> Self {
+        Self {
+            intake: Intake::new(ENGINE),
+            workers: BTreeMap::new(),
+            turns: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
+            reported: None,
+            target,
+            app,
+        }
+    }
+
     /// Looks at orders and records, has workers where there is something to do, and reports.
     async fn round(&mut self) -> Result<(), StoreError> {
         self.collect().await;
@@ -163,7 +167,12 @@ impl Host {
             self.tend(id, task);
         }
         self.workers.retain(|id, worker| {
-            let stays = ids.contains(id) || worker.handle.is_some();
+            let is_known = ids.contains(id);
+            if !is_known {
+                // It is about to note a VM that nobody wishes any more.
+                worker.cancel.cancel();
+            }
+            let stays = is_known || worker.handle.is_some();
             if !stays {
                 debug!(vm = %id, "nothing is left to be done for a VM in Azure");
             }
@@ -171,7 +180,7 @@ impl Host {
         });
         let statuses = ids
             .iter()
-            .filter_map(|id| self.status(wishes.get(id), vms.get(id)));
+            .filter_map(|id| self.status(wishes.get(id), vms.get(id), &vms));
         let report = v1::EngineReport {
             observed_generation: generation,
             host: Some(identity()),
@@ -208,7 +217,7 @@ impl Host {
     }
 
     /// What is to be done for a VM, if anything is.
-    async fn task(
+    pub(super) async fn task(
         &self,
         wish: Option<&Wish>,
         vm: Option<&AzureVm>,
@@ -216,15 +225,17 @@ impl Host {
         let stage = vm.map(|vm| vm.stage);
         let Some(wish) = wish else {
             let Some(vm) = vm else { return Ok(None) };
-            if vm.drill.is_none() && vm.stage != Stage::Left {
-                let item = records::get::<Item>(self.app.store.as_ref(), &vm.item).await?;
-                if item.is_none() {
-                    // Somebody dropped the record of a VM that runs: nobody may take that one away by mistake.
-                    return Ok(None);
-                }
+            let item = records::get::<Item>(self.app.store.as_ref(), &vm.item).await?;
+            if vm.is_dropped(item.as_ref().map(|item| &item.record)) {
+                // Somebody dropped the record of a VM that runs, and may protect a VM of that name again: nobody may take the
+                // running one away by mistake.
+                return Ok(None);
             }
             return Ok(Some(Task::Remove));
         };
+        if vm.is_some_and(|vm| vm.is_dropped(Some(&wish.item))) {
+            return Ok(None);
+        }
         Ok(match wish.goal {
             goal if steps::is_settled(goal, stage) => None,
             Goal::Absent => Some(Task::Remove),
@@ -329,8 +340,23 @@ impl Host {
         }
     }
 
+    /// Whether nothing of the item runs in Azure outside of drills, and nobody is about to make anything: another point, before it was
+    /// taken back, was another VM, which has another id.
+    fn is_absent(&self, item: &Item, vms: &BTreeMap<String, AzureVm>) -> bool {
+        let is_made = |worker: &Worker| {
+            worker.handle.is_some()
+                && matches!(&worker.task, Task::Towards(wish) if wish.drill.is_none() && wish.item.id.eq_ignore_ascii_case(&item.id))
+        };
+        !vms.values().any(|vm| vm.stands_for(item)) && !self.workers.values().any(is_made)
+    }
+
     /// What is said of a VM; nothing of one that is neither wished nor there.
-    fn status(&self, wish: Option<&Wish>, vm: Option<&AzureVm>) -> Option<v1::RecoveredVmStatus> {
+    pub(super) fn status(
+        &self,
+        wish: Option<&Wish>,
+        vm: Option<&AzureVm>,
+        vms: &BTreeMap<String, AzureVm>,
+    ) -> Option<v1::RecoveredVmStatus> {
         let id = wish.map(|wish| &wish.id).or(vm.map(|vm| &vm.id))?;
         let trouble = self
             .workers
@@ -355,7 +381,9 @@ impl Host {
             point_id: vm.map(|vm| vm.point_id.clone()).unwrap_or_default(),
             point_time_unix_ms: vm.map_or(0, |vm| vm.point_ms),
             findings: trouble.map(Trouble::finding).into_iter().collect(),
-            recovery: wish.and_then(|wish| said(wish, stage)),
+            recovery: wish
+                .filter(|wish| vm.is_none_or(|vm| !vm.is_dropped(Some(&wish.item))))
+                .and_then(|wish| said(wish, stage, self.is_absent(&wish.item, vms))),
             local_bytes: done,
             disk_bytes: all,
             ..v1::RecoveredVmStatus::default()
@@ -363,11 +391,11 @@ impl Host {
     }
 }
 
-/// What is said of an order, once it is carried out.
-fn said(wish: &Wish, stage: Option<Stage>) -> Option<v1::RecoveryReport> {
+/// What is said of an order, once it is carried out. Absent: no other VM of the item stands, whatever its id.
+fn said(wish: &Wish, stage: Option<Stage>, absent: bool) -> Option<v1::RecoveryReport> {
     let (epoch, order) = wish.order?;
     let said = match (order, stage) {
-        (RecoveryOrder::Absent, None) => RecoverySaid::Absent,
+        (RecoveryOrder::Absent, None) if absent => RecoverySaid::Absent,
         (RecoveryOrder::Run { .. }, Some(Stage::Made)) => RecoverySaid::Running,
         (RecoveryOrder::Leave { .. }, Some(Stage::Left)) => RecoverySaid::Left,
         _ => return None,
@@ -385,11 +413,7 @@ async fn work(
     cancel: CancellationToken,
 ) -> Result<Next, Trouble> {
     let ended = async {
-        let _turn = tokio::select! {
-            () = cancel.cancelled() => return Err(Trouble::interrupted()),
-            turn = turns.acquire() => turn,
-        };
-        let mut work = Work::new(&app, &target, cancel.clone());
+        let mut work = Work::new(&app, &target, turns, cancel.clone());
         loop {
             let next = match &task {
                 Task::Remove => work.remove(&id).await?,

@@ -69,10 +69,19 @@ pub(super) async fn claim(
             })
             .collect();
     }
+    let container = reach.base.container()?;
+    for blob in next.blobs.iter_mut().filter(|blob| blob.done > 0) {
+        if container.properties(&blob.blob).await?.is_none() {
+            // What was copied is gone with the blob: the new one is empty, and that is noted before there is one.
+            tracing::warn!(vm = %stored.record.id, disk = %blob.disk, "the page blob of a disk is gone; it is copied from its beginning");
+            blob.done = 0;
+            blob.digest = String::new();
+        }
+    }
     // Compare-and-swap: of two that count up, one is told that it came too late.
     let stored = record::keep(app, &stored, next).await?;
     let claimed = Claimed {
-        container: reach.base.container()?,
+        container,
         reach,
         view,
         claim: stored.record.claims,
@@ -113,6 +122,10 @@ impl Claimed {
         let length = padded(blob.bytes) + FOOTER_LENGTH;
         let marks = [("vm", vm.id.clone()), ("point", vm.point_id.clone())];
         if self.container.properties(&blob.blob).await?.is_none() {
+            if blob.done > 0 {
+                // An empty one would lack what counts as copied.
+                return Err(vanished(blob));
+            }
             let made = self
                 .container
                 .create_page_blob(&blob.blob, length, self.claim, &marks, Condition::NotExists)
@@ -129,11 +142,7 @@ impl Claimed {
         }
         let known = self.container.properties(&blob.blob).await?;
         let Some(known) = known else {
-            return Err(Trouble::passing(
-                "PageBlobVanished",
-                format!("the page blob {} vanished while it was made", blob.blob),
-                "It tries again by itself.",
-            ));
+            return Err(vanished(blob));
         };
         let is_ours = marks
             .iter()
@@ -276,6 +285,14 @@ impl Claimed {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn vanished(blob: &DiskBlob) -> Trouble {
+    Trouble::passing(
+        "PageBlobVanished",
+        format!("the page blob {} vanished while it was claimed", blob.blob),
+        "It tries again by itself.",
+    )
 }
 
 fn differs(blob: &DiskBlob, at: u64) -> Trouble {

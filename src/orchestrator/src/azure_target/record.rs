@@ -14,6 +14,9 @@ pub struct AzureVm {
     pub id: String,
     /// Item's key.
     pub item: String,
+    /// Which protection of the item this is: `Item::correlation_id`. Of an item that was dropped and enabled anew, it is another.
+    #[serde(default)]
+    pub correlation_id: String,
     /// Drill's job; none = outside of drills.
     pub drill: Option<String>,
     /// Recovery point; the one that is really used once it was opened.
@@ -96,6 +99,26 @@ impl AzureVm {
     #[must_use]
     pub fn owner(&self) -> String {
         format!("azure-{}", self.id)
+    }
+
+    /// Whether it belongs to this protection of the item.
+    #[must_use]
+    pub fn is_of(&self, item: &Item) -> bool {
+        self.item.eq_ignore_ascii_case(&item.id) && self.correlation_id == item.correlation_id
+    }
+
+    /// Whether it stands for the item outside of drills: there is no room for another one, and it has to go before it is absent.
+    #[must_use]
+    pub fn stands_for(&self, item: &Item) -> bool {
+        self.drill.is_none() && self.stage != Stage::Left && self.is_of(item)
+    }
+
+    /// Whether the protection that it was made for is over: it may run in production, and nobody takes it away by mistake.
+    #[must_use]
+    pub fn is_dropped(&self, item: Option<&Item>) -> bool {
+        self.drill.is_none()
+            && self.stage != Stage::Left
+            && !item.is_some_and(|item| self.is_of(item))
     }
 
     /// Bytes of all disks: done, and in all.

@@ -6,12 +6,14 @@ use azure_compute::{
     DiskSpec, Finding, Generation, Network, Place, Severity, SubnetSpec, TargetSpec,
 };
 use engine_protocol::v1;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::facts::{self, Facts, Problem};
 use super::record::AzureVm;
 use super::wish::Drill;
 use crate::app::App;
+use crate::gateway::desired::hex;
 use crate::networks;
 use crate::store::StoreError;
 use crate::store::records::{self, Item, Vault};
@@ -190,6 +192,21 @@ pub(super) fn network_owner(drill: &Drill) -> String {
     format!("drill-{}", drill.job.rsplit('/').next().unwrap_or_default())
 }
 
+/// Name of a drill's own network. VMs of one drill share it when they share the production network; else each has one of its own.
+pub(super) fn isolated_name(owner: &str, like: &str, subnets: &[SubnetSpec]) -> String {
+    let mut digest = Sha256::new();
+    digest.update(like.to_ascii_lowercase());
+    for subnet in subnets {
+        digest.update(format!("\n{}\n{}", subnet.name, subnet.prefix));
+    }
+    let digest = hex(&digest.finalize());
+    format!(
+        "siterecovery-{}-{}",
+        owner.get(..owner.len().min(14)).unwrap_or("drill"),
+        digest.get(..8).unwrap_or_default()
+    )
+}
+
 async fn network(
     app: &App,
     wanted: &Wanted<'_>,
@@ -218,21 +235,21 @@ async fn network(
         }),
         Some(drill) => {
             let owner = network_owner(drill);
-            let subnets = match production {
-                Some(network) => subnets(app, &network.id).await?,
-                None => Vec::new(),
+            let like = production.map(|network| network.id).unwrap_or_default();
+            let mut subnets = match like.as_str() {
+                "" => Vec::new(),
+                network => subnets(app, network).await?,
             };
+            if subnets.is_empty() {
+                subnets.push(SubnetSpec {
+                    name: "default".to_owned(),
+                    prefix: "10.255.0.0/24".to_owned(),
+                });
+            }
             Ok(Network::Isolated {
-                name: format!("siterecovery-{}", owner.get(..owner.len().min(14)).unwrap_or("drill")),
+                name: isolated_name(&owner, &like, &subnets),
                 owner,
-                subnets: if subnets.is_empty() {
-                    vec![SubnetSpec {
-                        name: "default".to_owned(),
-                        prefix: "10.255.0.0/24".to_owned(),
-                    }]
-                } else {
-                    subnets
-                },
+                subnets,
             })
         }
     }

@@ -11,7 +11,10 @@
 //!
 //! Each step may be repeated, whatever became of it: it looks, or it writes the same again.
 
+use std::sync::Arc;
+
 use azure_compute::{Severity, Target};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::blobs::{self, Reach};
@@ -41,6 +44,9 @@ pub(super) struct Work<'a> {
     pub(super) target: &'a Target,
     pub(super) cancel: CancellationToken,
     claimed: Option<Claimed>,
+    /// Who copies takes a turn: the bytes pass through this process. Nothing else waits for one, removal least of all.
+    turns: Arc<Semaphore>,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Whether a VM is where its wish leads.
@@ -57,12 +63,19 @@ pub(super) fn is_settled(goal: Goal, stage: Option<Stage>) -> bool {
 // === impl Work ===
 
 impl<'a> Work<'a> {
-    pub(super) fn new(app: &'a App, target: &'a Target, cancel: CancellationToken) -> Self {
+    pub(super) fn new(
+        app: &'a App,
+        target: &'a Target,
+        turns: Arc<Semaphore>,
+        cancel: CancellationToken,
+    ) -> Self {
         Self {
             app,
             target,
             cancel,
             claimed: None,
+            turns,
+            turn: None,
         }
     }
 
@@ -92,15 +105,14 @@ impl<'a> Work<'a> {
         let item = wish.item.id.to_ascii_lowercase();
         // A VM of another point has the same name: it goes first.
         let others = record::all(self.app).await?;
-        let in_the_way = |vm: &AzureVm| {
-            vm.item == item && vm.drill.is_none() && wish.drill.is_none() && vm.stage != Stage::Left
-        };
+        let in_the_way = |vm: &AzureVm| wish.drill.is_none() && vm.stands_for(&wish.item);
         if others.iter().any(in_the_way) {
             return Ok(Next::Later);
         }
         let vm = AzureVm {
             id: wish.id.clone(),
             item,
+            correlation_id: wish.item.correlation_id.clone(),
             drill: wish.drill.as_ref().map(|drill| drill.job.clone()),
             point_id: wish.point_id.clone(),
             point_ms: 0,
@@ -119,6 +131,10 @@ impl<'a> Work<'a> {
 
     async fn copy(&mut self, stored: Stored<AzureVm>) -> Result<Next, Trouble> {
         let Some(claimed) = &self.claimed else {
+            self.turn = tokio::select! {
+                () = self.cancel.cancelled() => return Err(Trouble::interrupted()),
+                turn = Arc::clone(&self.turns).acquire_owned() => turn.ok(),
+            };
             let (claimed, _) = materialise::claim(self.app, stored).await?;
             self.claimed = Some(claimed);
             return Ok(Next::Again);
@@ -135,6 +151,7 @@ impl<'a> Work<'a> {
             };
             record::keep(self.app, &stored, next).await?;
             self.claimed = None;
+            self.turn = None;
         }
         Ok(Next::Again)
     }

@@ -8,15 +8,19 @@ use azure_compute::{CancellationToken, ClientConfig, Limits, Secret, Target};
 use azure_storage::double::{Double as Storage, DoubleOptions};
 use bytes::Bytes;
 use engine_protocol::{Authority, v1};
+use protection::life::RecoveryOrder;
 use replica_store::{
     AzureTarget, DiskSpec, Generation, Position, RecoveryPoint, ReplicaKey, ReplicaReader,
     ReplicaWriter, StoreTarget,
 };
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::record;
+use super::blobs::{self, Reach};
+use super::host::{Host, Task};
+use super::record::{self, AzureVm, Stage};
 use super::steps::{Next, Work};
 use super::trouble::Trouble;
 use super::wish::{Drill, Goal, Wish};
@@ -24,9 +28,9 @@ use crate::app::{App, Parts, Patience};
 use crate::auth::jwt::SigningKey;
 use crate::auth::token::TokenIssuer;
 use crate::seal::Sealer;
-use crate::store::Expect;
 use crate::store::records::{self, AccountSecret, AzurePlace, Item, Plain, Vault};
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Change, Expect};
 
 const DISK: Uuid = Uuid::from_u128(0xd15c);
 const SIZE: usize = (2 << 20) + 512;
@@ -227,7 +231,24 @@ impl Bench {
     }
 
     fn work(&self) -> Work<'_> {
-        Work::new(&self.app, &self.target, CancellationToken::new())
+        self.work_with(1)
+    }
+
+    /// With so many that may copy at once.
+    fn work_with(&self, turns: usize) -> Work<'_> {
+        let turns = Arc::new(Semaphore::new(turns));
+        Work::new(&self.app, &self.target, turns, CancellationToken::new())
+    }
+
+    fn host(&self) -> Host {
+        let client = ClientConfig::new(self.compute.endpoint(), "t", "c", Secret::new("s"));
+        let target = Target::new(client, Limits::default()).expect("target");
+        Host::new(Arc::clone(&self.app), Arc::new(target))
+    }
+
+    async fn vm(&self) -> AzureVm {
+        let stored = record::get(&self.app, VM).await.expect("store");
+        stored.expect("record").record
     }
 
     /// Steps of one process; it dies after so many.
@@ -358,6 +379,132 @@ async fn who_claims_the_blobs_later_writes_and_the_service_refuses_the_other() {
     while newer.towards(&wish).await.expect("goes on") == Next::Again {}
     assert_eq!(bench.vms().len(), 1);
     bench.removed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_blob_that_vanishes_in_mid_copy_is_copied_from_its_beginning() {
+    let bench = Bench::new().await;
+    let wish = bench.wish(Goal::Runs(None), true);
+    assert_eq!(
+        bench
+            .life(&wish, 3)
+            .await
+            .expect("noted, claimed, one slice"),
+        Next::Again
+    );
+    let vm = bench.vm().await;
+    assert_eq!(
+        (vm.stage, vm.progress().0),
+        (Stage::Noted, SIZE as u64),
+        "in the midst of it"
+    );
+    let reach = Reach::of(&bench.app, &vm).await.expect("reach");
+    blobs::remove(&reach, &vm)
+        .await
+        .expect("somebody's mistake");
+    // The double compares the content when a disk is made of it.
+    bench.lives(&wish, 30).await;
+    assert_eq!(bench.vms().len(), 1);
+    bench.removed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_is_said_once_no_vm_of_the_item_is_left_whatever_its_id() {
+    let bench = Bench::new().await;
+    bench.lives(&bench.wish(Goal::Runs(None), false), 30).await;
+    let host = bench.host();
+    let wish = Wish {
+        id: Uuid::from_u128(2).to_string(),
+        order: Some((protection::Generation(9), RecoveryOrder::Absent)),
+        ..bench.wish(Goal::Absent, false)
+    };
+    let said = |vm: Option<AzureVm>| {
+        let vms = vm.into_iter().map(|vm| (vm.id.clone(), vm)).collect();
+        host.status(Some(&wish), None, &vms)
+            .expect("status")
+            .recovery
+    };
+    let vm = bench.vm().await;
+    assert_eq!(said(Some(vm.clone())), None, "the old VM is still there");
+    let left = AzureVm {
+        stage: Stage::Left,
+        ..vm.clone()
+    };
+    assert!(said(Some(left)).is_some());
+    let drill = AzureVm {
+        drill: Some("/jobs/d".to_owned()),
+        ..vm
+    };
+    assert!(said(Some(drill)).is_some());
+    bench.removed().await;
+    assert!(said(None).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_item_was_dropped_is_not_removed_when_the_item_is_enabled_again() {
+    let bench = Bench::new().await;
+    bench.lives(&bench.wish(Goal::Runs(None), false), 30).await;
+    let host = bench.host();
+    let vm = bench.vm().await;
+    let task = host.task(None, Some(&vm)).await.expect("store");
+    assert!(
+        matches!(task, Some(Task::Remove)),
+        "the same protection: {task:?}"
+    );
+    let key = bench.item.id.to_ascii_lowercase();
+    let dropped = Change::Delete {
+        key: key.clone(),
+        expect: Expect::Any,
+    };
+    bench.app.store.apply(vec![dropped]).await.expect("dropped");
+    assert!(host.task(None, Some(&vm)).await.expect("store").is_none());
+    let anew = Item {
+        correlation_id: "another".to_owned(),
+        ..bench.item.clone()
+    };
+    let enabled = records::put(key, &anew, Expect::Any).expect("item");
+    bench.app.store.apply(vec![enabled]).await.expect("enabled");
+    let task = host.task(None, Some(&vm)).await.expect("store");
+    assert!(task.is_none(), "{task:?}");
+    // Even when its id is drawn again; and it keeps no failover of the new protection waiting.
+    let mut wish = bench.wish(Goal::Absent, false);
+    wish.item = anew;
+    let task = host.task(Some(&wish), Some(&vm)).await.expect("store");
+    assert!(task.is_none(), "{task:?}");
+    assert!(!vm.stands_for(&wish.item));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_copying_waits_for_a_turn() {
+    let bench = Bench::new().await;
+    let wish = bench.wish(Goal::Runs(None), true);
+    let mut work = bench.work_with(0);
+    assert_eq!(work.towards(&wish).await.expect("noted"), Next::Again);
+    let waits = tokio::time::timeout(Duration::from_millis(300), work.towards(&wish)).await;
+    assert!(waits.is_err(), "all others copy: {waits:?}");
+    drop(work);
+    bench.life(&wish, 3).await.expect("copied");
+    let removed = bench.work_with(0).remove(VM).await.expect("at once");
+    assert_eq!(removed, Next::Settled);
+    bench.removed().await;
+}
+
+#[test]
+fn vms_of_one_drill_share_a_network_when_they_share_it_in_production() {
+    let subnets = |prefix: &str| {
+        [azure_compute::SubnetSpec {
+            name: "apps".to_owned(),
+            prefix: prefix.to_owned(),
+        }]
+    };
+    let name = |like: &str, prefix: &str| {
+        super::spec::isolated_name("drill-0a1b2c3d-4e5f", like, &subnets(prefix))
+    };
+    let one = name("/networks/One", "10.1.0.0/24");
+    assert!(one.starts_with("siterecovery-drill-0a1b2c3d-"), "{one}");
+    assert_eq!(one, name("/networks/one", "10.1.0.0/24"));
+    assert_ne!(one, name("/networks/two", "10.1.0.0/24"));
+    assert_ne!(one, name("/networks/one", "10.2.0.0/24"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
