@@ -274,6 +274,15 @@ impl Lab {
         let text = std::fs::read_to_string(file).unwrap();
         let process = nix::unistd::Pid::from_raw(text.trim().parse().unwrap());
         nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
+        // On a busy machine a killed process lives on for a moment; a dead one has no command line.
+        let line = format!("/proc/{process}/cmdline");
+        let is_gone = async {
+            while std::fs::read(&line).is_ok_and(|line| !line.is_empty()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(LIMIT, is_gone).await;
+        waited.expect("the killed supervisor is gone");
     }
 
     pub async fn report(&self, what: &str, wanted: impl Fn(&EngineReport) -> bool) -> EngineReport {
