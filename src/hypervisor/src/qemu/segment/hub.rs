@@ -114,6 +114,8 @@ impl Drop for Segment {
         if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
             // One that stays is replaced when the segment is opened again.
             let _ = std::fs::remove_file(&self.path);
+            // The last one leaves no trace; with others in it the folder stays.
+            let _ = self.path.parent().map(std::fs::remove_dir);
         }
     }
 }
