@@ -4,17 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::Extra;
 use crate::plan_action::is_postable;
+pub use crate::window::DAYS;
 
-/// Days of the week, in order.
-pub const DAYS: [&str; 7] = [
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-];
 /// Most hours between two drills: a year.
 pub const MAX_HOURS: u32 = 365 * 24;
 /// Longest time that test VMs are kept, minutes: a week.
