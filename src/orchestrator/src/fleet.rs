@@ -97,6 +97,14 @@ impl Live {
             .find(|vm| vm.id.eq_ignore_ascii_case(vm_id))
     }
 
+    /// What a VM is like, or was when the host listed it last: one that is gone is failed over, too.
+    #[must_use]
+    pub fn last_machine(&self, vm_id: &str) -> Option<&v1::VirtualMachine> {
+        let gone = &self.report.gone_machines;
+        self.machine(vm_id)
+            .or_else(|| gone.iter().find(|vm| vm.id.eq_ignore_ascii_case(vm_id)))
+    }
+
     /// What is said of an item.
     #[must_use]
     pub fn replication(&self, item_id: &str) -> Option<&v1::ReplicationStatus> {

@@ -122,7 +122,7 @@ pub async fn of_item(
     live: &Live,
 ) -> Result<Option<RecoveryNetwork>, StoreError> {
     let adapters = live
-        .machine(&item.vm_id)
+        .last_machine(&item.vm_id)
         .map(|machine| machine.network_adapters.clone())
         .unwrap_or_default();
     let mappings = of_site(app, &item.id).await?;

@@ -203,7 +203,7 @@ fn details(
     rpo: Option<u64>,
 ) -> ReplicationDetails {
     let (state, state_text) = item.life.texts();
-    let machine = live.machine(&item.vm_id).cloned().unwrap_or_default();
+    let machine = live.last_machine(&item.vm_id).cloned().unwrap_or_default();
     let newest = status
         .recovery_points
         .last()

@@ -54,7 +54,7 @@ pub(super) async fn build(app: &App, wanted: &Wanted<'_>) -> Result<TargetSpec, 
     let facts = facts::of(item)?;
     let live = app.fleet.get(&item.engine_id).unwrap_or_default();
     // What the host told last is kept when the host is lost.
-    let machine = live.machine(&item.vm_id).ok_or_else(|| {
+    let machine = live.last_machine(&item.vm_id).ok_or_else(|| {
         Problem::new(
             "protectableItemId",
             format!(

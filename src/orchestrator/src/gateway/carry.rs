@@ -6,7 +6,12 @@
 //! the engine names points itself, begins a new activation, or says that the replica is being made or is gone.
 //! Likewise a script that was seen stands until the engine has taken its orders in.
 
+//! And of a VM that its host lists no more we keep what it was like: it may be failed over because it is gone.
+
 use engine_protocol::v1::{self, replication_status::State};
+
+/// So many VMs that are gone are remembered for each host.
+const GONE: usize = 256;
 
 /// `next` with the figures of `known` where `next` can't have any yet.
 #[must_use]
@@ -46,6 +51,12 @@ pub fn carry_over(known: &v1::EngineReport, mut next: v1::EngineReport) -> v1::E
         let missing: Vec<_> = known.scripts.iter().filter(is_missing).cloned().collect();
         next.scripts.extend(missing);
     }
+    let is_gone = |old: &&v1::VirtualMachine| {
+        let mut listed = next.virtual_machines.iter();
+        !listed.any(|new| new.id.eq_ignore_ascii_case(&old.id))
+    };
+    let before = known.virtual_machines.iter().chain(&known.gone_machines);
+    next.gone_machines = before.filter(is_gone).take(GONE).cloned().collect();
     next
 }
 
@@ -134,6 +145,35 @@ mod tests {
         assert_eq!(carry_over(&second, said.clone()).scripts, said.scripts);
         let gone = carry_over(&second, report(7, vec![]));
         assert!(gone.scripts.is_empty());
+    }
+
+    #[test]
+    fn a_vm_that_is_gone_is_remembered_until_it_is_back_whatever_the_engine_says() {
+        let listed = |ids: &[&str]| v1::EngineReport {
+            virtual_machines: ids
+                .iter()
+                .map(|id| v1::VirtualMachine {
+                    id: (*id).to_owned(),
+                    ..v1::VirtualMachine::default()
+                })
+                .collect(),
+            ..report(7, vec![])
+        };
+        let gone = |report: &v1::EngineReport| -> Vec<String> {
+            let all = report.gone_machines.iter();
+            all.map(|vm| vm.id.clone()).collect()
+        };
+        let first = carry_over(&listed(&["a", "b"]), listed(&["b"]));
+        assert_eq!(gone(&first), ["a"]);
+        let second = carry_over(&first, listed(&[]));
+        assert_eq!(gone(&second), ["b", "a"]);
+        let back = carry_over(&second, listed(&["A"]));
+        assert_eq!(gone(&back), ["b"]);
+        let said = v1::EngineReport {
+            gone_machines: listed(&["x"]).virtual_machines,
+            ..listed(&[])
+        };
+        assert_eq!(gone(&carry_over(&back, said)), ["A", "b"]);
     }
 
     #[test]

@@ -69,7 +69,10 @@ impl Intake {
         let known = app.fleet.get(&self.engine_id).map(|live| live.report);
         let report = Arc::new(match known {
             Some(known) => super::carry::carry_over(&known, report),
-            None => report,
+            None => {
+                report.gone_machines.clear();
+                report
+            }
         });
         let inventory = v1::EngineReport {
             host: report.host.clone().map(|host| v1::Host {
