@@ -5,7 +5,7 @@
 //! A replica that was complete always holds a point, so an empty list says "not known yet": the last figures stand until
 //! the engine names points itself, begins a new activation, or says that the replica is being made or is gone.
 //! Likewise a script that was seen stands until the engine has taken its orders in.
-
+//!
 //! And of a VM that its host lists no more we keep what it was like: it may be failed over because it is gone.
 
 use engine_protocol::v1::{self, replication_status::State};
