@@ -106,6 +106,7 @@ impl Reporter {
             recovered_vms: snapshot.recovered,
             evidence: snapshot.evidence,
             scripts: snapshot.scripts,
+            ..v1::EngineReport::default()
         })
     }
 
@@ -191,6 +192,7 @@ pub fn machine(vm: &VirtualMachine) -> v1::VirtualMachine {
                 critical: finding.critical,
             })
             .collect(),
+        facts: None,
     }
 }
 
