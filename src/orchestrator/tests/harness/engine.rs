@@ -104,6 +104,7 @@ fn machine(id: &str, name: &str, findings: Vec<v1::Finding>) -> v1::VirtualMachi
             mac_address: "52:54:00:00:00:01".to_owned(),
         }],
         findings,
+        facts: None,
     }
 }
 
