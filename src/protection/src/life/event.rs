@@ -64,6 +64,9 @@ pub enum Event {
         /// What it says.
         said: RecoverySaid,
     },
+    /// The source is another host from now on: whoever was it must stay off for good ([`super::Former`]), and may never have
+    /// heard of anything. Only while the VM runs at the recovery side for good.
+    SourceMoved,
     /// The attempt to shut the source down failed or took too long: an unplanned failover goes on without.
     ShutDownFailed,
     /// Replication, drill, disabling.

@@ -34,6 +34,9 @@
 //!   orchestrator to a question asked just now, or by the store, whose fence the recovered copy raised before it started.
 //! * A held source is neither started nor written over until a person decides: undo (its own state wins), failback
 //!   (the recovered VM's state wins) or complete migration (it stays off).
+//! * The source may become another host ([`Event::SourceMoved`]) while the VM runs at the recovery side for good, also when
+//!   the host of before was never heard of again. That one is a [`Former`] source: its VM is never started again, however long
+//!   it was away, because its licence is fenced and each answer that it gets is an order to hold.
 //! * A planned failover, and a failback, move the right to run only after the last write has arrived.
 //!
 //! What a person asks for is possible exactly when [`Life::allowed_operations`] names it. Beyond the tables of the
@@ -41,6 +44,7 @@
 //! not committed: the source may die then, and the recovered copy is still there.
 
 pub mod event;
+mod former;
 pub mod guard;
 pub mod orders;
 mod step;
@@ -49,6 +53,7 @@ mod words;
 use serde::{Deserialize, Serialize};
 
 pub use event::{DataOption, Effect, Event, Refused, Request, ShutDown};
+pub use former::Former;
 pub use guard::{Guard, Proof, RecoveryFacts, RecoverySaid, SourceSaid, Taken, fence};
 pub use orders::{Orders, RecoveryOrder, SourceOrder};
 pub use step::step;

@@ -29,6 +29,7 @@ pub fn step(life: Life, event: impl Into<Event>) -> Result<(Life, Vec<Effect>), 
             recovery_said(&mut next, said);
         }
         Event::Source { .. } | Event::Recovery { .. } => {}
+        Event::SourceMoved => moved(&mut next, &mut effects)?,
         Event::ShutDownFailed => {
             if life.phase == Phase::StoppingSource(Kind::Unplanned) {
                 next.start_recovered(Kind::Unplanned, Choice::First);
@@ -93,6 +94,20 @@ fn cancel(next: &mut Life) {
         }
         _ => {}
     }
+}
+
+/// The order is the same, for another host: a new number, so that nothing that the former one says counts for this one. The
+/// number before it is nobody's yet; with it the former one is let go of in the end.
+fn moved(next: &mut Life, effects: &mut Vec<Effect>) -> Result<(), Refused> {
+    if !matches!(next.phase, Phase::Committed(_)) {
+        return Err(next.refused("failback to another host"));
+    }
+    next.draw();
+    next.source_epoch = next.draw();
+    next.standing = Standing::Unconfirmed;
+    let (epoch, order) = next.orders().source;
+    effects.push(Effect::Source(epoch, order));
+    Ok(())
 }
 
 fn source_said(next: &mut Life, said: SourceSaid) {

@@ -302,6 +302,52 @@ fn an_engine_starts_nothing_without_proof() {
     assert!(!held.may_start(Proof::Answer(Generation(4))));
 }
 
+#[test]
+fn a_source_that_moves_is_a_host_that_nobody_has_heard_of_and_the_former_one_counts_no_more() {
+    for standing in [Standing::Held, Standing::Unconfirmed] {
+        let before = Life {
+            standing,
+            ..ask(failed_over_as_planned(), Request::Commit)
+        };
+        let (life, effects) = step(before, Event::SourceMoved).expect("committed");
+        let told = (life.source_epoch, SourceOrder::Hold);
+        assert_eq!(effects, [Effect::Source(told.0, told.1)]);
+        assert_eq!(life.orders().source, told);
+        assert_eq!(
+            life.orders().recovery,
+            before.orders().recovery,
+            "it runs on"
+        );
+        assert_eq!(life.standing, Standing::Unconfirmed);
+        assert!(
+            !names(&life).contains(&"Failback"),
+            "not before it has answered"
+        );
+        let former = Former::left(&before, &life);
+        let stale = Event::Source {
+            epoch: former.held().0,
+            said: SourceSaid::Held,
+        };
+        assert_eq!(step(life, stale), Ok((life, Vec::new())));
+        assert!(former.held().0 < former.let_go().0 && former.let_go().0 < told.0);
+        let life = source(life, SourceSaid::Held);
+        assert!(names(&life).contains(&"Failback"));
+        // It may move once more, back too: every number is newer than all that anybody knows.
+        let (again, _) = step(life, Event::SourceMoved).expect("still committed");
+        assert!(Former::left(&life, &again).leave > life.source_epoch);
+    }
+    for elsewhere in [
+        failed_over_as_planned(),
+        ask(
+            ask(failed_over_as_planned(), Request::Commit),
+            Request::Failback(DataOption::MinimiseDowntime),
+        ),
+        protected(Life::new(Generation(1))),
+    ] {
+        step(elsewhere, Event::SourceMoved).expect_err("only when it is committed");
+    }
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let requests = prop_oneof![
         Just(Request::PlannedFailover),
@@ -335,6 +381,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         6 => (number(), source).prop_map(|(epoch, said)| Event::Source { epoch, said }),
         6 => (number(), recovery).prop_map(|(epoch, said)| Event::Recovery { epoch, said }),
         1 => Just(Event::ShutDownFailed),
+        1 => Just(Event::SourceMoved),
         1 => Just(Event::Item(machine::Event::DrillStart)),
         1 => Just(Event::Item(machine::Event::DrillAbort)),
         1 => any::<bool>().prop_map(|delete_replica| Event::Item(machine::Event::Disable { delete_replica })),
@@ -361,7 +408,9 @@ proptest! {
         let before = run(&events);
         if let Ok((after, effects)) = step(before, event) {
             let (old, new) = (before.orders(), after.orders());
-            prop_assert_eq!(old.source.1 == new.source.1, old.source.0 == new.source.0);
+            // Another host gets the same order under a number of its own.
+            let moved = event == Event::SourceMoved;
+            prop_assert_eq!(old.source.1 == new.source.1 && !moved, old.source.0 == new.source.0);
             prop_assert_eq!(old.recovery.1 == new.recovery.1, old.recovery.0 == new.recovery.0);
             prop_assert!(new.source.0 >= old.source.0 && new.recovery.0 >= old.recovery.0);
             prop_assert!(after.counter >= before.counter && after.counter >= after.source_epoch.max(after.recovery_epoch));
