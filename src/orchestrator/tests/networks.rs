@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::engine::{DB, Engine, WEB};
+use harness::engine::{Behaviour, DB, Engine, WEB};
 use harness::{Answer, World, ready};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -287,4 +287,43 @@ async fn an_enable_that_says_nothing_of_adapters_leaves_what_was_chosen_for_them
     let shown = details(&world, &item).await;
     let address = &shown["vmNics"][0]["ipConfigs"][0]["recoveryStaticIPAddress"];
     assert_ne!(*address, json!("10.1.1.9"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_its_host_lists_no_more_is_still_failed_over_into_its_network() {
+    let (world, engine, item) = world().await;
+    let network = site_network(&world).await;
+    let mapping = format!("{network}/replicationNetworkMappings/lan");
+    let made = world.put(&mapping, mapping_body(&production(&world))).await;
+    assert_eq!(made.status, StatusCode::OK, "{made:?}");
+    let before = details(&world, &item).await["vmNics"].clone();
+    assert_eq!(before[0]["recoveryVMNetworkId"], production(&world));
+
+    engine.behave(|behaviour| behaviour.lacks = vec![WEB]);
+    let app = &world.orchestrator.app;
+    let mut bell = app.listen();
+    let is_listed = || {
+        let live = app.fleet.get(&engine.id).unwrap_or_default();
+        live.machine(WEB).is_some()
+    };
+    while is_listed() {
+        bell.changed().await.expect("a report");
+    }
+    assert_eq!(details(&world, &item).await["vmNics"], before);
+
+    // Nor is it forgotten with the orchestrator's memory.
+    let (id, identity, provider) = engine.stop().await;
+    let world = world.restart().await;
+    assert_eq!(details(&world, &item).await["vmNics"], before);
+    let lacking = Behaviour {
+        lacks: vec![WEB],
+        ..Behaviour::default()
+    };
+    let gateway = world.orchestrator.gateway.to_string();
+    let engine = Engine::resume(id, identity, provider, &gateway, lacking);
+    let body = json!({ "properties": { "failoverDirection": "PrimaryToRecovery", "sourceSiteOperations": "NotRequired" } });
+    let started = world.post(&format!("{item}/unplannedFailover"), body).await;
+    world.done(&started).await;
+    let recovered = engine.last().recovered_vms;
+    assert!(!recovered[0].private_network.is_empty(), "{recovered:?}");
 }

@@ -54,7 +54,7 @@ pub fn drop_gone(call: &Call<'_>, item: &mut Item) {
 pub async fn check(call: &Call<'_>, item: &Item, at: &str) -> Result<(), Fault> {
     let live = call.app.fleet.get(&item.engine_id).unwrap_or_default();
     let adapters = live
-        .machine(&item.vm_id)
+        .last_machine(&item.vm_id)
         .map(|machine| machine.network_adapters.clone())
         .unwrap_or_default();
     let choices = item.request.vm_nics.as_deref().unwrap_or_default();

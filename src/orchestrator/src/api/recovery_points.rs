@@ -65,7 +65,7 @@ pub async fn sizes(call: &Call<'_>) -> Result<Reply, Fault> {
         .fleet
         .get(&stored.record.engine_id)
         .unwrap_or_default();
-    let machine = live.machine(&stored.record.vm_id);
+    let machine = live.last_machine(&stored.record.vm_id);
     let sizes = SIZES.iter().map(|(name, cores, memory)| {
         let fits = machine.is_none_or(|vm| {
             let wanted = u32::try_from(vm.memory_bytes >> 20).unwrap_or(u32::MAX);

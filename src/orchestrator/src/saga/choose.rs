@@ -126,7 +126,7 @@ pub async fn recovery_engine(app: &App, item: &Item) -> Result<String, Fault> {
             .collect();
     // As its host last told; of one that nobody tells of, no host is better than another.
     let source = app.fleet.get(&item.engine_id).unwrap_or_default();
-    let machine = source.machine(&item.vm_id);
+    let machine = source.last_machine(&item.vm_id);
     let keeps = |engine: &str| {
         let live = app.fleet.get(engine).unwrap_or_default();
         machine.is_none_or(|machine| live.keeps_generation(machine.generation))
