@@ -374,6 +374,8 @@ pub enum PortAnswer {
     NotConnected,
     /// Its guest has used no IPv4 address yet that is known.
     NoAddress,
+    /// Its guest has an address, but all neighbours of it are taken, so that there is none to ask from.
+    NoNeighbour,
     /// No answer came.
     Silent,
     /// The guest refuses connections there.

@@ -66,7 +66,7 @@ async fn wait_for_agent(driver: &QemuDriver, vm: VmId) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn guests_of_a_segment_reach_one_another_and_nobody_else_and_their_ports_can_be_asked() {
-    let lab = Lab::new();
+    let mut lab = Lab::new();
     let [drill, other_drill] = [Uuid::new_v4(), Uuid::new_v4()];
     let web = guest(
         &lab,
@@ -107,8 +107,17 @@ async fn guests_of_a_segment_reach_one_another_and_nobody_else_and_their_ports_c
     let said = console(&lab, copy).await;
     assert!(!said.contains("answers"), "{said}");
 
-    // Another process goes on; what it has not seen it learns from the agent.
+    // As somebody who starts a VM by hand beside a running engine: nothing is taken from that.
     let another = lab.another_driver();
+    another.recover().await.unwrap();
+    let refused = another.start(web).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    assert!(refused.to_string().contains("running engine"), "{refused}");
+    assert_eq!(ask(&lab.driver, web, 80).await, PortAnswer::Open);
+
+    // When the first process has ended another one goes on; what it has not seen it learns from the agent.
+    let idle = lab.another_driver();
+    drop(std::mem::replace(&mut lab.driver, idle));
     another.recover().await.unwrap();
     assert_eq!(ask(&another, web, 80).await, PortAnswer::Open);
 

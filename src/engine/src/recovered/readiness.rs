@@ -105,6 +105,9 @@ fn told(port: u16, answer: &Result<PortAnswer, HypervisorError>) -> PortStatus {
         Ok(PortAnswer::Refused) => "the guest refuses connections",
         Ok(PortAnswer::Silent) => "no answer came",
         Ok(PortAnswer::NoAddress) => "its guest has shown no IPv4 address",
+        Ok(PortAnswer::NoNeighbour) => {
+            "all addresses beside its guest's are taken, so there is none to ask from"
+        }
         Ok(PortAnswer::NotConnected) => "none of its adapters is in a network that can be asked",
         Err(error) if error.kind() == ErrorKind::VmNotRunning => "it does not run",
         Err(error) if error.kind() == ErrorKind::InvalidRequest => {
@@ -150,6 +153,7 @@ mod tests {
         for answer in [
             PortAnswer::Refused,
             PortAnswer::Silent,
+            PortAnswer::NoNeighbour,
             PortAnswer::NoAddress,
             PortAnswer::NotConnected,
         ] {

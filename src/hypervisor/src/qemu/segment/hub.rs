@@ -8,7 +8,8 @@
 //!
 //! Promise: a frame goes to adapters of this segment and to nothing else; nothing of it touches a network of the host. What
 //! comes from a socket that is none of its adapters is dropped. There are no connections: when this process dies the segment
-//! is silent, and when another one opens it again it goes on, without QEMU having to do anything.
+//! is silent, and when another one opens it again it goes on, without QEMU having to do anything. A process that lives keeps
+//! its segment: nobody takes it from there.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -75,17 +76,16 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Opens a segment, in place of a process that is gone. Only this user may reach it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`] while another process, or another part of this one, has it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         if let Some(parent) = path.parent() {
             let mut folder = std::fs::DirBuilder::new();
             folder.recursive(true).mode(0o700).create(parent)?;
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
         let hub = Arc::new(Hub {
-            socket: UnixDatagram::bind(path)?,
+            socket: bind(path)?,
             ports: Mutex::default(),
             heard: broadcast::Sender::new(HEARD),
         });
@@ -106,6 +106,27 @@ impl Segment {
         !self.task.is_finished()
             && std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode)
     }
+}
+
+/// Binds a socket where nobody is. What a process that is gone left there is replaced.
+fn bind(path: &Path) -> io::Result<UnixDatagram> {
+    match UnixDatagram::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other,
+    }
+    // The system lets nobody connect to a socket whose process is gone.
+    let other = UnixDatagram::unbound()?.connect(path);
+    match other {
+        Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixDatagram::bind(path)
 }
 
 impl Drop for Segment {
@@ -336,11 +357,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_segment_is_never_taken_from_who_has_it_and_goes_on_after_one_that_died() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let first = Segment::open(&path).unwrap();
+        let [a, b] = [1, 2].map(|number| Guest::new(folder.path(), &first, number));
+        let refused = Segment::open(&path).err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        assert!(first.is_open());
+        a.say(Mac::BROADCAST, b"still").await;
+        assert_eq!(b.hear().await, b"still");
+        drop(first);
+        assert!(!path.exists());
+        // As a process that was killed leaves it.
+        drop(std::os::unix::net::UnixDatagram::bind(&path).unwrap());
+        assert!(path.exists());
+        let again = Segment::open(&path).unwrap();
+        for guest in [&a, &b] {
+            again
+                .hub
+                .add(VmId(Uuid::nil()), guest.path.clone(), guest.mac);
+        }
+        a.say(Mac::BROADCAST, b"again").await;
+        assert_eq!(b.hear().await, b"again");
+    }
+
+    #[tokio::test]
     async fn a_segment_that_is_opened_again_goes_on_and_a_late_end_of_the_old_one_harms_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.sock");
         let before = Segment::open(&path).unwrap();
         let a = Guest::new(folder.path(), &before, 1);
+        // Somebody removes its socket.
+        std::fs::remove_file(&path).unwrap();
         let again = Segment::open(&path).unwrap();
         assert!(!before.is_open() && again.is_open());
         again.hub.add(VmId(Uuid::nil()), a.path.clone(), a.mac);

@@ -25,8 +25,8 @@ use crate::PortAnswer;
 const TAKEN_WITHIN: Duration = Duration::from_millis(400);
 /// For an answer to a SYN, which is sent again once.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
-/// Neighbours that are tried.
-const CANDIDATES: usize = 4;
+/// Neighbours that are tried: hosts of a /29 but the guest itself, which may be none of them in a larger subnet.
+const CANDIDATES: usize = 6;
 
 /// Asks for a port at one address of an adapter.
 pub(super) async fn knock(hub: &Hub, to: &Port, address: Ipv4Addr, port: u16) -> PortAnswer {
@@ -36,15 +36,9 @@ pub(super) async fn knock(hub: &Hub, to: &Port, address: Ipv4Addr, port: u16) ->
         .iter()
         .flat_map(|port| port.addresses.clone())
         .collect();
-    let mut ours = None;
-    for candidate in neighbours(address).filter(|candidate| !taken.contains(candidate)) {
-        if is_free(hub, &mut heard, candidate).await {
-            ours = Some(candidate);
-            break;
-        }
-    }
-    let Some(source) = ours else {
-        return PortAnswer::NoAddress;
+    let candidates = neighbours(address).filter(|candidate| !taken.contains(candidate));
+    let Some(source) = free_one(hub, &mut heard, candidates.collect()).await else {
+        return PortAnswer::NoNeighbour;
     };
     // Unlike that of the last question, so that a late answer to it is none to this one.
     let random = uuid::Uuid::new_v4().into_bytes();
@@ -112,37 +106,39 @@ async fn next(
     }
 }
 
-/// Whether nobody of the segment has an address.
-async fn is_free(
+/// The first of these addresses that nobody of the segment has. All are asked for at once.
+async fn free_one(
     hub: &Hub,
     heard: &mut tokio::sync::broadcast::Receiver<Heard>,
-    candidate: Ipv4Addr,
-) -> bool {
-    let probe = frame::arp_frame(&Arp {
-        is_request: true,
-        sender_mac: OURS,
-        sender: Ipv4Addr::UNSPECIFIED,
-        target_mac: Mac([0; 6]),
-        target: candidate,
-    });
-    for port in hub.ports() {
-        hub.give(&port.socket, &probe).await;
-    }
-    let deadline = Instant::now() + TAKEN_WITHIN;
-    while let Some(one) = next(heard, deadline).await {
-        // Who asks for it while it has none wants to take it.
-        if let Content::Arp(arp) = frame::read(&one.frame)
-            && (arp.sender == candidate
-                || (arp.is_request && arp.sender.is_unspecified() && arp.target == candidate))
-        {
-            return false;
+    mut candidates: Vec<Ipv4Addr>,
+) -> Option<Ipv4Addr> {
+    for target in &candidates {
+        let probe = frame::arp_frame(&Arp {
+            is_request: true,
+            sender_mac: OURS,
+            sender: Ipv4Addr::UNSPECIFIED,
+            target_mac: Mac([0; 6]),
+            target: *target,
+        });
+        for port in hub.ports() {
+            hub.give(&port.socket, &probe).await;
         }
     }
-    true
+    let deadline = Instant::now() + TAKEN_WITHIN;
+    while !candidates.is_empty()
+        && let Some(one) = next(heard, deadline).await
+    {
+        if let Content::Arp(arp) = frame::read(&one.frame) {
+            // Who asks for one while it has none wants to take it.
+            let wanted = arp.is_request && arp.sender.is_unspecified();
+            candidates.retain(|one| arp.sender != *one && !(wanted && arp.target == *one));
+        }
+    }
+    candidates.first().copied()
 }
 
 /// Addresses beside the guest's that are in its subnet, whatever its mask is (up to /29; of a /30 the other host), and neither
-/// the subnet's first nor its last.
+/// the subnet's first nor its last: all of its /29.
 fn neighbours(address: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
     let number = u32::from(address);
     let eight = number & !7;
@@ -159,7 +155,7 @@ fn neighbours(address: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
     ];
     let mut all: Vec<u32> = Vec::with_capacity(CANDIDATES);
     for candidate in near.into_iter().chain(far) {
-        if candidate != number && !all.contains(&candidate) && all.len() < CANDIDATES {
+        if candidate != number && !all.contains(&candidate) {
             all.push(candidate);
         }
     }
@@ -183,11 +179,110 @@ fn judge(syn: &Tcp, answer: &Tcp) -> Option<PortAnswer> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::path::Path;
 
+    use proptest::prelude::*;
+    use tokio::net::UnixDatagram;
+    use uuid::Uuid;
+
+    use super::super::hub::Segment;
     use super::*;
+    use crate::VmId;
 
     const FIN: u8 = 0x01;
+
+    /// A guest of a segment that answers for its address, and takes connections on port 80.
+    struct Guest {
+        mac: Mac,
+    }
+
+    impl Guest {
+        fn new(folder: &Path, segment: &Segment, number: u8) -> Self {
+            let (path, hub) = (folder.join(format!("{number}.sock")), folder.join("s.sock"));
+            let (mac, own) = (Mac([0x52, 0x54, 0, 0, 0, number]), address(number));
+            let socket = UnixDatagram::bind(&path).unwrap();
+            segment
+                .hub()
+                .add(VmId(Uuid::from_u128(number.into())), path, mac);
+            tokio::spawn(async move {
+                let mut buffer = [0; 2_000];
+                loop {
+                    let length = socket.recv(&mut buffer).await.unwrap();
+                    if let Some(answer) = answer(&buffer[..length], mac, own) {
+                        socket.send_to(&answer, &hub).await.unwrap();
+                    }
+                }
+            });
+            Self { mac }
+        }
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 9, 0, last)
+    }
+
+    fn answer(frame: &[u8], mac: Mac, own: Ipv4Addr) -> Option<Vec<u8>> {
+        match frame::read(frame) {
+            Content::Arp(asked) if asked.is_request && asked.target == own => {
+                Some(frame::arp_frame(&Arp {
+                    is_request: false,
+                    sender_mac: mac,
+                    sender: own,
+                    target_mac: asked.sender_mac,
+                    target: asked.sender,
+                }))
+            }
+            Content::Tcp(syn) if syn.target == own && syn.flags == SYN => {
+                let flags = if syn.target_port == 80 {
+                    SYN | ACK
+                } else {
+                    RST | ACK
+                };
+                let (source, target) = (syn.target, syn.source);
+                let (source_port, target_port) = (syn.target_port, syn.source_port);
+                let acknowledged = syn.sequence.wrapping_add(1);
+                let answer = Tcp {
+                    source,
+                    target,
+                    source_port,
+                    target_port,
+                    sequence: 7,
+                    acknowledged,
+                    flags,
+                };
+                Some(frame::tcp_frame(OURS, mac, &answer))
+            }
+            _ => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_free_neighbour_is_found_and_none_at_all_is_said_to_be_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let segment = Segment::open(&folder.path().join("s.sock")).unwrap();
+        // All but one of a /29; what they have was never seen of them.
+        let mut guests: Vec<Guest> = [1, 2, 3, 5, 6]
+            .map(|number| Guest::new(folder.path(), &segment, number))
+            .into();
+        let hub = segment.hub();
+        let port = |mac| {
+            hub.ports()
+                .into_iter()
+                .find(|port| port.mac == mac)
+                .unwrap()
+        };
+        let first = port(guests[0].mac);
+        assert_eq!(knock(hub, &first, address(1), 80).await, PortAnswer::Open);
+        assert_eq!(
+            knock(hub, &first, address(1), 81).await,
+            PortAnswer::Refused
+        );
+        guests.push(Guest::new(folder.path(), &segment, 4));
+        assert_eq!(
+            knock(hub, &first, address(1), 80).await,
+            PortAnswer::NoNeighbour
+        );
+    }
 
     proptest! {
         #[test]
@@ -198,6 +293,8 @@ mod tests {
             let all: Vec<u32> = neighbours(number.into()).map(u32::from).collect();
             prop_assert!(!all.is_empty() && all.len() <= CANDIDATES);
             prop_assert!(!all.contains(&number));
+            let of_eight = (number & !7 | 1..number & !7 | 7).filter(|one| *one != number);
+            prop_assert!(bits > 29 || of_eight.clone().all(|one| all.contains(&one)));
             // Of a /30 only the other host is one; it comes first.
             let sure = if bits == 30 { 1 } else { all.len() };
             for candidate in &all[..sure] {

@@ -47,7 +47,7 @@ impl Segments {
     /// Connects the adapters of a VM; those that are connected stay so.
     ///
     /// # Errors
-    /// When a segment's socket can't be made.
+    /// When a segment's socket can't be made; [`ErrorKind::Busy`] while another process has the segment.
     pub(super) fn attach(&self, found: &FoundVm) -> Result<(), HypervisorError> {
         for (index, network) in found.config.networks.iter().enumerate() {
             let Some(segment) = network.segment else {
@@ -55,15 +55,18 @@ impl Segments {
             };
             let path = socket(&found.folder, segment);
             self.join(found, index, path.clone()).map_err(|error| {
-                HypervisorError::with_source(
-                    ErrorKind::Io,
-                    format!(
-                        "connect adapter {index} of vm {} to {}",
-                        found.config.name,
-                        path.display()
-                    ),
-                    error,
-                )
+                let step = format!(
+                    "connect adapter {index} of vm {} to {}",
+                    found.config.name,
+                    path.display()
+                );
+                if error.kind() == io::ErrorKind::AddrInUse {
+                    let text = format!(
+                        "{step}: a running engine serves this private network, and it is not taken from it: let that engine start the vm, or stop that engine first"
+                    );
+                    return HypervisorError::new(ErrorKind::Busy, text);
+                }
+                HypervisorError::with_source(ErrorKind::Io, step, error)
             })?;
         }
         Ok(())
