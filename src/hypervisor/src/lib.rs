@@ -30,6 +30,7 @@ mod grub;
 mod lost;
 mod model;
 pub mod nbd;
+mod particulars;
 #[cfg(unix)]
 mod qemu;
 #[cfg(unix)]
@@ -54,6 +55,7 @@ pub use model::{
     PortAnswer, PowerState, QuiesceReason, Quiescence, Stop, TrackingId, VirtualDisk,
     VirtualMachine, VmId,
 };
+pub use particulars::{DiskParticulars, Particulars, Presence};
 #[cfg(unix)]
 pub use qemu::QemuDriver;
 #[cfg(unix)]
@@ -84,6 +86,12 @@ pub trait Hypervisor: Send + Sync {
 
     /// All VMs of the host, by name. A VM that is damaged is listed with [`Finding`]s rather than left out.
     async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError>;
+
+    /// What the checks before protection want to know beside that, of the VMs that the driver can tell something of. Images are
+    /// looked at without a lock, and again only when they may have changed.
+    async fn particulars(&self) -> Result<Vec<Particulars>, HypervisorError> {
+        Ok(Vec::new())
+    }
 
     /// Whether a VM runs, and nothing else of it: cheap enough to ask before each write to its disks.
     ///

@@ -71,7 +71,7 @@ impl InspectedPartition {
         self.partition.kind == PartitionType::Gpt(MICROSOFT_RESERVED)
     }
 
-    fn is_system_partition(&self) -> bool {
+    pub(super) fn is_system_partition(&self) -> bool {
         match self.partition.kind {
             PartitionType::Gpt(kind) => kind == ESP,
             PartitionType::Mbr(kind) => kind == ESP_MBR,
@@ -105,7 +105,7 @@ pub enum BiosStart {
 }
 
 /// Whose system lies on a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Guest {
     /// Linux.
     Linux,
@@ -169,10 +169,21 @@ pub fn inspect(disk: &(impl BlockRead + ?Sized)) -> Result<Inspection, ImageErro
 
 fn guest(found: &Inspection) -> Guest {
     let system = found.system_partition.as_ref();
-    let linux = found.partitions.iter().any(InspectedPartition::is_linux)
-        || system.is_some_and(SystemPartition::is_linux);
-    let windows = found.partitions.iter().any(InspectedPartition::is_windows)
-        || system.is_some_and(|system| system.windows);
+    judged(
+        &found.partitions,
+        system.is_some_and(SystemPartition::is_linux),
+        system.is_some_and(|system| system.windows),
+    )
+}
+
+/// Whose system the partitions alone tell of.
+pub(super) fn guest_of(partitions: &[InspectedPartition]) -> Guest {
+    judged(partitions, false, false)
+}
+
+fn judged(partitions: &[InspectedPartition], linux: bool, windows: bool) -> Guest {
+    let linux = linux || partitions.iter().any(InspectedPartition::is_linux);
+    let windows = windows || partitions.iter().any(InspectedPartition::is_windows);
     match (linux, windows) {
         (true, true) => Guest::Both,
         (true, false) => Guest::Linux,

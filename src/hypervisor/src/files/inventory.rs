@@ -17,10 +17,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use disk_image::{Access, Details, DiskImage, FolderGate, ImageError};
+use disk_image::{Access, Details, DiskImage, FolderGate, Format, ImageError};
 use uuid::Uuid;
 
-use crate::{DiskId, Finding, Generation, PowerState, VirtualDisk, VirtualMachine, VmId};
+use crate::particulars::Looks;
+use crate::{
+    DiskId, DiskParticulars, Finding, Generation, Particulars, PowerState, Presence, VirtualDisk,
+    VirtualMachine, VmId,
+};
 
 /// Name space of ids that are made of names. A fixed random number.
 const NAMES: Uuid = Uuid::from_u128(0x7b0e_4c2a_93d1_4f5e_8a66_0d1f_52c9_e3b7);
@@ -234,6 +238,44 @@ fn look(vm: &VirtualMachine, path: &Path, file: &str) -> Result<(DiskId, u64), S
         Uuid::new_v5(&vm.id.0, file.as_bytes())
     });
     Ok((DiskId(id), image.virtual_size()))
+}
+
+/// What the checks before protection want to know. Files tell nothing of a machine, and all of its disks.
+pub(super) fn particulars(listed: &[Listed], looks: &Looks) -> Vec<Particulars> {
+    let all: Vec<PathBuf> = listed
+        .iter()
+        .flat_map(|listed| listed.files.values().filter_map(|files| files.first()))
+        .cloned()
+        .collect();
+    looks.keep(&all);
+    let of = |listed: &Listed| {
+        let disks = listed.vm.disks.iter().filter_map(|disk| {
+            let path = listed.files.get(&disk.id)?.first()?;
+            let mut found = DiskParticulars {
+                id: Some(disk.id),
+                name: disk.name.clone(),
+                pass_through: Presence::NotPresent,
+                ..DiskParticulars::default()
+            };
+            found.place(path);
+            if let Ok(image) = open(path) {
+                found.logical_sector_bytes = image.logical_sector_size();
+                found.format = match image.format() {
+                    Format::Raw => "Raw",
+                    Format::VhdFixed | Format::VhdDynamic | Format::VhdDifferencing => "VHD",
+                    _ => "VHDX",
+                }
+                .to_owned();
+            }
+            found.look = looks.at(disk.id, path);
+            Some(found)
+        });
+        Particulars {
+            disks: disks.collect(),
+            ..Particulars::unknown(listed.vm.id)
+        }
+    };
+    listed.iter().map(of).collect()
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

@@ -10,13 +10,16 @@ mod stamp;
 mod still;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::particulars::Looks;
 use crate::{
     Consistency, DiskId, ErrorKind, FreezeRequest, FrozenPoint, GroupFreezeError, HostFacts,
-    Hypervisor, HypervisorError, NewVirtualMachine, Stop, TrackingId, VirtualMachine, VmId, Volume,
+    Hypervisor, HypervisorError, NewVirtualMachine, Particulars, Stop, TrackingId, VirtualMachine,
+    VmId, Volume,
 };
 use inventory::Listed;
 pub(crate) use still::StillImages;
@@ -25,6 +28,7 @@ pub(crate) use still::StillImages;
 pub struct FilesDriver {
     root: PathBuf,
     images: StillImages,
+    looks: Arc<Looks>,
 }
 
 impl FilesDriver {
@@ -46,6 +50,7 @@ impl FilesDriver {
         Ok(Self {
             root,
             images: StillImages::default(),
+            looks: Arc::default(),
         })
     }
 
@@ -98,6 +103,15 @@ impl Hypervisor for FilesDriver {
             .into_iter()
             .map(|listed| listed.vm)
             .collect())
+    }
+
+    async fn particulars(&self) -> Result<Vec<Particulars>, HypervisorError> {
+        let listed = self.survey().await?;
+        let looks = Arc::clone(&self.looks);
+        blocking("look at image files", move || {
+            Ok(inventory::particulars(&listed, &looks))
+        })
+        .await
     }
 
     async fn freeze(

@@ -23,6 +23,7 @@ mod independent;
 mod inventory;
 mod layer;
 mod machine;
+mod particulars;
 mod power;
 mod reader;
 mod readiness;
@@ -49,11 +50,12 @@ use self::folder::VmFolder;
 use self::segment::Segments;
 use self::shutdown::Power;
 use crate::files::StillImages;
+use crate::particulars::Looks;
 use crate::qmp::{Qmp, QmpError};
 use crate::{
     Consistency, DiskId, ErrorKind, Extent, FreezeRequest, FrozenPoint, Generation,
     GroupFreezeError, HostFacts, Hypervisor, HypervisorError, Independence, LostVirtualMachine,
-    NewVirtualMachine, PortAnswer, Screenshot, Stop, TrackingId, VirtualMachine, VmId,
+    NewVirtualMachine, Particulars, PortAnswer, Screenshot, Stop, TrackingId, VirtualMachine, VmId,
 };
 
 /// The emulator.
@@ -76,6 +78,8 @@ pub struct QemuDriver {
     still: StillImages,
     /// Private networks of VMs that run.
     segments: Segments,
+    /// What the first sectors of images said.
+    looks: Arc<Looks>,
     kvm: OnceCell<bool>,
     version: OnceCell<String>,
 }
@@ -119,6 +123,7 @@ impl QemuDriver {
             locks: Mutex::new(HashMap::new()),
             still: StillImages::default(),
             segments: Segments::default(),
+            looks: Arc::default(),
             kvm: OnceCell::new(),
             version: OnceCell::new(),
         })
@@ -208,6 +213,10 @@ impl Hypervisor for QemuDriver {
 
     async fn virtual_machines(&self) -> Result<Vec<VirtualMachine>, HypervisorError> {
         self.inventory().await
+    }
+
+    async fn particulars(&self) -> Result<Vec<Particulars>, HypervisorError> {
+        self.all_particulars().await
     }
 
     async fn power_state(&self, vm: VmId) -> Result<crate::PowerState, HypervisorError> {
