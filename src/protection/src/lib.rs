@@ -16,6 +16,7 @@
 //! There is no clock, no network and no store in here. `cargo xtask model` explores [`life`] with lost, repeated and
 //! late messages, crashes and two orchestrators.
 
+pub mod checks;
 pub mod health;
 pub mod life;
 pub mod machine;
