@@ -3,7 +3,7 @@
 //! ```text
 //!   engine ──► Hypervisor ──► qemu   (Linux: QMP, dirty bitmaps, fleecing)
 //!                        ├──► files  (images of VMs that are off, in a folder; also on Windows)
-//!                        └──► hyperv (Windows Server: WMI, RCT; a later issue)
+//!                        └──► hyperv (Windows Server: WMI, RCT)
 //! ```
 //!
 //! The heart is [`Hypervisor::freeze`]: one instant over all disks of a VM at once, with what
@@ -27,6 +27,7 @@ mod error;
 mod extents;
 mod files;
 mod grub;
+pub mod hyperv;
 mod lost;
 mod model;
 pub mod nbd;
@@ -48,6 +49,7 @@ pub use error::{ErrorKind, GroupFreezeError, HypervisorError, Retry};
 pub use extents::{Extent, ExtentSet};
 pub use files::FilesDriver;
 pub use grub::bios_boot_loader;
+pub use hyperv::HypervDriver;
 pub use lost::{LostDisk, LostVirtualMachine};
 pub use model::{
     Changes, Consistency, DiskId, DiskSource, Finding, FreezeRequest, FrozenDisk, FrozenPoint,
