@@ -6,7 +6,7 @@ use anyhow::{bail, ensure};
 use clap::Parser;
 use model_check::explore::{WAY_OUT, explore, promises};
 use model_check::rules::Production;
-use model_check::steps::{Model, PROMISES, WORLDS};
+use model_check::steps::{LONG_WORLDS, Model, PROMISES, WORLDS};
 
 #[derive(Parser)]
 #[command(about = "Model checker of a protected VM's life")]
@@ -32,7 +32,8 @@ fn main() -> anyhow::Result<()> {
         "world", "states", "steps", "depth", "seconds"
     );
     let (mut states, mut worlds) = (0, 0);
-    for (name, settings) in WORLDS {
+    let long = LONG_WORLDS.iter().filter(|_| arguments.world.is_some());
+    for (name, settings) in WORLDS.iter().chain(long) {
         if arguments
             .world
             .as_deref()
@@ -42,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         }
         let model = Model {
             rules: &Production,
-            settings,
+            settings: *settings,
         };
         let outcome = match explore(&model, arguments.limit, arguments.threads) {
             Ok(outcome) => outcome,

@@ -1,8 +1,8 @@
 //! The rules under test: the production ones, each of which a test may break to see that the checker notices.
 
 use protection::life::{
-    self, Effect, Event, Guard, Orders, Proof, RecoveryOrder, Refused, SourceOrder, SourceSaid,
-    Taken,
+    self, Effect, Event, Former, Guard, Orders, Proof, RecoveryOrder, Refused, SourceOrder,
+    SourceSaid, Taken,
 };
 use protection::{Generation, Life, Operation};
 
@@ -22,6 +22,10 @@ pub trait Rules: Sync {
     /// The orders in force.
     fn orders(&self, life: &Life) -> Orders {
         life.orders()
+    }
+    /// What a host that was the source before is told while the item is there.
+    fn former_order(&self, former: Former) -> (Generation, SourceOrder) {
+        former.held()
     }
     /// Whether the database takes a record from somebody who read the present one, or an older one.
     fn may_write(&self, read_the_present: bool) -> bool {

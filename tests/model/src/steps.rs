@@ -9,6 +9,7 @@ use protection::{DrillState, Generation, Observed};
 use crate::rules::Rules;
 use crate::world::{Late, World};
 
+mod former;
 mod hosts;
 mod operations;
 mod promises;
@@ -16,7 +17,7 @@ mod settings;
 
 pub use operations::{ALL_OPERATIONS, events_of, is_of_drill};
 pub use promises::{PROMISES, is_leaving, is_settled};
-pub use settings::{CALM, Channel, Settings, WORLDS};
+pub use settings::{CALM, Channel, LONG_WORLDS, Moves, Settings, WORLDS};
 
 /// Who speaks to the database and to the engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,6 +81,22 @@ pub enum Action {
     SourceReceived,
     /// The engine shuts the VM down.
     RecoveryStops,
+    /// An order to hold arrives at the former source.
+    TellFormer(Who),
+    /// What was under way arrives there.
+    LateToFormer,
+    /// What is under way to it is lost.
+    LoseToFormer,
+    /// The former source host starts anew.
+    FormerRestarts,
+    /// Its engine shuts the VM down.
+    FormerStops,
+    /// Its engine starts the VM.
+    FormerStarts(Proof),
+    /// A hypervisor or a person starts the VM there without asking the engine.
+    SomebodyStartsFormer,
+    /// Its engine ships.
+    FormerShips,
     /// The engine removes the VM.
     RecoveryRemoves,
     /// The engine makes the VM from a point.
@@ -100,7 +117,9 @@ impl Action {
     pub fn is_fault(self) -> bool {
         match self {
             Self::Decide(who, _, behind) => behind || who == Who::Slow,
-            Self::TellSource(who) | Self::TellRecovery(who) => who == Who::Slow,
+            Self::TellSource(who) | Self::TellRecovery(who) | Self::TellFormer(who) => {
+                who == Who::Slow
+            }
             Self::DelayToSource
             | Self::DelayToRecovery
             | Self::DelayFromSource
@@ -113,6 +132,10 @@ impl Action {
             | Self::LoseFromRecovery
             | Self::SourceRestarts
             | Self::SomebodyStartsSource
+            | Self::LateToFormer
+            | Self::LoseToFormer
+            | Self::FormerRestarts
+            | Self::SomebodyStartsFormer
             | Self::RecoveryRestarts => true,
             _ => false,
         }
@@ -145,11 +168,13 @@ impl Model<'_> {
         self.failures(world, out);
         self.source(world, out);
         self.recovery(world, out);
+        self.former(world, out);
         for (action, next) in out.iter_mut() {
+            self.settle_former(next);
             if next.broken.is_none() {
                 next.broken = promises::broken(world, *action, next);
             }
-            if self.rules.forget_the_ineffective() && !grows(world, next) {
+            if self.rules.forget_the_ineffective() && !grows(world, *action, next) {
                 next.broken = Some("numbers only grow");
             }
             if self.rules.forget_the_ineffective() {
@@ -200,9 +225,19 @@ impl Model<'_> {
         }
         if let Some(slow) = &world.slow {
             let orders = self.rules.orders(slow);
+            let mut former = world
+                .former
+                .filter(|_| former::is_for_former(world, orders.source.0));
+            let to_former = former.as_mut().is_some_and(|former| {
+                let (epoch, order) = orders.source;
+                let known = former.guard;
+                let taken = self.rules.take_source(&mut former.guard, epoch, order);
+                epoch > known.epoch || former.guard != known || taken == Taken::Contradiction
+            });
             if *slow != world.record
                 && !self.rules.may_write(false)
-                && !order_to_source(world, orders.source.0, orders.source.1)
+                && !to_former
+                && (former.is_some() || !order_to_source(world, orders.source.0, orders.source.1))
                 && !order_to_recovery(world, orders.recovery.0, orders.recovery.1)
             {
                 world.slow = None;
@@ -230,6 +265,7 @@ impl Model<'_> {
             }
         }
         self.decide(world, Event::ShutDownFailed, out);
+        self.moves(world, out);
         for event in self.reports(world) {
             self.decide(world, event, out);
         }
@@ -303,6 +339,9 @@ impl Model<'_> {
         let mut events = Vec::new();
         let guard = world.source.guard;
         if let Some((epoch, said)) = self.source_reports(world) {
+            events.push(Event::Source { epoch, said });
+        }
+        if let Some((epoch, said)) = self.former_reports(world) {
             events.push(Event::Source { epoch, said });
         }
         if let Some((epoch, said)) = recovery_reports(world) {
@@ -399,7 +438,12 @@ impl Model<'_> {
 
     fn tell(&self, world: &World, who: Who, orders: &Orders, out: &mut Successors) {
         let (epoch, order) = orders.source;
-        self.to_source(world, Action::TellSource(who), epoch, order, out);
+        if former::is_for_former(world, epoch) {
+            // Its record has the host of before.
+            self.to_former(world, Action::TellFormer(who), epoch, order, out);
+        } else {
+            self.to_source(world, Action::TellSource(who), epoch, order, out);
+        }
         let (epoch, order) = orders.recovery;
         self.to_recovery(world, Action::TellRecovery(who), epoch, order, out);
     }
@@ -447,11 +491,13 @@ fn recovery_reports(world: &World) -> Option<(Generation, RecoverySaid)> {
 }
 
 /// Numbers of the record and of what the engines know.
-fn grows(before: &World, next: &World) -> bool {
+fn grows(before: &World, action: Action, next: &World) -> bool {
+    // The guard is another host's then.
+    let moved = matches!(action, Action::Decide(_, Event::SourceMoved, _));
     next.record.counter >= before.record.counter
         && next.record.source_epoch >= before.record.source_epoch
         && next.record.recovery_epoch >= before.record.recovery_epoch
-        && next.source.guard.epoch >= before.source.guard.epoch
+        && (moved || next.source.guard.epoch >= before.source.guard.epoch)
         && next.recovery.guard.epoch >= before.recovery.guard.epoch
         && next.store.fence >= before.store.fence
 }

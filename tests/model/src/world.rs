@@ -1,7 +1,7 @@
 //! The world: record, hosts, store, what is under way between them; and its canonical form.
 
 use protection::life::{
-    Guard, RecoveryFacts, RecoveryOrder, RecoverySaid, SourceOrder, SourceSaid,
+    Former, Guard, RecoveryFacts, RecoveryOrder, RecoverySaid, SourceOrder, SourceSaid,
 };
 use protection::{Generation, Life};
 
@@ -21,6 +21,21 @@ pub struct Source {
     pub running: bool,
     /// What is on the VM's disks: only equality counts.
     pub disk: u8,
+}
+
+/// A host that was the source before another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Left {
+    /// The numbers that the record keeps of it.
+    pub numbers: Former,
+    /// Newest order known.
+    pub guard: Guard<SourceOrder>,
+    /// The VM runs.
+    pub running: bool,
+    /// It was off, and under an order to stay so, once.
+    pub held: bool,
+    /// An order that was under way when the source moved.
+    pub late: Option<(Generation, SourceOrder)>,
 }
 
 /// The recovery host.
@@ -69,6 +84,8 @@ pub struct World {
     pub late: Late,
     /// The source host.
     pub source: Source,
+    /// Another host that was the source before.
+    pub former: Option<Left>,
     /// The recovery host.
     pub recovery: Recovery,
     /// The store.
@@ -94,6 +111,7 @@ impl World {
                 running: true,
                 disk: 0,
             },
+            former: None,
             recovery: Recovery {
                 guard: Guard::new(orders.recovery.0, orders.recovery.1),
                 instance: None,
@@ -112,8 +130,8 @@ impl World {
     /// The same state with the smallest numbers: generations by rank, disks by equality.
     #[must_use]
     pub fn canonical(mut self) -> Self {
-        // 0 is "none so far" and stays. A world holds at most 26 numbers; many are equal.
-        let mut numbers = [0_u64; 32];
+        // 0 is "none so far" and stays. A world holds at most 33 numbers; many are equal.
+        let mut numbers = [0_u64; 40];
         let mut used = 1;
         self.visit(&mut |number| {
             let known = numbers.get(..used).unwrap_or_default();
@@ -179,6 +197,16 @@ impl World {
         }
         see(&mut self.source.guard.epoch);
         visit_source(&mut self.source.guard.order, see);
+        if let Some(former) = &mut self.former {
+            see(&mut former.numbers.hold);
+            see(&mut former.numbers.leave);
+            see(&mut former.guard.epoch);
+            visit_source(&mut former.guard.order, see);
+            if let Some((epoch, order)) = &mut former.late {
+                see(epoch);
+                visit_source(order, see);
+            }
+        }
         see(&mut self.recovery.guard.epoch);
         visit_recovery(&mut self.recovery.guard.order, see);
         if let Some(instance) = &mut self.recovery.instance {

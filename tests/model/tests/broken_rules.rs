@@ -2,10 +2,10 @@
 
 use model_check::explore::{WAY_OUT, explore};
 use model_check::rules::{Production, Rules};
-use model_check::steps::{CALM, Channel, Model, Settings};
+use model_check::steps::{CALM, Channel, Model, Moves, Settings};
 use protection::life::{
-    self, Effect, Event, Guard, Phase, Proof, RecoveryOrder, RecoverySaid, Refused, Request,
-    SourceOrder, SourceSaid, Standing, Taken,
+    self, Effect, Event, Former, Guard, Phase, Proof, RecoveryOrder, RecoverySaid, Refused,
+    Request, SourceOrder, SourceSaid, Standing, Taken,
 };
 use protection::{Generation, Life, Operation};
 
@@ -20,6 +20,12 @@ const LATE_TO_RECOVERY: Settings = Settings {
 };
 const LATE_REPORTS: Settings = Settings {
     late: &[Channel::FromSource, Channel::FromRecovery],
+    ..CALM
+};
+
+const MOVES: Settings = Settings {
+    moves: Moves::Once,
+    stubborn: true,
     ..CALM
 };
 
@@ -398,6 +404,52 @@ fn a_source_that_receives_again_after_it_said_received_is_found() {
         &[
             "a source is written over only while it is held and a person asked for it",
             "no VM starts from half-written disks",
+        ],
+    );
+}
+
+#[test]
+fn a_source_that_moves_under_the_old_number_is_found() {
+    struct Unnumbered;
+    impl Rules for Unnumbered {
+        fn step(&self, life: Life, event: Event) -> Stepped {
+            let (next, effects) = life::step(life, event)?;
+            if event == Event::SourceMoved {
+                let source_epoch = life.source_epoch;
+                let next = Life {
+                    source_epoch,
+                    standing: life.standing,
+                    ..next
+                };
+                return Ok((next, effects));
+            }
+            Ok((next, effects))
+        }
+    }
+    finds(
+        &Unnumbered,
+        MOVES,
+        &[
+            "a source that confirmed being held is off",
+            "two copies run only while a lost source has not answered",
+        ],
+    );
+}
+
+#[test]
+fn a_former_source_that_is_told_what_the_new_one_is_told_is_found() {
+    struct Confused;
+    impl Rules for Confused {
+        fn former_order(&self, former: Former) -> (Generation, SourceOrder) {
+            (former.leave, SourceOrder::LeaveRunning)
+        }
+    }
+    finds(
+        &Confused,
+        MOVES,
+        &[
+            "a former source that was held once stays off",
+            "one number never means two orders",
         ],
     );
 }

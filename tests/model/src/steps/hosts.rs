@@ -75,7 +75,19 @@ impl Model<'_> {
             next.source.guard.done |= all;
             now(Action::SourceShips, next);
         }
-        if self.rules.may_receive(&guard, source.running) && world.recovery.instance.is_some() {
+        // What is received was shipped under the number that the order is about, and shipping raises the fence.
+        let shipped = if guard.epoch == world.record.source_epoch {
+            self.rules.fence(world.store.fence, world.record.takes)
+        } else {
+            Some(world.store.fence)
+        };
+        if self.rules.may_receive(&guard, source.running)
+            && world.recovery.instance.is_some()
+            && let Some(fence) = shipped
+        {
+            let mut world = *world;
+            world.store.fence = fence;
+            let world = &world;
             let mut next = *world;
             next.source.disk = TORN;
             if guard.order == SourceOrder::Receive {

@@ -7,7 +7,7 @@ use super::Action;
 use crate::world::{NOTHING, TORN, World};
 
 /// All promises that are checked on every step, in the words in which a broken one is reported.
-pub const PROMISES: [&str; 16] = [
+pub const PROMISES: [&str; 18] = [
     "allowedOperations are exactly what is accepted",
     "one number never means two orders",
     "two copies run only while a lost source has not answered",
@@ -23,6 +23,8 @@ pub const PROMISES: [&str; 16] = [
     "a source is written over only while it is held and a person asked for it",
     "no failover without a point, and no drill beside a failover",
     "a life that ended leaves exactly one copy that may run",
+    "no engine of a former source starts its VM beside another copy, or writes to the replica",
+    "a former source that was held once stays off",
     "numbers only grow",
 ];
 
@@ -51,6 +53,16 @@ pub(super) fn broken(before: &World, action: Action, next: &World) -> Option<&'s
         (12, written_over(before, action)),
         (13, failover_from_nothing(next)),
         (14, ended_wrongly(next)),
+        (
+            15,
+            action == Action::FormerShips
+                || (matches!(action, Action::FormerStarts(_)) && another_counts(before)),
+        ),
+        (
+            16,
+            next.former
+                .is_some_and(|former| former.held && former.running),
+        ),
     ];
     checks
         .into_iter()
@@ -60,6 +72,12 @@ pub(super) fn broken(before: &World, action: Action, next: &World) -> Option<&'s
 
 fn two_copies(world: &World) -> bool {
     world.source.running && world.recovery.running && world.record.standing != Standing::Unconfirmed
+}
+
+/// A copy runs, or may any moment; a lost source that runs out of reach is not counted. Until a recovered VM that was given up and taken back runs again, the host that died with
+/// the right to run is as any lost source.
+fn another_counts(world: &World) -> bool {
+    world.recovery.running || world.record.standing == Standing::Permitted
 }
 
 fn torn_start(action: Action, next: &World) -> bool {
@@ -115,10 +133,14 @@ fn fenced_while_permitted(world: &World) -> bool {
 }
 
 fn written_over(before: &World, action: Action) -> bool {
+    // A host that was left while it received, and is the source again, goes on with that until it hears of it: a person asked
+    // for it, and it is off.
+    let comes_back =
+        before.former.is_some() && before.source.guard.epoch < before.record.source_epoch;
+    let held = before.record.standing == Standing::Held
+        || (before.record.standing == Standing::Unconfirmed && comes_back);
     matches!(action, Action::SourceReceives | Action::SourceReceived)
-        && (before.source.running
-            || before.record.standing != Standing::Held
-            || before.recovery.instance.is_none())
+        && (before.source.running || !held || before.recovery.instance.is_none())
 }
 
 fn failover_from_nothing(world: &World) -> bool {

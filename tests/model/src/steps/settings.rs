@@ -13,6 +13,17 @@ pub enum Channel {
     FromRecovery,
 }
 
+/// Whether people bring the VM back to another host than the one that it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moves {
+    /// Never.
+    Never,
+    /// Once.
+    Once,
+    /// And back to the former one, again and again.
+    AndBack,
+}
+
 /// How adverse the world is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -24,6 +35,8 @@ pub struct Settings {
     pub drills: bool,
     /// A hypervisor or a person starts the source's VM without asking the engine, until that knows of a hold.
     pub stubborn: bool,
+    /// The source becomes another host.
+    pub moves: Moves,
 }
 
 /// Hosts restart, orchestrators die between writing and sending, messages are lost; nothing more.
@@ -32,10 +45,11 @@ pub const CALM: Settings = Settings {
     slow: false,
     drills: false,
     stubborn: false,
+    moves: Moves::Never,
 };
 
 /// The worlds that are explored. Adversities that would multiply each other are explored apart.
-pub const WORLDS: [(&str, Settings); 4] = [
+pub const WORLDS: [(&str, Settings); 5] = [
     (
         "drills, repairs, replication in trouble",
         Settings {
@@ -70,4 +84,21 @@ pub const WORLDS: [(&str, Settings); 4] = [
             ..CALM
         },
     ),
+    (
+        "to another host, somebody starts VMs",
+        Settings {
+            stubborn: true,
+            moves: Moves::Once,
+            ..CALM
+        },
+    ),
 ];
+
+/// Explored only when they are asked for by their name: they take minutes.
+pub const LONG_WORLDS: [(&str, Settings); 1] = [(
+    "the VM goes to another host and back again",
+    Settings {
+        moves: Moves::AndBack,
+        ..CALM
+    },
+)];
