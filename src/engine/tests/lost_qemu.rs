@@ -194,6 +194,68 @@ fn a_vm_that_was_deleted_is_made_again_whatever_dies_in_between_and_runs_protect
 }
 
 #[test]
+fn another_host_that_never_had_the_vm_gets_it_whole_and_the_first_one_keeps_it_off() {
+    runtime().block_on(async {
+        let site = failed_over().await;
+        let before = machine(&site).await.unwrap();
+        recovered_writes(&site, 77 * BLOCK, 0x77).await;
+        let lab = lab::Lab::new();
+        let state = lab.folder.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let folder = lab.folder.path().join("vms").join("web01");
+        let vm = lab::LabVm {
+            folder,
+            ..site.vm.clone()
+        };
+        let other = Site {
+            lab,
+            vm,
+            state,
+            store: site.store.clone(),
+        };
+        let engine = Engine::start(&other, driver(&other), Arc::new(NoPauses));
+        // What isn't there is off: the answer that the failback waits for.
+        engine.order(&other, 6, SourceOrder::Hold);
+        engine.says(6, SourceSaid::Held).await;
+        engine.tell(receive(&other, 7, SourceOrder::Receive, true));
+        engine.says(7, SourceSaid::Received).await;
+        recovered_writes(&site, 78 * BLOCK, 0x78).await;
+        engine.tell(receive(&other, 8, SourceOrder::ReceiveRest, true));
+        engine.says(8, SourceSaid::Received).await;
+        disks_are_the_newest_point(&other).await;
+        let made = machine(&other).await.unwrap();
+        let as_before = VirtualMachine {
+            power_state: PowerState::Off,
+            ..before
+        };
+        assert_eq!(made, as_before, "with all that it had");
+
+        let licence = Generation(AGAIN);
+        engine.order(&other, 9, SourceOrder::Run(licence));
+        engine.says(9, SourceSaid::Running).await;
+        let mut again = other.message(10, SourceOrder::Replicate(licence));
+        again.generation = AGAIN;
+        let points = engine.context.board.replication(ITEM).unwrap();
+        let points = points.recovery_points.len();
+        engine.tell(again);
+        engine.wait("protected", more_points(points)).await;
+        boot_sector::is_up(&other.vm.folder).await;
+
+        // The first host comes back: told to hold, and to let go in the end. Its VM is there, and off.
+        let first = Engine::start(&site, driver(&site), Arc::new(NoPauses));
+        first.order(&site, 3, SourceOrder::Hold);
+        first.says(3, SourceSaid::Held).await;
+        first.order(&site, 4, SourceOrder::LeaveOff);
+        first.says(4, SourceSaid::Left).await;
+        assert_eq!(qemu_pid(&site.vm.folder), None, "two copies");
+        let kept = machine(&site).await.unwrap();
+        assert_eq!(kept.power_state, PowerState::Off);
+        first.stop().await;
+        engine.stop().await;
+    });
+}
+
+#[test]
 fn a_disk_that_was_lost_alone_is_filled_and_the_others_get_only_what_changed() {
     runtime().block_on(async {
         let site = failed_over().await;

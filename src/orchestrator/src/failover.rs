@@ -91,10 +91,10 @@ pub async fn write(
             crate::vault_keys::keep_for(app, &vault, &item).await?;
         }
         let key = stored.key;
-        vec![
-            Change::Delete { key, expect },
-            crate::saga::fence::count(app, &next).await?,
-        ]
+        let mut changes = crate::alternate_host::left_behind(&key, &next)?;
+        changes.push(Change::Delete { key, expect });
+        changes.push(crate::saga::fence::count(app, &next).await?);
+        changes
     } else {
         vec![records::put(stored.key, &next, expect)?]
     };

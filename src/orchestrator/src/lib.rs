@@ -9,6 +9,7 @@
 //! ([`azure_target`]), when no host may be left to carry it.
 
 pub mod access;
+pub mod alternate_host;
 pub mod api;
 pub mod app;
 pub mod auth;

@@ -367,7 +367,9 @@ async fn a_failback_waits_for_a_person_and_leads_back_to_protection() {
     let refused = world
         .post(&format!("{web}/plannedFailover"), elsewhere)
         .await;
-    assert_eq!(refused.code(), "AlternateHostNotSupported");
+    assert_eq!(refused.code(), "AlternateHostNotFound");
+    let target = "properties.providerSpecificDetails.providerIdForAlternateRecovery";
+    assert_eq!(refused.target(), target);
     let body = json!({ "properties": {
         "failoverDirection": "RecoveryToPrimary",
         "providerSpecificDetails": {

@@ -147,8 +147,14 @@ pub struct Back {
     /// Make again what is gone of the VM on its host: the VM itself, or disks of it. Without it such a failback is refused
     #[arg(long, visible_alias = "create-vm")]
     pub(super) create_vm_if_missing: bool,
-    /// Host (name or id) that gets the new VM. For a VM only
-    #[arg(long, requires = "create_vm_if_missing", conflicts_with = "plan")]
+    /// Another host of the site (name or id) that has the VM from then on; the host that it came from must not be there any
+    /// more, and is kept from starting the VM when it returns. For a VM only
+    #[arg(
+        long,
+        visible_alias = "to-host",
+        requires = "create_vm_if_missing",
+        conflicts_with = "plan"
+    )]
     pub(super) host: Option<String>,
     #[command(flatten)]
     pub(super) confirm: Confirm,

@@ -125,6 +125,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         last_test_failover: None,
         drill_job: None,
         recovery: None,
+        formers: Vec::new(),
         last_failover: None,
         correlation_id: Uuid::new_v4().to_string(),
     };
@@ -265,11 +266,13 @@ fn machine(
             id.parent()
                 .is_some_and(|parent| parent == *located.container.as_arm())
         })
-        .find_map(|engine| {
+        .filter_map(|engine| {
             let live = call.app.fleet.get(&engine.engine_id)?;
             let machine = live.machine(id.name())?.clone();
             Some((engine.engine_id.clone(), live, machine))
-        });
+        })
+        // A host that the VM went away from may still have it, off.
+        .min_by_key(|(_, _, machine)| machine.power_state() != v1::PowerState::Running);
     let Some((engine_id, live, machine)) = found else {
         return Err(Fault::refuse(
             404,

@@ -14,8 +14,8 @@ use arm_model::failover::{
     ApplyRecoveryPoint, CREATE_VM_IF_NOT_FOUND, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST,
     LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, NO_ACTION,
     PRIMARY_TO_RECOVERY, PlanFailoverDetails, PlanPlannedFailover, PlanUnplannedFailover,
-    PlannedFailover, PlannedFailoverDetails, RECOVERY_TO_PRIMARY, ReverseReplication,
-    SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
+    PlannedFailover, RECOVERY_TO_PRIMARY, ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED,
+    USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
 };
 use arm_model::job::{FAILOVER_DETAILS, JobDetails};
 use arm_model::recovery_plan::PlanGroup;
@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use super::entry::{Call, unknown_path};
 use super::reply::Reply;
-use super::{item_answer, load, plan_part, plans, test_failover};
+use super::{item_answer, load, other_host, plan_part, plans, test_failover};
 use crate::azure_target;
 use crate::fault::Fault;
 use crate::saga::choose::PointChoice;
@@ -65,11 +65,14 @@ pub async fn item(call: &Call<'_>) -> Result<Reply, Fault> {
             if goes_back(body.failover_direction.as_deref())? {
                 let at = "properties.providerSpecificDetails.dataSyncOption";
                 let details = details.unwrap_or_default();
-                to_its_own_host(&details, &stored.record)?;
                 let minimise = minimises_downtime(details.data_sync_option.as_deref(), at)?;
                 let at = "properties.providerSpecificDetails.recoveryVmCreationOption";
-                let creates = creates(details.recovery_vm_creation_option.as_deref(), at)?;
-                return back(call, about, (minimise, creates), &[&stored], &[]).await;
+                let how = How {
+                    minimise_downtime: minimise,
+                    creates: creates(details.recovery_vm_creation_option.as_deref(), at)?,
+                    to: other_host::wanted(call, &details, &stored.record).await?,
+                };
+                return back(call, about, how, &[&stored], &[]).await;
             }
             let wanted = details.and_then(|details| details.recovery_point_id);
             if wanted.is_some_and(|wanted| !wanted.is_empty()) {
@@ -151,8 +154,12 @@ pub async fn plan(call: &Call<'_>) -> Result<Reply, Fault> {
                 let minimise = minimises_downtime(option, at)?;
                 let at = "properties.providerSpecificDetails[0].recoveryVmCreationOption";
                 let option = first.and_then(|one| one.recovery_vm_creation_option.as_deref());
-                let creates = creates(option, at)?;
-                return back(call, about, (minimise, creates), &all, &plan.groups).await;
+                let how = How {
+                    minimise_downtime: minimise,
+                    creates: creates(option, at)?,
+                    to: None,
+                };
+                return back(call, about, how, &all, &plan.groups).await;
             }
             let input = of_plan(&body.provider_specific_details, true, true)?;
             if input.common_point || input.point != PointChoice::Newest {
@@ -493,30 +500,6 @@ fn creates(option: Option<&str>, target: &str) -> Result<bool, Fault> {
     }
 }
 
-/// A VM goes back to the host that it came from.
-fn to_its_own_host(details: &PlannedFailoverDetails, item: &Item) -> Result<(), Fault> {
-    let wanted = details.provider_id_for_alternate_recovery.as_deref();
-    let Some(wanted) = wanted.filter(|id| !id.is_empty()) else {
-        return Ok(());
-    };
-    let name = wanted.rsplit('/').next().unwrap_or_default();
-    if name.eq_ignore_ascii_case(&item.engine_id) {
-        return Ok(());
-    }
-    Err(Fault::refuse(
-        400,
-        ArmError::new(
-            "AlternateHostNotSupported",
-            format!("`{}` can only go back to the host that it came from.", item.vm_name),
-        )
-        .at("properties.providerSpecificDetails.providerIdForAlternateRecovery")
-        .advise(
-            "This release makes a VM again on its own host only.",
-            "Leave the host out, and bring the VM's own host back first; or complete the migration.",
-        ),
-    ))
-}
-
 /// A managed disk can't be shipped back yet, so nobody begins what would end halfway.
 fn not_out_of_azure(items: &[&Stored<Item>]) -> Result<(), Fault> {
     let in_azure = items.iter().find(|item| {
@@ -537,20 +520,43 @@ fn not_out_of_azure(items: &[&Stored<Item>]) -> Result<(), Fault> {
     }
 }
 
+/// How a failback is made.
+struct How {
+    /// The recovered VM runs on while most of the data moves.
+    minimise_downtime: bool,
+    /// What is gone of the VM is made again.
+    creates: bool,
+    /// Engine of another host than the one that the VM came from.
+    to: Option<String>,
+}
+
 async fn back(
     call: &Call<'_>,
     about: About<'_>,
-    (minimise_downtime, creates): (bool, bool),
+    how: How,
     items: &[&Stored<Item>],
     plan: &[PlanGroup],
 ) -> Result<Reply, Fault> {
     not_out_of_azure(items)?;
+    let How {
+        minimise_downtime,
+        creates,
+        to,
+    } = how;
     let option = if minimise_downtime {
         DataOption::MinimiseDowntime
     } else {
         DataOption::FullDownload
     };
-    let ready = &ready(items, Request::Failback(option), about.is_plan)?;
+    let ready = &if to.is_some() {
+        // Whether the host of before was ever heard of again does not matter.
+        for item in items {
+            protection::step(item.record.life, Event::SourceMoved)?;
+        }
+        items.to_vec()
+    } else {
+        ready(items, Request::Failback(option), about.is_plan)?
+    };
     let stops_at = FailbackInput::stops_at(minimise_downtime);
     let (groups, steps) = if about.is_plan {
         let arranged = arrange(plan, Scenario::Back, items, ready);
@@ -565,6 +571,7 @@ async fn back(
         items: ready.iter().map(|item| item.record.id.clone()).collect(),
         groups,
         creates,
+        to,
         minimise_downtime,
     };
     let head = ("PlannedFailover", "Failback", "failback");

@@ -25,6 +25,7 @@ pub mod network_mappings;
 pub mod networks;
 pub mod nics;
 pub mod operations;
+pub mod other_host;
 pub mod plain;
 mod plan_part;
 pub mod plans;

@@ -103,6 +103,13 @@ async fn all(
     for engine in &located.engines {
         let live = call.app.fleet.get(&engine.engine_id).unwrap_or_default();
         for vm in &live.report.virtual_machines {
+            let is_former = |item: &Item| {
+                item.vm_id.eq_ignore_ascii_case(&vm.id) && item.former(&engine.engine_id).is_some()
+            };
+            if items.iter().any(|item| is_former(&item.record)) {
+                // What a former source has of a VM is no VM of its own.
+                continue;
+            }
             let protected = items
                 .iter()
                 .find(|item| item.record.vm_id.eq_ignore_ascii_case(&vm.id))

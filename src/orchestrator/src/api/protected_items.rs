@@ -332,10 +332,11 @@ async fn purge(call: &Call<'_>) -> Result<Reply, Fault> {
     .await?;
     vault_keys::keep_for(call.app, &vault, &stored.record).await?;
     let store = call.app.store.as_ref();
-    let mut changes = vec![Change::Delete {
+    let mut changes = crate::alternate_host::left_behind(&stored.key, &stored.record)?;
+    changes.push(Change::Delete {
         key: stored.key,
         expect: Expect::Etag(stored.etag),
-    }];
+    });
     for vm in records::list::<Recovered>(store, "~recovered/").await? {
         if vm.record.item.eq_ignore_ascii_case(id.as_str()) {
             changes.push(records::delete(vm.key));

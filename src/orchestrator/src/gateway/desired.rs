@@ -5,10 +5,12 @@ use arm_model::window::{Minutes, Throttle};
 use engine_protocol::orders;
 use engine_protocol::v1::{self, recovered_vm::Power};
 use prost::Message as _;
-use protection::life::RecoveryOrder;
+use protection::Generation;
+use protection::life::{RecoveryOrder, SourceOrder};
 use sha2::{Digest as _, Sha256};
 
 use crate::app::App;
+use crate::store::former::{LeftBehind, left_behind_key};
 use crate::store::records::{
     self, AzurePlace, Desired, EngineRecord, Item, Policy, Question, Recovered, ScriptOrder,
 };
@@ -81,6 +83,11 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
             state
                 .replications
                 .push(replication(app, &item.record).await?);
+        } else if let Some(former) = item.record.former(engine_id) {
+            let held = former.numbers.held();
+            state
+                .replications
+                .push(of_former(app, &item.record, held).await?);
         }
         // A recovered VM that is no longer listed leaves a point to be let go of in its container.
         let item = item.record;
@@ -90,6 +97,16 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
             state.stores.push(target);
             stores.push(item);
         }
+    }
+    for left in records::list::<LeftBehind>(store, &left_behind_key(engine_id, "")).await? {
+        let let_go = left.record.source.numbers.let_go();
+        let message = of_former(app, &left.record.item, let_go).await?;
+        // First this: what is protected anew under its name waits until it is forgotten.
+        let is_other = |one: &v1::Replication| {
+            (&one.vault_key, &one.item_id) != (&message.vault_key, &message.item_id)
+        };
+        state.replications.retain(is_other);
+        state.replications.push(message);
     }
     for vm in records::list::<Recovered>(store, &records::recovered_key(engine_id, "")).await? {
         state.recovered_vms.push(recovered(app, vm.record).await?);
@@ -176,6 +193,22 @@ async fn replication(app: &App, item: &Item) -> Result<v1::Replication, StoreErr
         order: (!item.waits_for_its_group()).then(|| orders::source_message(order.0, order.1)),
         create_vm: item.creates_source(),
         origin: failover::ship_generation(&item.life),
+    })
+}
+
+/// What a host is told that was the source before: nothing but to keep the VM off.
+async fn of_former(
+    app: &App,
+    item: &Item,
+    (epoch, order): (Generation, SourceOrder),
+) -> Result<v1::Replication, StoreError> {
+    Ok(v1::Replication {
+        order: Some(orders::source_message(epoch, order)),
+        create_vm: false,
+        origin: 0,
+        seeds: Vec::new(),
+        delete_replica: false,
+        ..replication(app, item).await?
     })
 }
 

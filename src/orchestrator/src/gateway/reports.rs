@@ -15,6 +15,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::enrol::encode_report;
+use crate::alternate_host;
 use crate::app::App;
 use crate::azure_target;
 use crate::evidence;
@@ -228,6 +229,7 @@ impl Intake {
         let Some((epoch, said)) = orders::source_said(report) else {
             return Ok(());
         };
+        alternate_host::said(app, &self.engine_id, &status.item_id, (epoch, said)).await?;
         if said == SourceSaid::Shipped && report.point_id.is_empty() {
             // A failover without loss needs to know which point has every write.
             warn!(item = %status.item_id, "the source has shipped the rest and names no recovery point");

@@ -1,7 +1,8 @@
 //! Failback of items to their source. Input: [`FailbackInput`].
 //!
 //! ```text
-//!  preflight ─► synchronise ─► wait for a person ─► stop the recovered VMs ─► receive the rest ─► start the sources
+//!  preflight ─► [the source becomes another host, which confirms that the VM is off there]
+//!            ─► synchronise ─► wait for a person ─► stop the recovered VMs ─► receive the rest ─► start the sources
 //!               (VM runs on)   (job is suspended)   └────────────── downtime ──────────────┘
 //!               └──── only while downtime is to be short ────┘
 //! ```
@@ -17,14 +18,16 @@ use arm_model::ArmError;
 use arm_model::job::Task;
 use async_trait::async_trait;
 use engine_protocol::v1;
-use protection::life::{DataOption, Event, Phase, Request};
+use engine_protocol::v1::replication_status::State;
+use protection::life::{DataOption, Event, Phase, Request, Standing};
 use serde::{Deserialize, Serialize};
 
 use super::drill::group_task;
-use super::enable_protection::{host_disconnected, item_name};
+use super::enable_protection::{from_finding, host_disconnected, item_name};
 use super::state::fresh_task;
 use super::steps::{self, Scenario, Step};
 use super::{Outcome, Run, Workflow, person, plan_action};
+use crate::alternate_host;
 use crate::failover;
 use crate::fault::Fault;
 use crate::fleet::Live;
@@ -55,6 +58,9 @@ pub struct FailbackInput {
     /// A VM that is gone from its host, and disks of it that are, are made again.
     #[serde(default)]
     pub creates: bool,
+    /// Engine of another host, which has the VM from then on.
+    #[serde(default)]
+    pub to: Option<String>,
     /// The recovered VMs run while most of the data moves, and a person says when they stop.
     pub minimise_downtime: bool,
 }
@@ -108,6 +114,11 @@ impl Workflow for Failback {
         match own {
             0 => preflight(run, &input).await,
             1 => {
+                if let Some(to) = &input.to
+                    && arrive(run, &input, to).await? == Outcome::Wait
+                {
+                    return Ok(Outcome::Wait);
+                }
                 let request = Request::Failback(input.option());
                 let begins = |phase| matches!(phase, Phase::Committed(_));
                 if !input.minimise_downtime {
@@ -201,20 +212,52 @@ async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, 
     let app = run.app;
     for id in &input.items {
         let item = run.item(id).await?;
-        let request = Event::Request(Request::Failback(input.option()));
-        protection::step(item.life, request)?;
+        let begins = match input.to {
+            Some(_) => Event::SourceMoved,
+            None => Event::Request(Request::Failback(input.option())),
+        };
+        protection::step(item.life, begins)?;
+        let source = input.to.as_ref().unwrap_or(&item.engine_id);
         let recovery = item.recovery.as_ref().map(|side| &side.engine_id);
-        for engine in [Some(&item.engine_id), recovery].into_iter().flatten() {
+        for engine in [Some(source), recovery].into_iter().flatten() {
             if !app.fleet.connected(engine, app.now_ms()) {
                 return Err(host_disconnected(app, engine));
             }
         }
-        let live = app.fleet.get(&item.engine_id).unwrap_or_default();
+        let live = app.fleet.get(source).unwrap_or_default();
         if !input.creates {
             is_whole(&item, &live)?;
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Makes the named host the source, and waits until it has confirmed that nothing of the VM runs there.
+async fn arrive(run: &mut Run<'_>, input: &FailbackInput, to: &str) -> Result<Outcome, Fault> {
+    let app = run.app;
+    let mut outcome = Outcome::Done;
+    for id in &input.items {
+        let item = run.item(id).await?;
+        if !matches!(item.life.phase, Phase::Committed(_)) {
+            continue;
+        }
+        let item = alternate_host::move_source(app, &id.to_ascii_lowercase(), to).await?;
+        if item.life.standing == Standing::Held {
+            continue;
+        }
+        if run.is_away(to, app.patience.engine_ms) {
+            return Err(host_disconnected(app, to));
+        }
+        let live = app.fleet.get(to).unwrap_or_default();
+        let status = live.replication(item_name(&item.id));
+        let refused = status.filter(|status| status.state() == State::Blocked);
+        if let Some(finding) = refused.and_then(|status| status.findings.first()) {
+            let error = from_finding(finding, &item.id);
+            return Err(Fault::refuse(409, error));
+        }
+        outcome = Outcome::Wait;
+    }
+    Ok(outcome)
 }
 
 /// Without the wish to make it again the VM must be on its host, with its disks.

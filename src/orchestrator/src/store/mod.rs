@@ -5,6 +5,7 @@
 //! ARM has no word for. A change that expects another version fails as a whole with
 //! [`StoreError::Conflict`] and leaves nothing.
 
+pub mod former;
 mod kept_life;
 mod place;
 pub mod records;

@@ -190,6 +190,9 @@ pub struct Item {
     /// Its recovered VM outside of drills, while there is or shall be one.
     #[serde(default)]
     pub recovery: Option<RecoverySide>,
+    /// Hosts that were its source before.
+    #[serde(default)]
+    pub formers: Vec<super::former::FormerSource>,
     /// The last failover, or failback, that went well.
     #[serde(default)]
     pub last_failover: Option<LastFailover>,

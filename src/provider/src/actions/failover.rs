@@ -3,12 +3,12 @@
 //! recovery plan.
 
 use arm_model::failover::{
-    ApplyRecoveryPoint, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST, LATEST_APPLICATION_CONSISTENT,
-    LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PlanPlannedFailover, PlanUnplannedFailover,
-    PlannedFailover, ReverseReplication, SOURCE_NOT_REQUIRED, SOURCE_REQUIRED, USE_GROUP_POINT,
-    USE_OWN_POINT, UnplannedFailover,
+    ApplyRecoveryPoint, CREATE_VM_IF_NOT_FOUND, FOR_DOWN_TIME, FOR_SYNCHRONIZATION, LATEST,
+    LATEST_APPLICATION_CONSISTENT, LATEST_CRASH_CONSISTENT, LATEST_PROCESSED, PlanPlannedFailover,
+    PlanUnplannedFailover, PlannedFailover, ReverseReplication, SOURCE_NOT_REQUIRED,
+    SOURCE_REQUIRED, USE_GROUP_POINT, USE_OWN_POINT, UnplannedFailover,
 };
-use arm_model::{ArmId, ProtectedItemId, RecoveryPointId};
+use arm_model::{ArmId, ProtectedItemId, RecoveryPointId, ServicesProviderId};
 use async_trait::async_trait;
 use serde_json::Value as Json;
 use tf_provider::{Action, Attribute, Context, Diagnostics, Object, Progress, Schema};
@@ -26,12 +26,16 @@ const SHUT_DOWN: &str = "shut_down_source";
 const COMMON_POINT: &str = "multi_vm_sync_point_option";
 const DATA: &str = "data_sync_option";
 const COMPLETE: &str = "complete";
+const CREATE: &str = "create_vm_if_missing";
+const HOST: &str = "alternate_host_id";
 const FIELDS: Fields = &[
     ("recoveryPointId", POINT),
     ("recoveryPointType", POINT_TYPE),
     ("sourceSiteOperations", SHUT_DOWN),
     ("multiVmSyncPointOption", COMMON_POINT),
     ("dataSyncOption", DATA),
+    ("recoveryVmCreationOption", CREATE),
+    ("providerIdForAlternateRecovery", HOST),
     ("groupIds", GROUPS),
     ("protectedItemIds", MEMBERS),
 ];
@@ -96,6 +100,22 @@ impl Action<Session> for FailoverAction {
                         .describe(
                             "`ForDownTime` (the default): the data comes back while the recovered VM runs, and a short rest when it is off. \
                              `ForSynchronization`: the recovered VM is shut down first.",
+                        ),
+                )
+                .attribute(
+                    CREATE,
+                    Attribute::bool().optional().describe(
+                        "Whether a VM that is gone from its host, or disks of it that are, are made again. Default: `false`, and such a failback is \
+                         refused; `true` with `alternate_host_id`.",
+                    ),
+                )
+                .attribute(
+                    HOST,
+                    fields::arm_id::<ServicesProviderId>("a Hyper-V host")
+                        .optional()
+                        .describe(
+                            "Id of another host of the site (`siterecovery_hyperv_host`), for one VM: it has the VM from then on. The host that the VM came \
+                             from may be lost; when it returns, its VM is kept off. Default: the host that the VM came from.",
                         ),
                 )
                 .attribute(
@@ -262,6 +282,13 @@ impl FailoverAction {
                 "With data_sync_option = \"ForSynchronization\" the failback goes on by itself.",
             );
         }
+        if self == Self::Failback && of_plan && !config.is_null(HOST) {
+            report.push_error(
+                HOST,
+                "One host for a whole plan",
+                "A VM goes to another host alone: give protected_vm_id.",
+            );
+        }
         if self == Self::Unplanned && of_plan && !config.is_null(POINT) {
             report.push_error(
                 POINT,
@@ -331,6 +358,18 @@ impl FailoverAction {
                 properties(&ApplyRecoveryPoint::to(config.require_str(POINT)?))?
             }
         };
+        if self == Self::Failback {
+            let host = config.str(HOST);
+            let create = config.bool(CREATE).unwrap_or(host.is_some());
+            let details = &mut body["properties"]["providerSpecificDetails"];
+            let details = if of_plan { &mut details[0] } else { details };
+            if create {
+                details["recoveryVmCreationOption"] = CREATE_VM_IF_NOT_FOUND.into();
+            }
+            if let Some(host) = host {
+                details["providerIdForAlternateRecovery"] = host.into();
+            }
+        }
         arguments::set_part(config, &mut body);
         Ok(Some(body))
     }

@@ -282,6 +282,7 @@ impl Bench {
             last_test_failover: None,
             drill_job: None,
             recovery: None,
+            formers: Vec::new(),
             last_failover: None,
             correlation_id: String::new(),
         }

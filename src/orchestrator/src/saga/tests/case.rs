@@ -269,6 +269,7 @@ impl Case {
                     items: vec![text(&a)],
                     groups: Vec::new(),
                     creates: false,
+                    to: None,
                     minimise_downtime: self == Self::Failback,
                 };
                 (a.clone(), "failback", json!(input), failback::tasks(&input))

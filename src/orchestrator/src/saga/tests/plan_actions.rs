@@ -142,6 +142,7 @@ pub(super) async fn begin(bench: &mut Bench, scenario: Scenario, groups: &[PlanG
                 items: members.concat(),
                 groups: members,
                 creates: false,
+                to: None,
                 minimise_downtime: true,
             };
             ("failback", json!(input), failback::tasks(&input))

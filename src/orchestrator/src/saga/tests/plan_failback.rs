@@ -80,6 +80,7 @@ async fn begin(bench: &mut Bench, minimise_downtime: bool) -> String {
         items: groups.concat(),
         groups,
         creates: false,
+        to: None,
         minimise_downtime,
     };
     let tasks = failback::tasks(&input);

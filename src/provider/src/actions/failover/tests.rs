@@ -332,3 +332,24 @@ fn an_action_is_of_a_vm_or_of_a_plan_and_a_point_is_of_its_vm() {
         assert_eq!(problems(action, &other), [POINT], "{action:?}");
     }
 }
+
+#[tokio::test]
+async fn a_failback_to_another_host_names_it_and_has_the_vm_made_there() {
+    let host = format!("{VAULT}/replicationFabrics/f/replicationRecoveryServicesProviders/hv3");
+    let service = Service::start(&["Succeeded"], None).await;
+    let config = Object::new().with(VM, item()).with(HOST, host.as_str());
+    let (outcome, _) = service.invoke(FailoverAction::Failback, &config).await;
+    outcome.unwrap();
+    let details = &service.asked()[0].1["properties"]["providerSpecificDetails"];
+    assert_eq!(details["providerIdForAlternateRecovery"], host);
+    assert_eq!(details["recoveryVmCreationOption"], CREATE_VM_IF_NOT_FOUND);
+
+    let of_plan = Object::new().with(PLAN, plan()).with(HOST, host);
+    assert_eq!(problems(FailoverAction::Failback, &of_plan), [HOST]);
+    let of_plan = Object::new().with(PLAN, plan()).with(CREATE, true);
+    let service = Service::start(&["Succeeded"], None).await;
+    let (outcome, _) = service.invoke(FailoverAction::Failback, &of_plan).await;
+    outcome.unwrap();
+    let details = &service.asked()[0].1["properties"]["providerSpecificDetails"][0];
+    assert_eq!(details["recoveryVmCreationOption"], CREATE_VM_IF_NOT_FOUND);
+}
