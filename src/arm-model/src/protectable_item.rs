@@ -18,10 +18,53 @@ pub struct ProtectableItemProperties {
     pub recovery_services_provider_id: String,
     /// Why it can't be protected; empty = it can.
     pub protection_readiness_errors: Vec<String>,
+    /// Extension: all findings of the checks before protection, the worst first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub readiness_findings: Vec<ReadinessFinding>,
     /// `HyperVReplicaAzure`.
     pub supported_replication_providers: Vec<String>,
     /// The VM.
     pub custom_details: VirtualMachineDetails,
+}
+
+/// What a check before protection has found. `docs/guides/checks-before-protection.md` lists the rules.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadinessFinding {
+    /// Code for programs.
+    pub code: String,
+    /// The code of Azure Site Recovery, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_code: Option<String>,
+    /// `Error` (protection is refused), `Warning`, or `Lifted` (only the original refuses).
+    pub severity: String,
+    /// Recovery targets that it holds for: `Azure`, `RecoveryHost`.
+    pub recovery_targets: Vec<String>,
+    /// The disk that it is about, if it is about one that has an id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhd_id: Option<String>,
+    /// One sentence.
+    pub summary_message: String,
+    /// Why it matters.
+    pub possible_causes: String,
+    /// What to do.
+    pub recommended_action: String,
+}
+
+// === impl ReadinessFinding ===
+
+impl ReadinessFinding {
+    /// Refuses protection.
+    pub const ERROR: &'static str = "Error";
+    /// Should be known.
+    pub const WARNING: &'static str = "Warning";
+
+    /// Whether it holds for a recovery target.
+    #[must_use]
+    pub fn holds_for(&self, target: &str) -> bool {
+        let mut targets = self.recovery_targets.iter();
+        targets.any(|one| one.eq_ignore_ascii_case(target))
+    }
 }
 
 /// The VM as its host knows it.
@@ -38,11 +81,11 @@ pub struct VirtualMachineDetails {
     pub os_details: Option<OsDetails>,
     /// Disks; the operating system disk first.
     pub disk_details: Vec<DiskDetails>,
-    /// `NotPresent`.
+    /// `Unknown`, `Present` or `NotPresent`.
     pub has_physical_disk: String,
-    /// `NotPresent`.
+    /// `Unknown`, `Present` or `NotPresent`.
     pub has_fibre_channel_adapter: String,
-    /// `NotPresent`.
+    /// `Unknown`, `Present` or `NotPresent`.
     pub has_shared_vhd: String,
     /// Host id as in the site's host list.
     #[serde(rename = "hyperVHostId")]

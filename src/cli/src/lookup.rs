@@ -66,6 +66,16 @@ impl Vault {
         Ok(items)
     }
 
+    /// A VM of a host by name or id, with the findings for one recovery target or for all.
+    pub async fn protectable_item(&self, wanted: &str, target: Option<&str>) -> Result<Value> {
+        let items = self.protectable_items().await?;
+        let found = named(&items, wanted)
+            .with_context(|| format!("no VM `{wanted}`; there are: {}", names(&items)))?;
+        let query = target.map(|target| format!("?recoveryTarget={}", encode_segment(target)));
+        let path = format!("{}{}", text(found, "/id"), query.unwrap_or_default());
+        Ok(self.client.get(&path).await?)
+    }
+
     /// A protected VM by VM name, item name or id.
     pub async fn item(&self, wanted: &str) -> Result<Value> {
         let items = self.list("replicationProtectedItems").await?;

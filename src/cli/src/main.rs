@@ -17,6 +17,7 @@ mod rest;
 mod show;
 mod show_item;
 mod show_job;
+mod show_vm;
 
 use std::process::ExitCode;
 
@@ -72,9 +73,9 @@ enum Command {
     /// Hosts registered in the vault, with their connection and rate limits
     #[command(subcommand)]
     Host(HostCommand),
-    /// VMs that the hosts report, protected or not
-    #[command(subcommand)]
-    Vm(List),
+    /// VMs that the hosts report, protected or not, and what the checks before protection say of them
+    #[command(subcommand, visible_alias = "protectable")]
+    Vm(VmCommand),
     /// Protected VMs
     #[command(subcommand)]
     Item(Item),
@@ -103,6 +104,20 @@ enum Command {
 enum List {
     /// One line each
     List,
+}
+
+#[derive(Subcommand)]
+enum VmCommand {
+    /// One line each, with how many findings there are
+    List,
+    /// Everything about one: its disks, and each finding with why and what to do
+    Show {
+        /// VM name or GUID
+        vm: String,
+        /// Judge it for this recovery target only
+        #[arg(long, value_parser = ["Azure", "RecoveryHost"])]
+        recovery_target: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -276,7 +291,14 @@ async fn command(connection: &Connection, arguments: Arguments) -> Result<()> {
         Command::Host(HostCommand::Throttle { host, limit }) => {
             manage::throttle_host(&vault, &host, &limit, json).await
         }
-        Command::Vm(List::List) => show::vms(&vault.protectable_items().await?, json),
+        Command::Vm(VmCommand::List) => show::vms(&vault.protectable_items().await?, json),
+        Command::Vm(VmCommand::Show {
+            vm,
+            recovery_target,
+        }) => {
+            let found = vault.protectable_item(&vm, recovery_target.as_deref());
+            show_vm::show(&found.await?, json)
+        }
         Command::Item(Item::List) => {
             show::items(&vault.list("replicationProtectedItems").await?, json)
         }

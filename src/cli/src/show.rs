@@ -134,21 +134,13 @@ pub fn vms(bodies: &[Value], json: bool) -> Result<()> {
                 .pointer("/properties/customDetails/diskDetails")
                 .and_then(Value::as_array)
                 .map_or(0, Vec::len);
-            let findings = body
-                .pointer("/properties/protectionReadinessErrors")
-                .and_then(Value::as_array);
-            let findings: Vec<&str> = findings
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .collect();
             vec![
                 property(body, "friendlyName"),
                 text(body, "/properties/customDetails/generation").to_owned(),
                 text(body, "/properties/customDetails/osDetails/osType").to_owned(),
                 disks.to_string(),
                 property(body, "protectionStatus"),
-                findings.join("; "),
+                crate::show_vm::counted(body),
             ]
         },
     )

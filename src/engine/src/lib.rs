@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod desired;
 pub mod durable;
 pub mod engine;
+pub mod facts;
 pub mod finding;
 pub mod group;
 pub mod identity;

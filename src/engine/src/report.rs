@@ -12,10 +12,11 @@ use tokio::time::Instant;
 
 use crate::board::Board;
 use crate::config::Config;
+use crate::facts;
 
 /// Listing VMs opens every image; reports may come several times a second.
 const FRESH: Duration = Duration::from_secs(1);
-/// Facts about the host hardly change, free space does slowly.
+/// Facts about host and VMs hardly change, free space does slowly.
 const HOST_FRESH: Duration = Duration::from_secs(10);
 
 /// Makes reports.
@@ -35,6 +36,7 @@ pub struct Reporter {
 struct Cache {
     host: Option<(Instant, v1::Host)>,
     machines: Option<(Instant, Vec<v1::VirtualMachine>)>,
+    facts: Option<(Instant, facts::ByVm)>,
 }
 
 impl Reporter {
@@ -128,12 +130,28 @@ impl Reporter {
             .into_iter()
             .map(|vm| vm.id)
             .collect();
+        if cache
+            .facts
+            .as_ref()
+            .is_none_or(|(taken, _)| taken.elapsed() >= HOST_FRESH)
+        {
+            // Without them the checks know less; the inventory goes on.
+            let found = self.hypervisor.particulars().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "nothing more is known of the virtual machines");
+                Vec::new()
+            });
+            cache.facts = Some((Instant::now(), facts::by_vm(&found)));
+        }
+        let facts = cache.facts.as_ref().map(|(_, facts)| facts);
         let machines: Vec<_> = self
             .hypervisor
             .virtual_machines()
             .await?
             .iter()
-            .map(machine)
+            .map(|vm| v1::VirtualMachine {
+                facts: facts.and_then(|facts| facts.get(&vm.id).cloned()),
+                ..machine(vm)
+            })
             .filter(|vm| !recovered.contains(&vm.id) && !self.recovery_folder.join(&vm.id).exists())
             .collect();
         cache.machines = Some((Instant::now(), machines.clone()));
@@ -148,7 +166,7 @@ fn rpo_seconds(status: &v1::ReplicationStatus, now_unix_ms: i64) -> u64 {
     u64::try_from(age).unwrap_or(0) / 1000
 }
 
-/// A VM as the protocol describes it.
+/// A VM as the protocol describes it, but for what the checks go by.
 pub fn machine(vm: &VirtualMachine) -> v1::VirtualMachine {
     v1::VirtualMachine {
         id: vm.id.to_string(),

@@ -14,6 +14,7 @@ pub mod api;
 pub mod app;
 pub mod auth;
 pub mod azure_target;
+pub mod checks;
 pub mod evidence;
 pub mod failover;
 pub mod fault;

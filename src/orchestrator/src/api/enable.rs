@@ -19,6 +19,7 @@ use super::reply::Reply;
 use super::storage_accounts::{folder_of, sku_of};
 use super::{item_actions, item_rules, nics};
 use crate::access::Account;
+use crate::checks;
 use crate::fault::Fault;
 use crate::gateway::desired::hex;
 use crate::immutability;
@@ -71,6 +72,9 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         &located,
         body.protectable_item_id.as_deref().unwrap_or_default(),
     )?;
+    let asked = checks::Asked::of(&details, policy.details.log_quota_in_percent);
+    checks::allow(&machine, &asked, "properties.protectableItemId")?;
+    checks::note_accepted(&machine, &asked, &mut details);
     if let Some(wanted) = &details.hv_host_vm_id
         && !wanted.eq_ignore_ascii_case(&machine.id)
     {
@@ -293,12 +297,6 @@ fn machine(
     };
     if !live.connected(call.app.now_ms()) {
         return Err(enable_protection::host_disconnected(call.app, &engine_id));
-    }
-    if let Some(finding) = machine.findings.iter().find(|finding| finding.critical) {
-        return Err(Fault::refuse(
-            400,
-            enable_protection::from_finding(finding, target),
-        ));
     }
     Ok((engine_id, machine))
 }

@@ -25,7 +25,7 @@ use crate::fault::Fault;
 use crate::fleet::Live;
 use crate::saga::initial_replication::percent;
 use crate::store::records::{self, EngineRecord, Item, NetworkMapping, Place, Policy};
-use crate::{azure_target, failover, immutability, networks, vault_keys};
+use crate::{azure_target, checks, failover, immutability, networks, vault_keys};
 
 /// Many.
 ///
@@ -67,7 +67,15 @@ pub async fn answer(
         .last()
         .map(|point| point.time_unix_ms);
     let rpo = rpo_seconds(newest, now);
-    let health_errors = item_health::errors(call.app, item, &status, &live, id.name());
+    let mut health_errors = item_health::errors(call.app, item, &status, &live, id.name());
+    if item_health::needs_source(item)
+        && let Some(machine) = live.machine(&item.vm_id)
+    {
+        let quota = policy
+            .as_ref()
+            .map_or(0, |policy| policy.record.details.log_quota_in_percent);
+        health_errors.extend(checks::health(item, machine, quota, id.name()));
+    }
     let host_away = usize::from(!live.connected(now) && item_health::needs_source(item));
     let of_replication = replication_health(&Signs {
         state: item.life.item.replication,

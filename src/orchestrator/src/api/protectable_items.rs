@@ -5,12 +5,14 @@ use arm_model::protectable_item::{
 };
 use arm_model::{HYPER_V_REPLICA_AZURE, Page, ProtectableItemId, Resource};
 use engine_protocol::v1;
+use protection::checks::Target;
 
 use super::entry::Call;
 use super::fabrics;
 use super::filter::Filter;
 use super::load::{self, Located};
 use super::reply::Reply;
+use crate::checks::{self, Asked};
 use crate::fault::Fault;
 use crate::store::records::{self, EngineRecord, Item};
 
@@ -99,6 +101,7 @@ async fn all(
         &format!("{}/", located.container.key()),
     )
     .await?;
+    let asked = asked(call);
     let mut answers = Vec::new();
     for engine in &located.engines {
         let live = call.app.fleet.get(&engine.engine_id).unwrap_or_default();
@@ -120,6 +123,7 @@ async fn all(
                 live.host_name(),
                 vm,
                 protected,
+                &asked,
             ));
         }
     }
@@ -128,14 +132,52 @@ async fn all(
     Ok(answers)
 }
 
+/// Extension: what the findings shall be told for, by query. Without it they are for all disks and either recovery target.
+fn asked(call: &Call<'_>) -> Asked {
+    let text = |name: &str| {
+        let text = call.query.get(name).map(String::as_str);
+        text.filter(|text| !text.is_empty())
+    };
+    Asked {
+        target: text("recoveryTarget").map(checks::target_of),
+        disks: text("disksToInclude").map(|ids| ids.split(',').map(str::to_owned).collect()),
+        os_disk: text("vhdId").map(str::to_owned),
+        os_type: text("osType").map(str::to_owned),
+        log_quota_percent: text("logQuotaInPercent")
+            .and_then(|percent| percent.parse().ok())
+            .unwrap_or_default(),
+    }
+}
+
+/// ASR's `osDetails` beside the type.
+fn os_details(vm: &v1::VirtualMachine) -> arm_model::Extra {
+    let mut extra = arm_model::Extra::new();
+    let facts = vm.facts.iter();
+    for (name, text) in facts.flat_map(|facts| {
+        [
+            ("osEdition", &facts.os_name),
+            ("oSVersion", &facts.os_version),
+            ("architecture", &facts.architecture),
+        ]
+    }) {
+        if !text.is_empty() {
+            extra.insert(name.to_owned(), text.as_str().into());
+        }
+    }
+    extra
+}
+
 fn answer(
     id: &ProtectableItemId,
     engine: &EngineRecord,
     host: &str,
     vm: &v1::VirtualMachine,
     protected: Option<String>,
+    asked: &Asked,
 ) -> Resource<ProtectableItemProperties> {
-    let absent = || "NotPresent".to_owned();
+    let findings = checks::findings(vm, asked);
+    let targets = asked.target.map_or(Target::ALL.len(), |_| 1);
+    let [physical, fibre_channel, shared] = checks::presences(vm).map(str::to_owned);
     Resource::answer(
         id,
         ProtectableItemProperties {
@@ -148,19 +190,8 @@ fn answer(
             .to_owned(),
             replication_protected_item_id: protected,
             recovery_services_provider_id: engine.provider_id.clone(),
-            protection_readiness_errors: vm
-                .findings
-                .iter()
-                .filter(|finding| finding.critical)
-                .map(|finding| {
-                    format!(
-                        "{}: {} {}",
-                        finding.code, finding.summary, finding.recommended_action
-                    )
-                    .trim()
-                    .to_owned()
-                })
-                .collect(),
+            protection_readiness_errors: checks::errors(&findings, targets),
+            readiness_findings: findings,
             supported_replication_providers: vec![HYPER_V_REPLICA_AZURE.to_owned()],
             custom_details: VirtualMachineDetails {
                 instance_type: "HyperVVirtualMachine".to_owned(),
@@ -168,12 +199,12 @@ fn answer(
                 generation: vm.generation.to_string(),
                 os_details: Some(OsDetails {
                     os_type: vm.os_type.clone(),
-                    ..OsDetails::default()
+                    extra: os_details(vm),
                 }),
                 disk_details: vm.disks.iter().map(disk).collect(),
-                has_physical_disk: absent(),
-                has_fibre_channel_adapter: absent(),
-                has_shared_vhd: absent(),
+                has_physical_disk: physical,
+                has_fibre_channel_adapter: fibre_channel,
+                has_shared_vhd: shared,
                 hyper_v_host_id: fabrics::host_id(host),
                 memory_in_mb: vm.memory_bytes >> 20,
                 processor_count: vm.processor_count,

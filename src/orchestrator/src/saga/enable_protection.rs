@@ -23,7 +23,7 @@ use crate::app::App;
 use crate::fault::Fault;
 use crate::store::records::{self, Item, Mapping, Policy, Storage};
 use crate::store::{Change, Expect, StoreError};
-use crate::{access, immutability};
+use crate::{access, checks, immutability};
 
 /// A first copy that reports no byte for so long counts as begun all the same.
 const QUIET_START_MS: i64 = 20_000;
@@ -175,12 +175,11 @@ async fn preflight(app: &App, wanted: &Item) -> Result<Outcome, Fault> {
             ),
         ));
     };
-    if let Some(finding) = machine.findings.iter().find(|finding| finding.critical) {
-        return Err(Fault::refuse(
-            400,
-            from_finding(finding, "properties.protectableItemId"),
-        ));
-    }
+    checks::allow(
+        machine,
+        &checks::Asked::of_item(wanted, log_quota(app, wanted).await?),
+        "properties.protectableItemId",
+    )?;
     if !any_mapping(app, wanted).await? {
         return Err(Fault::refuse(
             409,
@@ -192,6 +191,13 @@ async fn preflight(app: &App, wanted: &Item) -> Result<Outcome, Fault> {
         ));
     }
     Ok(Outcome::Done)
+}
+
+/// Of the item's policy, in percent.
+async fn log_quota(app: &App, wanted: &Item) -> Result<u32, Fault> {
+    let key = wanted.policy_id.to_ascii_lowercase();
+    let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
+    Ok(policy.map_or(0, |policy| policy.record.details.log_quota_in_percent))
 }
 
 async fn any_mapping(app: &App, wanted: &Item) -> Result<bool, Fault> {

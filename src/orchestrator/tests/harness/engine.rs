@@ -51,6 +51,8 @@ pub struct Behaviour {
     pub point: Option<v1::RecoveryPoint>,
     /// What is seen of drills' VMs: console and picture. Told until it is acknowledged, as the real one does.
     pub evidence: Option<(String, Vec<u8>)>,
+    /// What the checks before protection go by, of VMs by id.
+    pub facts: BTreeMap<&'static str, v1::VmFacts>,
 }
 
 /// What happened, for tests to look at.
@@ -325,6 +327,7 @@ fn report(
         .filter(|vm| !behaviour.lacks.contains(&vm.id.as_str()))
         .map(|vm| v1::VirtualMachine {
             os_type: behaviour.os_type.unwrap_or("Linux").to_owned(),
+            facts: behaviour.facts.get(vm.id.as_str()).cloned(),
             disks: behaviour.disks.clone().unwrap_or(vm.disks),
             ..vm
         })

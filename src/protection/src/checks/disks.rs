@@ -25,9 +25,9 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         code: "OsDiskCount",
         theme: Theme::Disks,
-        title: "Not exactly one disk holds the operating system",
+        title: "More than one disk holds the operating system",
         why: "A recovered VM starts from exactly one disk.",
-        advice: "Attach the disk that the VM boots from as its first one.",
+        advice: "Name the one that the VM boots from (`os_disk_id`).",
         original: "refuses it",
         original_code: PREREQUISITES,
         source: MATRIX_FORM,
@@ -36,8 +36,8 @@ pub(super) const RULES: &[Rule] = &[
         find: Some(|facts, _| {
             let systems = facts.disks.iter().filter(|disk| disk.operating_system);
             let systems = systems.count();
-            // Of a VM without any disk its host says so itself.
-            if facts.disks.is_empty() || systems == 1 {
+            // A host that names none does not know.
+            if systems <= 1 {
                 return Vec::new();
             }
             vec![Hit::vm(format!(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use arm_model::protectable_item::ProtectableItemProperties;
+use arm_model::protectable_item::{ProtectableItemProperties, ReadinessFinding};
 use arm_model::{FabricId, Resource as Answer};
 use async_trait::async_trait;
 use tf_provider::{
@@ -46,6 +46,32 @@ impl DataSource<Session> for ProtectableVms {
                     .describe("Whether it holds the operating system."),
             ),
         ];
+        let finding = [
+            (
+                "code",
+                text("Code of the rule, as in the guide Checks before protection."),
+            ),
+            (
+                "original_code",
+                text("Code of Azure Site Recovery, or null when it has none."),
+            ),
+            (
+                "severity",
+                text(
+                    "`Error` (protection is refused), `Warning`, or `Lifted` (only the original refuses).",
+                ),
+            ),
+            (
+                "recovery_targets",
+                Attribute::list(Type::String).computed().describe(
+                    "For which `recovery_target` of `siterecovery_protected_vm` it holds.",
+                ),
+            ),
+            ("disk_id", text("Disk that it is about, or null.")),
+            ("message", text("What was found.")),
+            ("why", text("Why it matters.")),
+            ("what_to_do", text("What to do.")),
+        ];
         let vm = [
             ("id", text("ARM id of the protectable item.")),
             (
@@ -72,7 +98,13 @@ impl DataSource<Session> for ProtectableVms {
                 "errors",
                 Attribute::list(Type::String)
                     .computed()
-                    .describe("Why the VM can't be protected; empty when it can."),
+                    .describe("Why the VM can't be protected, wherever it is recovered; empty when it can."),
+            ),
+            (
+                "findings",
+                Attribute::nested(Nesting::List, finding).computed().describe(
+                    "All findings of the checks before protection, for all its disks: the host's own, then the worst first.",
+                ),
             ),
         ];
         Schema::new()
@@ -185,6 +217,25 @@ fn vm(item: &Answer<ProtectableItemProperties>) -> Object {
             "errors",
             item.properties.protection_readiness_errors.clone(),
         )
+        .with(
+            "findings",
+            Value::list(item.properties.readiness_findings.iter().map(finding)),
+        )
+}
+
+fn finding(finding: &ReadinessFinding) -> Object {
+    Object::new()
+        .with("code", finding.code.as_str())
+        .with(
+            "original_code",
+            text_or_null(finding.original_code.as_deref()),
+        )
+        .with("severity", finding.severity.as_str())
+        .with("recovery_targets", finding.recovery_targets.clone())
+        .with("disk_id", text_or_null(finding.vhd_id.as_deref()))
+        .with("message", finding.summary_message.as_str())
+        .with("why", finding.possible_causes.as_str())
+        .with("what_to_do", finding.recommended_action.as_str())
 }
 
 #[cfg(test)]
@@ -206,5 +257,22 @@ mod tests {
         assert_eq!(vm.u64("generation"), Some(2));
         assert_eq!(vm.objects("disks")[0].bool("operating_system"), Some(true));
         assert_eq!(vm.elements("errors").len(), 0);
+    }
+
+    #[test]
+    fn a_finding_says_what_for_which_disk_and_what_to_do() {
+        let item: Answer<ProtectableItemProperties> = serde_json::from_value(json!({
+            "id": "/1", "name": "guid", "properties": { "friendlyName": "web01", "readinessFindings": [
+                { "code": "FourKNative", "severity": "Error", "recoveryTargets": ["Azure", "RecoveryHost"], "vhdId": "D0",
+                  "summaryMessage": "Large sectors.", "possibleCauses": "Because.", "recommendedAction": "Copy." } ] }
+        }))
+        .unwrap();
+        let vm = vm(&item);
+        let finding = vm.objects("findings")[0];
+        assert_eq!(finding.str("code"), Some("FourKNative"));
+        assert_eq!(finding.str("disk_id"), Some("D0"));
+        assert_eq!(finding.str("what_to_do"), Some("Copy."));
+        assert_eq!(finding.strings("recovery_targets").len(), 2);
+        assert!(finding.is_null("original_code"));
     }
 }

@@ -15,6 +15,7 @@
 mod azure;
 mod checks;
 mod first_copy;
+mod readiness;
 mod request;
 
 use std::time::{Duration, Instant};
@@ -262,10 +263,17 @@ impl Resource<Session> for ProtectedVm {
         {
             plan.planned.set(COMPLETED, Value::unknown());
         }
-        match cx.client_if_configured() {
-            Some(session) if plan.has_changes() => cross_check(&session, &plan.planned).await,
-            _ => Ok(()),
+        let Some(session) = cx.client_if_configured().filter(|_| plan.has_changes()) else {
+            return Ok(());
+        };
+        let mut report = cross_check(&session, &plan.planned)
+            .await
+            .err()
+            .unwrap_or_default();
+        if plan.is_create() {
+            readiness::at_plan(cx, &session, &plan.config, &mut report).await;
         }
+        report.into_result()
     }
 
     async fn create(
@@ -288,6 +296,10 @@ impl Resource<Session> for ProtectedVm {
         let names = [wanted.clone()];
         let items = protectable_items(&remote, &site, &container, &names, FIRST_INVENTORY).await?;
         let vm = choose(&items, &wanted, at)?;
+        let path = format!("{}{}", vm.id, readiness::query(&change.config));
+        if let Some(judged) = remote.find(&path).await? {
+            readiness::diagnostics(&judged, at).into_result()?;
+        }
         let disks = disks(vm, planned)?;
         let id = container.protected_item(&vm.name);
         remote.must_not_exist(id.as_str(), at).await?;

@@ -29,7 +29,10 @@ impl BlockRead for Disk {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
         let end = offset.checked_add(buffer.len() as u64);
-        assert!(end.is_some_and(|end| end <= self.size), "read outside of the disk");
+        assert!(
+            end.is_some_and(|end| end <= self.size),
+            "read outside of the disk"
+        );
         self.read.set(self.read.get() + buffer.len() as u64);
         buffer.fill(0);
         let start = (offset as usize).min(self.bytes.len());
@@ -72,7 +75,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // Heads of partitions, the largest table twice, and the chain of logical partitions.
     let heads = MOST_PARTITIONS as u64 * 0x10048;
     let tables = 2 * (1024 * 4096 + u64::from(sector)) + 130 * 512 + 512;
-    assert!(disk.read.get() <= heads + tables, "{} bytes", disk.read.get());
+    assert!(
+        disk.read.get() <= heads + tables,
+        "{} bytes",
+        disk.read.get()
+    );
     let told = match partitions::read(&disk) {
         Ok(table) => {
             assert_eq!(found.partitions as usize, table.partitions.len());

@@ -127,7 +127,8 @@ pub(super) fn choose<'a>(items: &'a [Vm], wanted: &str, at: &str) -> Result<&'a 
         }
     };
     let errors = &vm.properties.protection_readiness_errors;
-    if errors.is_empty() {
+    // A service that tells its findings is asked for those of what is configured: see `readiness`.
+    if errors.is_empty() || !vm.properties.readiness_findings.is_empty() {
         return Ok(vm);
     }
     let reasons: Vec<String> = errors
