@@ -11,6 +11,8 @@ mod keys;
 mod lab;
 #[path = "reverse/limits.rs"]
 mod limits;
+#[path = "reverse/room.rs"]
+mod room;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use engine_protocol::v1::Finding;
 use hypervisor::{DiskId, HypervisorError};
 use replica_store::{ErrorKind, StoreError};
 
+use super::room::{Lack, RESERVE_BYTES};
 use crate::finding::{self, finding};
 use crate::replicator::trouble::chain;
 
@@ -69,6 +70,12 @@ pub enum ReceiveError {
         #[source]
         source: ImageError,
     },
+    /// Other VMs need what is free.
+    #[error(
+        "{} MiB must be added to disk images in {}, where {} MiB are free: {} MiB stay free for the host's other virtual machines",
+        .0.needed_bytes.div_ceil(1 << 20), .0.folder.display(), .0.free_bytes >> 20, RESERVE_BYTES >> 20
+    )]
+    NoRoom(Lack),
     /// What was written does not come back.
     #[error("disk image {} reads other bytes at {offset} than were written there", path.display())]
     ReadBack {
@@ -178,6 +185,19 @@ impl ReceiveError {
                 ),
                 "The virtual machine was started by hand, or a backup, a mount or another tool has its disk image open.",
                 "Close what uses the image. The failback goes on by itself.",
+                true,
+            ),
+            Self::NoRoom(lack) => finding(
+                "FAILBACK_NO_ROOM",
+                format!(
+                    "virtual machine {vm_name:?} can't take over what its recovered copy wrote: {cause}"
+                ),
+                "The volume of the disk images has too little room for what the recovered virtual machine wrote.",
+                &format!(
+                    "Free {} MiB or more on the volume of {}, or make it larger; the failback goes on by itself.",
+                    lack.missing_bytes().div_ceil(1 << 20),
+                    lack.folder.display()
+                ),
                 true,
             ),
             Self::Image { .. } | Self::ReadBack { .. } => finding(

@@ -22,7 +22,7 @@
 //! Promise: "arrived" is said only of disks that hold the point, bit by bit; no byte is written unless the order in force
 //! permits it at that moment and the VM is off; the maps tell of the same position as the disks, so the activation that
 //! follows compares with them and asks the store for nothing.
-//! What may go wrong is a [`ReceiveError`]; the round is repeated.
+//! What may go wrong is a [`ReceiveError`]; the round is repeated. Volumes are never filled up ([`room`]).
 //!
 //! A VM that was deleted, or disks that were lost, are made again before the first step if the order says so ([`lost`]): with
 //! the identity that they had, and empty, so that all their blocks differ from what the maps tell.
@@ -34,6 +34,7 @@ mod left_out;
 mod lost;
 mod proof;
 pub mod record;
+pub mod room;
 mod round;
 mod todo;
 
@@ -54,7 +55,7 @@ pub use proof::{DiskProof, Proof};
 
 use crate::backoff;
 use crate::replicator::pauses::Pauses;
-use crate::replicator::throttle::Throttle;
+use crate::replicator::throttle::{Class, Throttle};
 use crate::replicator::trouble::chain;
 use crate::vm_config::VmConfig;
 
@@ -175,6 +176,10 @@ pub struct Receiver {
     pub target: Arc<dyn Target>,
     /// Shares the way to the store.
     pub throttle: Arc<dyn Throttle>,
+    /// How urgent it is: whether anybody has a VM that runs meanwhile.
+    pub class: Class,
+    /// Room for the images.
+    pub free_bytes: room::FreeBytes,
     /// Test stops.
     pub pauses: Arc<dyn Pauses>,
     /// How far it is.
@@ -214,6 +219,14 @@ impl Receiver {
                     // A VM that is being turned off takes its time.
                     if failures > BUSY_TRIES || !error.is_busy() {
                         tell(Some(&error));
+                    }
+                    if let ReceiveError::NoRoom(lack) = &error {
+                        // A round looks at whole disks: not before there is room for what it finds.
+                        tokio::select! {
+                            biased;
+                            () = self.stop.cancelled() => break,
+                            () = self.room_comes(lack) => {}
+                        }
                     }
                     backoff::ship_delay(failures)
                 }

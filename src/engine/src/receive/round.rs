@@ -13,14 +13,14 @@ use uuid::Uuid;
 
 use super::image::{self, Lock, Run};
 use super::record::{Arrived, Record};
+use super::room::{self, Growth};
 use super::todo::{self, WINDOW};
 use super::{
     ARRIVED, Came, FLUSHED, LocalDisk, MAPPED, PROVEN, ReceiveError, Receiver, SETTLED, UNDER_WAY,
     WRITING, off,
 };
-use crate::replicator::hashes::BlockMap;
+use crate::replicator::hashes::{BlockMap, is_zero};
 use crate::replicator::kept::{self, Arrival, Brought, Kept, Known};
-use crate::replicator::throttle::Class;
 
 /// Windows that are read from the store at once.
 const READS: usize = 4;
@@ -31,6 +31,8 @@ struct Disk {
     map: Option<Arc<BlockMap>>,
     /// Blocks that may differ.
     todo: Vec<Range<u64>>,
+    /// What the image grows by at least; not known of one that is compared with the replica.
+    grows_bytes: u64,
     written: Vec<Run>,
     _lock: Lock,
 }
@@ -95,6 +97,11 @@ impl Receiver {
         let planned = self
             .plan(&kept, record.as_ref(), &view, &point, replica, disks)
             .await?;
+        let growths: Vec<Growth> = planned
+            .iter()
+            .map(|disk| growth_of(&disk.brought, disk.grows_bytes))
+            .collect();
+        self.check_room(&growths)?;
         self.bring(kept, planned, &view, replica, to, last_application)
             .await?;
         // What stays held after an error is replaced by the next round's.
@@ -192,6 +199,7 @@ impl Receiver {
                     .and_then(|changed| changed.get(&local.id.0))
                     .cloned();
             }
+            let is_told = found.is_some() && ranges.is_some();
             let (map, todo) = match (found, ranges) {
                 (Some((map, known)), Some(ranges)) => {
                     let (map, ranges) = (Arc::new(map), todo::blocks(&ranges, size));
@@ -218,10 +226,19 @@ impl Receiver {
                     (map, todo::blocks(std::slice::from_ref(&(0..size)), size))
                 }
             };
+            let (path, sure) = (local.path.clone(), is_told.then(|| todo.clone()));
+            let grows_bytes = off(move || {
+                let Some(ranges) = sure else {
+                    return Ok(0);
+                };
+                let image = image::open(&path, Access::ReadOnly)?;
+                Ok(room::growth(&image, &ranges))
+            });
             planned.push(Disk {
                 brought: brought(&local, size),
                 map,
                 todo,
+                grows_bytes: grows_bytes.await?,
                 written: Vec::new(),
                 _lock: lock,
             });
@@ -383,6 +400,7 @@ impl Receiver {
                 break;
             };
             let looked: u64 = pieces.iter().map(|(_, data)| data.len() as u64).sum();
+            self.check_batch(&disk.brought.path, added(&lock(&image), &pieces))?;
             let permit = self.target.may_write().await?;
             let (image, map, path) = (image.clone(), disk.map.clone(), disk.brought.path.clone());
             let written =
@@ -423,7 +441,7 @@ impl Receiver {
     ) -> Result<Vec<(u64, Bytes)>, ReceiveError> {
         let wanted = todo::total(&window);
         self.throttle
-            .acquire(&self.item_id, wanted, Class::Delta)
+            .acquire(&self.item_id, wanted, self.class)
             .await;
         let mut pieces = Vec::new();
         for range in window {
@@ -453,6 +471,18 @@ impl Receiver {
             done = work => done,
         }
     }
+}
+
+fn growth_of(disk: &Brought, bytes: u64) -> Growth {
+    let folder = disk.path.parent().unwrap_or(&disk.path).to_owned();
+    Growth { folder, bytes }
+}
+
+/// Bytes of a batch that the image does not hold yet. Zeroes are not written where there are none but zeroes.
+fn added(image: &DiskImage, pieces: &[(u64, Bytes)]) -> u64 {
+    let new = pieces.iter().filter(|(_, data)| !is_zero(data));
+    let new: Vec<Range<u64>> = new.map(|(at, data)| *at..*at + data.len() as u64).collect();
+    room::growth(image, &new)
 }
 
 fn brought(disk: &LocalDisk, size_bytes: u64) -> Brought {

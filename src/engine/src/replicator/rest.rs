@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hypervisor::{ErrorKind, FreezeRequest, PowerState};
 use replica_store::PointKind;
+use tokio::sync::watch;
 
 use super::cadence::Frozen;
 use super::capture::wait_for_fewer;
@@ -35,18 +36,30 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Rest {
     keeper: Arc<Keeper>,
+    /// The VM is off: what waits for the store is downtime.
+    off: Arc<watch::Sender<bool>>,
 }
 
 impl Rest {
     /// For the order that is in force.
     pub fn new(keeper: Arc<Keeper>) -> Self {
-        Self { keeper }
+        Self {
+            keeper,
+            off: Arc::new(watch::Sender::new(false)),
+        }
+    }
+
+    /// Returns when the VM is off.
+    pub(super) async fn is_off(&self) {
+        // `self` keeps the sender, so this ends only so.
+        self.off.subscribe().wait_for(|off| *off).await.ok();
     }
 
     /// Shuts the guest down; `false` = it still runs, and replication goes on before it is asked again.
     pub(super) async fn shut_down(&self, item: &Item, shared: &Shared) -> Result<bool, Trouble> {
         let vm = find_vm(item).await?;
         if vm.power_state == PowerState::Running {
+            self.off.send_replace(false);
             // Whoever lets the VM run again must know that it was us.
             self.keeper.owe_start().await.map_err(Trouble::io(
                 "note that the virtual machine is shut down by an order",
@@ -72,6 +85,7 @@ impl Rest {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.off.send_replace(true);
         item.status.notice(Origin::Power, None);
         item.pass(pauses::SHUT_DOWN).await;
         Ok(true)

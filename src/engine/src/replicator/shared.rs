@@ -124,10 +124,16 @@ impl Item {
     /// Returns when `bytes` may be sent to the store.
     pub async fn may_send(&self, bytes: u64, class: Class) {
         let _wait = self.meter.wait();
-        self.context
-            .throttle
-            .acquire(&self.spec.item_id, bytes, class)
-            .await;
+        let (throttle, id) = (&self.context.throttle, &self.spec.item_id);
+        let Some(rest) = &self.rest else {
+            return throttle.acquire(id, bytes, class).await;
+        };
+        tokio::select! {
+            biased;
+            // Also of what had begun to wait while it ran.
+            () = rest.is_off() => throttle.acquire(id, bytes, Class::Downtime).await,
+            () = throttle.acquire(id, bytes, class) => {}
+        }
     }
 }
 

@@ -7,9 +7,13 @@ use async_trait::async_trait;
 
 use crate::time_window::TimeWindow;
 
-/// Why bytes are sent: deltas go before initial replication, because protected VMs must stay protected.
+/// Why bytes are sent: what a VM that is off waits for goes before everything else, and deltas go before initial
+/// replication, because protected VMs must stay protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
+    /// The rest of a planned failover or failback: the VM is off on both sides until it is there. Rates hold for it; a limit
+    /// of 0, which lets nothing through until its window ends, does not.
+    Downtime,
     /// A captured cycle.
     Delta,
     /// Initial replication, also of an added disk.

@@ -16,6 +16,7 @@ use crate::replicator::Context;
 use crate::replicator::spec::Spec;
 use crate::replicator::state::ItemFiles;
 use crate::replicator::status::{Origin, StatusLine};
+use crate::replicator::throttle::Class;
 use crate::task::{blocking, spawn_named};
 
 /// What is received, and for which order.
@@ -67,6 +68,11 @@ impl Receiving {
             origin: replica_store::Generation(origin),
             state_folder: context.state_folder.clone(),
             throttle: context.throttle.clone(),
+            class: match until {
+                Until::Stopped => Class::Delta,
+                Until::Equal => Class::Downtime,
+            },
+            free_bytes: context.free_bytes.clone(),
             pauses: context.pauses.clone(),
             target: Arc::new(HeldVm {
                 context,

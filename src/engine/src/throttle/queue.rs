@@ -1,7 +1,8 @@
 //! Who goes next when the way to the stores is narrow: pure, the clock is passed in.
 //!
 //! Deltas go before initial replication. Within a class the VM that was served least goes first, counted from when it
-//! began to wait, so that VMs share evenly and an idle one saves nothing up. A VM at its own limit holds nobody up.
+//! began to wait, so that VMs share evenly and an idle one saves nothing up. A VM at its own limit holds nobody up. A pause
+//! does not hold what a VM that is off waits for: that would be downtime until a window ends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -112,7 +113,7 @@ impl Queue {
             let Some(class) = item.first_class() else {
                 continue;
             };
-            if !soonest(item.bucket.ready(now)) {
+            if !soonest(ready(&mut item.bucket, class, now)) {
                 continue;
             }
             let candidate = (class, item.served);
@@ -124,17 +125,32 @@ impl Queue {
             }
         }
         if let Some((class, _, name)) = best
-            && soonest(self.host.ready(now))
+            && soonest(ready(&mut self.host, class, now))
             && let Some(item) = self.items.get_mut(&name)
             && let Some(request) = item.waiting.get_mut(&class).and_then(VecDeque::pop_front)
         {
             self.served = self.served.max(item.served);
             item.served = item.served.saturating_add(request.bytes);
-            item.bucket.take(request.bytes, now);
-            self.host.take(request.bytes, now);
+            take(&mut item.bucket, request.bytes, now);
+            take(&mut self.host, request.bytes, now);
             return Next::Grant(request.ticket);
         }
         wait.map_or(Next::Idle, Next::Wait)
+    }
+}
+
+/// When somebody of this class may take from a bucket.
+fn ready(bucket: &mut Bucket, class: Class, now: Duration) -> Ready {
+    match (bucket.ready(now), class) {
+        (Ready::Paused, Class::Downtime) => Ready::Now,
+        (ready, _) => ready,
+    }
+}
+
+/// What passed in spite of a pause is no debt of those who come after it.
+fn take(bucket: &mut Bucket, bytes: u64, now: Duration) {
+    if bucket.rate() != Rate::Limited(0) {
+        bucket.take(bytes, now);
     }
 }
 
@@ -205,6 +221,25 @@ mod tests {
         assert_eq!(queue.next(now), Next::Idle);
         queue.set_item("slow", Rate::Unlimited, now);
         assert_eq!(queue.next(now), Next::Grant(1));
+    }
+
+    #[test]
+    fn a_pause_does_not_hold_what_a_vm_that_is_off_waits_for_and_a_rate_does() {
+        let mut queue = Queue::new(NOW);
+        queue.set_host(Rate::Limited(0), NOW);
+        queue.set_item("moves", Rate::Limited(0), NOW);
+        queue.push("moves", Class::Delta, request(1, 10), NOW);
+        queue.push("moves", Class::Downtime, request(2, 1 << 40), NOW);
+        let mut now = NOW;
+        assert_eq!(grants(&mut queue, &mut now, 9), [2]);
+        // Nobody pays for it later.
+        queue.set_host(Rate::Limited(1000), now);
+        queue.set_item("moves", Rate::Unlimited, now);
+        assert_eq!(queue.next(now), Next::Grant(1));
+        queue.push("moves", Class::Downtime, request(3, 5000), now);
+        queue.push("moves", Class::Downtime, request(4, 1), now);
+        assert_eq!(grants(&mut queue, &mut now, 1), [3]);
+        assert!(matches!(queue.next(now), Next::Wait(_)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Failback at the source: real images in a folder, a store in a folder, a recovered VM that wrote on.
 
+mod room;
 mod site;
 #[path = "../support/mod.rs"]
 mod support;

@@ -15,7 +15,7 @@ use engine::replicator::hashes::{self, BLOCK, BlockHash, BlockMap, Header};
 use engine::replicator::kept::{Brought, Known, marks};
 use engine::replicator::pauses::{NoPauses, Pauses};
 use engine::replicator::state::{ItemDisk, ItemFiles, ItemState};
-use engine::replicator::throttle::Unthrottled;
+use engine::replicator::throttle::{Class, Unthrottled};
 use hypervisor::{DiskId, VmId};
 use replica_store::{
     DiskSpec, Generation, PointKind, Position, RecoveryPoint, ReplicaKey, ReplicaReader,
@@ -334,6 +334,8 @@ impl Site {
             state_folder: self.state(),
             target: vm.clone(),
             throttle: Arc::new(Unthrottled),
+            class: Class::Delta,
+            free_bytes: Arc::new(|_| None),
             pauses,
             progress: watch::Sender::new(Progress::default()),
             stop: CancellationToken::new(),

@@ -11,7 +11,9 @@
 //! A large difference goes in several objects, so that what is there when the store goes away stays there; only the last one
 //! has a point, since only it is an instant of the VM.
 
-use anyhow::{Context as _, bail};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
 use futures::TryStreamExt as _;
 use hypervisor::{Changes, Consistency, DiskId, FrozenPoint, TrackingId};
 use replica_store::{CyclePlan, DiskSpec, PointKind, Position, RecoveryPoint};
@@ -28,6 +30,10 @@ use crate::replicator::refine::Run;
 use crate::replicator::throttle::{Class, Throttle};
 use crate::task::blocking;
 
+/// Room that a frozen cycle leaves; less than what a freeze asks for, so that one that begins has some way to go.
+const ROOM_BYTES: u64 = 64 << 20;
+/// How often it is looked for while disks are frozen.
+const ROOM_POLL: Duration = Duration::from_secs(1);
 /// Bytes of disk in one object.
 const OBJECT_BYTES: u64 = 4 << 30;
 
@@ -51,13 +57,12 @@ pub(super) struct Round {
 struct Limits<'a> {
     throttle: &'a dyn Throttle,
     item_id: &'a str,
+    class: Class,
 }
 
 impl Gate for Limits<'_> {
     async fn pass(&self, bytes: u64, _changed_bytes: u64) {
-        self.throttle
-            .acquire(self.item_id, bytes, Class::Delta)
-            .await;
+        self.throttle.acquire(self.item_id, bytes, self.class).await;
     }
 }
 
@@ -97,6 +102,16 @@ pub(super) async fn record(errand: &Errand) -> anyhow::Result<ShipRecord> {
 impl Way<'_> {
     /// Ships one instant.
     pub async fn ship(&self, guest: Guest) -> anyhow::Result<Round> {
+        let limits = Limits {
+            throttle: self.host.throttle.as_ref(),
+            item_id: self.errand.key.item_id(),
+            class: match guest {
+                Guest::On => Class::Delta,
+                Guest::Off => Class::Downtime,
+            },
+        };
+        // Before the freeze: while a limit lets nothing through, old data of frozen disks would only pile up.
+        limits.pass(0, 0).await;
         let record = record(self.errand).await?;
         let head = self.ground.head().await?;
         let known = record.shipped.clone();
@@ -105,7 +120,11 @@ impl Way<'_> {
         let point = self.freeze(known.as_ref(), guest).await?;
         self.host.pauses.pass(pauses::FROZEN).await;
         let tracking = point.tracking;
-        let shipped = self.ship_frozen(&point, record, known, head).await;
+        let shipped = tokio::select! {
+            biased;
+            lack = self.room_runs_out() => Err(lack),
+            shipped = self.ship_frozen(&point, record, known, head, &limits) => shipped,
+        };
         let released = self.host.hypervisor.release(point).await;
         let round = shipped?;
         released.context("release the frozen disks of the recovered VM")?;
@@ -116,6 +135,23 @@ impl Way<'_> {
             .await
             .context("drop older tracking of the recovered VM")?;
         Ok(round)
+    }
+
+    /// Old data of the frozen disks is kept on this host as long as the guest writes; its volume must not fill up.
+    async fn room_runs_out(&self) -> anyhow::Error {
+        loop {
+            tokio::time::sleep(ROOM_POLL).await;
+            // A host that does not answer now says nothing of its room.
+            if let Ok(facts) = self.host.hypervisor.host().await
+                && facts.free_bytes < ROOM_BYTES
+            {
+                return anyhow!(
+                    "only {} MiB are free where the host keeps old data of frozen disks, and {} MiB must stay free: the disks are not frozen any more, what is in the store stays there, and it goes on when there is room",
+                    facts.free_bytes >> 20,
+                    ROOM_BYTES >> 20
+                );
+            }
+        }
     }
 
     async fn freeze(&self, known: Option<&Instant>, guest: Guest) -> anyhow::Result<FrozenPoint> {
@@ -153,6 +189,7 @@ impl Way<'_> {
         mut record: ShipRecord,
         known: Option<Instant>,
         head: Position,
+        limits: &Limits<'_>,
     ) -> anyhow::Result<Round> {
         let (ground, errand) = (self.ground, self.errand);
         let view = ground
@@ -172,15 +209,11 @@ impl Way<'_> {
                 .await
                 .context("ask what the replica changed behind the recovered VM's point")?
         };
-        let limits = Limits {
-            throttle: self.host.throttle.as_ref(),
-            item_id: errand.key.item_id(),
-        };
         let mut cycle = Cycle {
             host: self.host,
             ground,
             effort: self.effort,
-            limits: &limits,
+            limits,
             disks: Vec::new(),
             time_unix_ms: instant(ground, point, known.as_ref()).await?,
             position: head.next(),

@@ -1,0 +1,97 @@
+//! A volume that is nearly full: the host's other VMs keep their room, and the failback goes on when there is some.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use disk_image::{Access, CreateOptions, DiskImage, Format};
+use engine::receive::room::RESERVE_BYTES;
+use engine::receive::{Came, ReceiveError, Receiver, Until};
+use engine::replicator::pauses::NoPauses;
+
+use crate::site::*;
+
+/// A site whose images are as empty as after they were lost, and what they are to hold.
+async fn emptied() -> (Site, Disks) {
+    let (site, mut theirs) = Site::new(Format::VhdxDynamic).await;
+    for (n, size) in SIZES.into_iter().enumerate() {
+        std::fs::remove_file(site.path(n)).unwrap();
+        let options = CreateOptions {
+            block_size: Some(1 << 20),
+            id: Some(id(n)),
+            ..CreateOptions::new(site.format, size)
+        };
+        let made = DiskImage::create(site.path(n), &options).unwrap();
+        made.close().unwrap();
+    }
+    let writer = site.writer(ORIGIN, &theirs).await;
+    let written = scribble(&mut theirs, 7, 90);
+    send(&writer, 3, &theirs, &written).await;
+    (site, theirs)
+}
+
+fn held_bytes(site: &Site) -> u64 {
+    let held = (0..SIZES.len()).map(|n| {
+        let image = DiskImage::open(site.path(n), Access::ReadOnly).unwrap();
+        let parts = image.allocated(0..SIZES[n]);
+        parts.iter().map(|part| part.length).sum::<u64>()
+    });
+    held.sum()
+}
+
+/// Lets the volume become empty when the lack of room was told, and receives to the end; gives what was told and what the
+/// images held then.
+async fn run(site: &Site, receiver: Receiver, free: Arc<AtomicU64>) -> (Vec<String>, u64) {
+    let told = Mutex::new((Vec::new(), 0));
+    let capacity = free.clone();
+    let tell = |error: Option<&ReceiveError>| {
+        if let Some(error) = error {
+            let finding = error.finding("web01", std::path::Path::new("store"));
+            let mut told = told.lock().unwrap();
+            told.0.push(format!(
+                "{}: {} {}",
+                finding.code, finding.summary, finding.recommended_action
+            ));
+            told.1 = held_bytes(site);
+            capacity.store(u64::MAX, Ordering::SeqCst);
+        }
+    };
+    receiver.run(Until::Equal, &tell).await;
+    told.into_inner().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_to_a_volume_without_room_for_all_of_it_and_the_failback_goes_on_by_itself()
+ {
+    let (site, theirs) = emptied().await;
+    let (mut receiver, vm) = site.receiver(Arc::new(NoPauses));
+    // Some of it would fit.
+    let free = Arc::new(AtomicU64::new(RESERVE_BYTES + 4 * MIB));
+    let asked = free.clone();
+    receiver.free_bytes = Arc::new(move |_| Some(asked.load(Ordering::SeqCst)));
+    let (told, held) = run(&site, receiver, free).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("FAILBACK_NO_ROOM") && told[0].contains("1028 MiB are free"),
+        "{told:?}"
+    );
+    assert_eq!(held, 0, "something was written");
+    assert!(vm.is_received.load(Ordering::SeqCst));
+    site.check_equal(&theirs).await;
+}
+
+#[tokio::test]
+async fn what_replaces_blocks_that_an_image_holds_needs_no_room() {
+    let (site, mut theirs) = Site::new(Format::VhdxDynamic).await;
+    let writer = site.writer(ORIGIN, &theirs).await;
+    let held = |n: usize, at: u64| {
+        let image = DiskImage::open(site.path(n), Access::ReadOnly).unwrap();
+        !image.allocated(at..at + 4096).is_empty()
+    };
+    let at = (0..SIZES[0]).step_by(4096).find(|at| held(0, *at)).unwrap();
+    theirs[0][at as usize..at as usize + 4096].fill(0x5a);
+    send(&writer, 3, &theirs, &vec![(0, at..at + 4096)]).await;
+    let (mut receiver, _) = site.receiver(Arc::new(NoPauses));
+    receiver.free_bytes = Arc::new(|_| Some(0));
+    assert_eq!(receiver.round().await.unwrap(), Came::Arrived(point(3)));
+    site.check_equal(&theirs).await;
+}
