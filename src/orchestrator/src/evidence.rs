@@ -1,20 +1,26 @@
-//! Evidence of drills: pictures of displays and ends of consoles, as engines sent them, kept beside the drill's job for as
-//! long as the job.
+//! Evidence of drills and failovers: pictures of displays and ends of consoles, as engines sent them, kept beside the job for
+//! as long as the job.
 //!
 //! ```text
 //!  ~evidence/<job key>/<vm id>        what was seen last
 //!  ~evidence-mark/<engine id>/<vm id> which that is: the acknowledgement in the engine's desired state
 //! ```
+//!
+//! A failover's VM lives on after its job. What is seen of it long after the job's end tells nothing of the failover: it is
+//! acknowledged and not kept.
 
 use std::collections::BTreeSet;
 
+use arm_model::job::DRILL_DETAILS;
+use arm_model::timestamp;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use engine_protocol::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::app::App;
-use crate::store::records::{self, JobRecord, Record, Recovered};
+use crate::failover;
+use crate::store::records::{self, Item, JobRecord, Record, Recovered};
 use crate::store::{Change, Expect, StoreError};
 
 /// Largest picture that is kept.
@@ -23,9 +29,11 @@ pub const MAX_PNG_BYTES: usize = 256 << 10;
 pub const MAX_CONSOLE_BYTES: usize = 4 << 10;
 /// Longest explanation that is kept.
 const MAX_PROBLEM_BYTES: usize = 1 << 10;
+/// After the end of a failover's job its VM may still be starting services that belong on the report.
+const AFTER_JOB_MS: i64 = 60 * 60 * 1_000;
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// What was seen of one VM of a drill.
+/// What was seen of one VM of a drill or a failover.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     /// VM on the recovery host.
@@ -63,7 +71,8 @@ fn mark_key(engine_id: &str, vm_id: &str) -> String {
     format!("~evidence-mark/{}/{vm_id}", engine_id.to_ascii_lowercase())
 }
 
-/// Keeps what an engine has seen of a VM of a drill. What is kept already, or belongs to no drill any more, is passed over.
+/// Keeps what an engine has seen of a VM of a drill or a failover. What is kept already, or belongs to neither any more, is
+/// passed over.
 ///
 /// # Errors
 /// Failures of the store; the engine sends it again.
@@ -78,14 +87,26 @@ pub async fn take(app: &App, engine_id: &str, evidence: v1::Evidence) -> Result<
         return Ok(());
     }
     let vm = records::recovered_key(engine_id, &evidence.vm_id);
-    let Some(vm) = records::get::<Recovered>(store, &vm).await? else {
+    let job = match records::get::<Recovered>(store, &vm).await? {
+        Some(vm) => Some(vm.record.job),
+        None => job_of_failover(app, engine_id, &evidence.vm_id).await?,
+    };
+    let Some(job) = job.map(|job| job.to_ascii_lowercase()) else {
         return Ok(());
     };
-    let job = vm.record.job.to_ascii_lowercase();
     let mark = Mark {
         id: first_bytes(&evidence.id, 64),
         job: job.clone(),
     };
+    if !still_tells(app, &job, evidence.taken_unix_ms).await? {
+        // Acknowledged nevertheless: the engine tells of no other VM before that.
+        let expect = known.map_or(Expect::Absent, |mark| Expect::Etag(mark.etag));
+        return done(
+            app.store
+                .apply(vec![records::put(key, &mark, expect)?])
+                .await,
+        );
+    }
     let kept = bounded(evidence);
     let changes = vec![
         records::put(format!("{}{}", below(&job), kept.vm_id), &kept, Expect::Any)?,
@@ -100,11 +121,46 @@ pub async fn take(app: &App, engine_id: &str, evidence: v1::Evidence) -> Result<
             expect: Expect::Present,
         },
     ];
-    match app.store.apply(changes).await {
+    done(app.store.apply(changes).await)
+}
+
+/// Whoever was first decides; the engine sends again what is not acknowledged.
+fn done<T>(applied: Result<T, StoreError>) -> Result<(), StoreError> {
+    match applied {
         Ok(_) => Ok(()),
         Err(error) if error.is_conflict() => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// The job whose failover made a VM of this engine.
+async fn job_of_failover(
+    app: &App,
+    engine_id: &str,
+    vm_id: &str,
+) -> Result<Option<String>, StoreError> {
+    let items = records::list::<Item>(app.store.as_ref(), "").await?;
+    Ok(items.into_iter().find_map(|item| {
+        let item = item.record;
+        let is_it = failover::vm_id(&item).is_some_and(|id| id.to_string() == vm_id);
+        let side = item
+            .recovery
+            .filter(|side| is_it && side.engine_id == engine_id);
+        side.map(|side| side.job)
+    }))
+}
+
+/// Whether what was seen at an instant belongs on the report of a job.
+async fn still_tells(app: &App, job: &str, taken_unix_ms: i64) -> Result<bool, StoreError> {
+    let Some(job) = records::get::<JobRecord>(app.store.as_ref(), job).await? else {
+        return Ok(false);
+    };
+    let properties = &job.record.properties;
+    let is_drill = properties.custom_details.instance_type == DRILL_DETAILS;
+    let end = properties.end_time.as_deref();
+    let end = end.and_then(timestamp::to_unix_ms);
+    // A drill's VM goes when the drill is over.
+    Ok(is_drill || end.is_none_or(|end| taken_unix_ms <= end.saturating_add(AFTER_JOB_MS)))
 }
 
 /// An engine is trusted to tell the truth, not to keep to limits.

@@ -197,6 +197,8 @@ impl RecoveredVms {
             }
             let problem = match ReplicaKey::new(&vm.vault_key, &vm.item_id) {
                 Ok(key) if listed.insert(key.clone()) => {
+                    let board = &self.host.board;
+                    board.evidence_received(&vm.id, &vm.evidence_received);
                     self.tell(Place::new(&self.host.folder, key), Some(vm.clone()));
                     continue;
                 }

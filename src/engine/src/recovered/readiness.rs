@@ -44,6 +44,24 @@ pub(super) fn questions(desired: &[v1::RecoveredVm]) -> BTreeMap<String, Questio
         .collect()
 }
 
+/// When the last of everything that is asked of a VM had answered; 0 = not all of it has, or nothing is asked.
+pub(super) fn answered_unix_ms(host: &RecoveryHost, id: Uuid) -> i64 {
+    let key = id.to_string();
+    let known = host.board.recovered(&key).unwrap_or_default();
+    let asked = host.board.questions(&key);
+    let agent = asked.agent.then_some(known.agent_answered_unix_ms);
+    let ports = asked.ports.iter().map(|port| {
+        let mut told = known.ports.iter();
+        let told = told.find(|known| known.port == u32::from(*port));
+        told.map_or(0, |port| port.answered_unix_ms)
+    });
+    let times: Vec<i64> = agent.into_iter().chain(ports).collect();
+    if times.contains(&0) {
+        return 0;
+    }
+    times.into_iter().max().unwrap_or(0)
+}
+
 /// Asks for as long as the VM runs.
 pub(super) async fn ask(host: &RecoveryHost, id: Uuid) -> Infallible {
     let key = id.to_string();
@@ -127,6 +145,8 @@ fn told(port: u16, answer: &Result<PortAnswer, HypervisorError>) -> PortStatus {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -146,6 +166,34 @@ mod tests {
             ports: vec![80, 443],
         };
         assert_eq!(asked, BTreeMap::from([("a".to_owned(), expected)]));
+    }
+
+    #[test]
+    fn a_guest_is_up_when_all_that_was_asked_has_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let hypervisor = hypervisor::FilesDriver::new(folder.path()).unwrap();
+        let board = Arc::new(crate::board::Board::default());
+        let host = RecoveryHost::new(Arc::new(hypervisor), board, "/nowhere".into());
+        let id = Uuid::from_u128(7);
+        let key = id.to_string();
+        assert_eq!(answered_unix_ms(&host, id), 0, "nothing is asked");
+        let asked = Questions {
+            agent: true,
+            ports: vec![80],
+        };
+        host.board
+            .set_questions(BTreeMap::from([(key.clone(), asked)]));
+        host.board
+            .update_recovered(&key, |status| status.agent_answered_unix_ms = 5);
+        assert_eq!(answered_unix_ms(&host, id), 0);
+        host.board.update_recovered(&key, |status| {
+            status.ports = vec![PortStatus {
+                port: 80,
+                answered_unix_ms: 9,
+                problem: String::new(),
+            }];
+        });
+        assert_eq!(answered_unix_ms(&host, id), 9);
     }
 
     #[test]

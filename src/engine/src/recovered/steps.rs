@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::adapters::Adapters;
 use super::conversion::Conversion;
+use super::evidence::Watch;
 use super::failover::{Next, Side};
 use super::hydration::{self, Copies, Hydration, Room};
 use super::record::Record;
@@ -56,6 +57,8 @@ pub(super) struct Served {
     hydration: Option<Hydration>,
     /// Its guest is asked whether it is up.
     asking: Option<AbortOnDropHandle<Option<()>>>,
+    /// Its display and console are looked at.
+    watched: Option<Watch>,
 }
 
 impl Side {
@@ -140,6 +143,7 @@ impl Side {
         if running {
             self.hydrate(&record);
             self.ask(record.id);
+            self.watch(&record);
         }
         let console = self.served.as_ref().map(|served| served.console.clone());
         let Some(console) = console.filter(|_| running && record.first_output_unix_ms == 0) else {
@@ -207,6 +211,22 @@ impl Side {
                     match readiness::ask(&host, id).await {}
                 }))
             });
+        }
+    }
+
+    /// Looks at the VM for the report of its failover.
+    fn watch(&mut self, record: &Record) {
+        // A message tells what was received already.
+        let (Some(newest), Some(served)) = (&self.newest, &mut self.served) else {
+            return;
+        };
+        match &served.watched {
+            Some(watched) => watched.tell(record),
+            None => {
+                let received = !newest.evidence_received.is_empty();
+                let (host, console) = (self.host.clone(), served.console.clone());
+                served.watched = Some(Watch::start(host, record.clone(), console, received));
+            }
         }
     }
 
@@ -313,6 +333,7 @@ impl Side {
             view,
             hydration: None,
             asking: None,
+            watched: None,
         });
         if !record.made {
             record.made = true;

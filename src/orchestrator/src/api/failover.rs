@@ -29,6 +29,7 @@ use super::reply::Reply;
 use super::{item_answer, load, other_host, plan_part, plans, test_failover};
 use crate::azure_target;
 use crate::fault::Fault;
+use crate::report;
 use crate::saga::choose::PointChoice;
 use crate::saga::failback::{self, FailbackInput};
 use crate::saga::failover::{self, FailoverInput};
@@ -365,11 +366,14 @@ async fn job(
             workflow,
             input,
             tasks,
-            details: JobDetails {
-                instance_type: FAILOVER_DETAILS.to_owned(),
-                protected_item_details: Some(Vec::new()),
-                ..about.details
-            },
+            details: report::asked_by(
+                &call.client_id,
+                JobDetails {
+                    instance_type: FAILOVER_DETAILS.to_owned(),
+                    protected_item_details: Some(Vec::new()),
+                    ..about.details
+                },
+            ),
             locks,
             request_id: &call.request_id,
             changes: Vec::new(),

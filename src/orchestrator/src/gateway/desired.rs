@@ -333,6 +333,7 @@ async fn failed_over(
         throttles: throttles(item.request.throttles.as_deref().unwrap_or_default()),
         private_network: network.map(|network| network.id).unwrap_or_default(),
         left_out_adapters: networks::left_out(item),
+        evidence_received: evidence::received(app, engine_id, &id.to_string()).await?,
         ..v1::RecoveredVm::default()
     }))
 }
