@@ -11,6 +11,7 @@ use hypervisor::Generation;
 use serde::Deserialize;
 
 use crate::platform;
+use crate::platform::Driver;
 
 /// A unix socket's path holds 107 bytes; `<recovery_folder>/<GUID>/nbd.sock` needs 46 of them.
 const LONGEST_RECOVERY_FOLDER: usize = if cfg!(unix) { 107 - 46 } else { usize::MAX };
@@ -47,6 +48,7 @@ struct File {
     log_format: LogFormat,
     host_name: Option<String>,
     scripts_folder: Option<PathBuf>,
+    driver: Option<Driver>,
 }
 
 /// Validated configuration.
@@ -74,6 +76,8 @@ pub struct Config {
     pub host_name: Option<String>,
     /// Where scripts of recovery plans may come from; without it none runs here.
     pub scripts_folder: Option<PathBuf>,
+    /// What runs this host's virtual machines; the system's usual one when absent.
+    pub driver: Option<Driver>,
 }
 
 impl Config {
@@ -94,7 +98,10 @@ impl Config {
             registration_key_file: file
                 .registration_key_file
                 .unwrap_or_else(|| file.data_folder.join("registration.key")),
-            source_role: file.source_role.unwrap_or(file.vm_folder.is_some()),
+            source_role: file
+                .source_role
+                .unwrap_or(file.vm_folder.is_some() || file.driver == Some(Driver::Hyperv)),
+            driver: file.driver,
             vm_folder: file.vm_folder,
             data_folder: file.data_folder,
             recovery_role: file.recovery_role,
@@ -109,7 +116,14 @@ impl Config {
     }
 
     fn validate(&self) -> anyhow::Result<()> {
-        if self.source_role && self.vm_folder.is_none() {
+        if let Some(driver) = self.driver
+            && !driver.is_of_this_system()
+        {
+            bail!(
+                "driver: {driver:?} does not run on this operating system; leave the key out, or see the guide for its hosts"
+            );
+        }
+        if self.source_role && self.vm_folder.is_none() && self.driver != Some(Driver::Hyperv) {
             bail!(
                 "vm_folder: missing; source_role = true needs the folder of this host's virtual machines"
             );
@@ -250,6 +264,16 @@ mod tests {
         );
         assert!(config.source_role && !config.recovery_role);
         assert_eq!(config.log_level, "info");
+    }
+
+    #[test]
+    fn a_driver_of_another_operating_system_is_refused_and_hyperv_needs_no_folder() {
+        let usual = Config::parse("vm_folder = \"/srv/vms\"\ndriver = \"qemu\"").unwrap();
+        assert_eq!(usual.driver, Some(Driver::Qemu));
+        let error = error_of("driver = \"hyperv\"");
+        // Not that a folder is missing.
+        assert!(error.starts_with("driver:"), "{error}");
+        assert!(error_of("vm_folder = \"/srv/vms\"\ndriver = \"xen\"").contains("xen"));
     }
 
     #[test]

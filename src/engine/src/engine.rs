@@ -41,7 +41,7 @@ pub fn driver(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
         folders.push(config.recovery_folder.clone());
     }
     let scratch = config.data_folder.join("scratch");
-    platform::driver(folders, scratch)
+    platform::driver(config.driver, folders, scratch)
 }
 
 /// What VMs the host may run when it recovers them; none without the role.

@@ -20,7 +20,7 @@ pub fn driver(folder: &Path) -> anyhow::Result<Arc<dyn Hypervisor>> {
     if !folder.is_dir() {
         bail!("VM folder {} does not exist", folder.display());
     }
-    platform::driver(vec![folder], platform::user_scratch())
+    platform::driver(None, vec![folder], platform::user_scratch())
 }
 
 /// All VMs.

@@ -12,6 +12,7 @@ use hypervisor::{Hypervisor, QemuDriver};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::Driver;
 use crate::durable::{self, Access};
 
 /// Reads and writes at places of a file.
@@ -86,7 +87,11 @@ pub fn stop_wished() -> anyhow::Result<impl Future<Output = ()> + Send> {
 ///
 /// # Errors
 /// When `scratch` can't be made.
-pub fn driver(folders: Vec<PathBuf>, scratch: PathBuf) -> anyhow::Result<Arc<dyn Hypervisor>> {
+pub fn driver(
+    _chosen: Option<Driver>,
+    folders: Vec<PathBuf>,
+    scratch: PathBuf,
+) -> anyhow::Result<Arc<dyn Hypervisor>> {
     Ok(Arc::new(
         QemuDriver::new(folders, scratch).context("set up the qemu driver")?,
     ))

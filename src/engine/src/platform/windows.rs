@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use hypervisor::{FilesDriver, Hypervisor};
+use hypervisor::{FilesDriver, HypervDriver, Hypervisor};
 use tokio::net::windows::named_pipe::{
     ClientOptions, NamedPipeClient, NamedPipeServer, ServerOptions,
 };
 use tokio::signal::windows;
 use uuid::Uuid;
 
+use super::Driver;
 use crate::durable::Access;
 
 /// `FILE_FLAG_BACKUP_SEMANTICS`: without it a folder can't be opened.
@@ -188,11 +189,20 @@ pub fn stop_wished() -> anyhow::Result<impl Future<Output = ()> + Send> {
     })
 }
 
-/// The driver of this system, for the image files of `folders`.
+/// The driver that was chosen: Hyper-V's virtual machines, or the image files of `folders`.
 ///
 /// # Errors
-/// When there is not exactly one folder, or it is not there.
-pub fn driver(folders: Vec<PathBuf>, _scratch: PathBuf) -> anyhow::Result<Arc<dyn Hypervisor>> {
+/// When there is not exactly one folder, or it is not there; for Hyper-V when the host is no Windows Server with that role.
+pub fn driver(
+    chosen: Option<Driver>,
+    folders: Vec<PathBuf>,
+    _scratch: PathBuf,
+) -> anyhow::Result<Arc<dyn Hypervisor>> {
+    if chosen == Some(Driver::Hyperv) {
+        return Ok(Arc::new(
+            HypervDriver::new().context("set up the hyperv driver")?,
+        ));
+    }
     let [folder] = folders.as_slice() else {
         bail!(
             "set up the driver of image files: it wants one folder, not {}",
