@@ -5,6 +5,7 @@ mod harness;
 
 use std::time::Duration;
 
+use engine_protocol::v1;
 use harness::engine::{WEB, recovered_vm_failed};
 use harness::{World, ready};
 use reqwest::{Method, StatusCode};
@@ -161,5 +162,58 @@ async fn a_drill_that_failed_is_reported_as_failed_and_other_jobs_have_no_report
     assert_eq!(
         (none.status, none.code()),
         (StatusCode::CONFLICT, "OperationNotAllowed")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_is_reported_with_who_asked_and_what_was_seen_and_later_looks_change_nothing() {
+    let (world, engine) = ready().await;
+    world.associate().await;
+    let item = world.protect(WEB).await;
+    engine.behave(|behaviour| {
+        behaviour.evidence = Some(("web01 login:".to_owned(), picture()));
+    });
+    let body = json!({ "properties": {
+        "failoverDirection": "PrimaryToRecovery",
+        "providerSpecificDetails": { "instanceType": "HyperVReplicaAzure" },
+    } });
+    let started = world.post(&format!("{item}/plannedFailover"), body).await;
+    world.done(&started).await;
+    let path = format!("{}/drillReport", job_of(&world, &started).await);
+    let console = "/report/virtualMachines/0/evidence/console";
+    let document = world
+        .until(&path, |answer| answer.pointer(console).is_some())
+        .await;
+    assert_eq!(document.pointer(console), Some(&json!("web01 login:")));
+    let client = world.admin.value("SITERECOVERY_CLIENT_ID");
+    assert_eq!(document["report"]["run"]["requestedBy"], client);
+    // The engine is told, and says it no more.
+    let mut bell = world.orchestrator.app.listen();
+    while engine.last().recovered_vms[0].evidence_received.is_empty() {
+        let rang = tokio::time::timeout(harness::LONG, bell.changed()).await;
+        rang.expect("in time").expect("bell");
+    }
+
+    engine.behave(|behaviour| behaviour.evidence = None);
+    // The VM lives on. What is seen of it weeks later is acknowledged, and is none of the failover's.
+    let app = &world.orchestrator.app;
+    let vm = &engine.last().recovered_vms[0].id;
+    let later = v1::Evidence {
+        vm_id: vm.clone(),
+        id: "later".to_owned(),
+        taken_unix_ms: app.now_ms() + 7 * 24 * 3_600_000,
+        console_tail: "upgraded".to_owned(),
+        ..v1::Evidence::default()
+    };
+    let host = &engine.id;
+    orchestrator::evidence::take(app, host, later)
+        .await
+        .expect("taken");
+    let marked = orchestrator::evidence::received(app, host, vm).await;
+    assert_eq!(marked.expect("mark"), "later");
+    let after = world.get(&path).await.body;
+    assert_eq!(
+        after["report"]["virtualMachines"],
+        document["report"]["virtualMachines"]
     );
 }
