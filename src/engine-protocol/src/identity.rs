@@ -1,9 +1,10 @@
 //! The engine's side of enrolment: its key pair, its request, its certificate.
 
 use rcgen::{CertificateParams, KeyPair};
+use time::OffsetDateTime;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::pem::parse_x509_pem;
-use x509_parser::prelude::FromDer as _;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::ProtocolError;
 use crate::authority::failed;
@@ -74,6 +75,21 @@ pub fn request_key_digest(request_pem: &str) -> Result<String, ProtocolError> {
     ))
 }
 
+/// When a certificate is to be renewed: half of its life is left then, more than a year of ours, for an orchestrator that is
+/// away, or a host that is switched off.
+///
+/// # Errors
+/// [`ProtocolError::NoEngineName`] when the text holds no certificate.
+pub fn renewal_due(certificate_pem: &str) -> Result<OffsetDateTime, ProtocolError> {
+    let (_, pem) =
+        parse_x509_pem(certificate_pem.as_bytes()).map_err(|_| ProtocolError::NoEngineName)?;
+    let (_, certificate) =
+        X509Certificate::from_der(&pem.contents).map_err(|_| ProtocolError::NoEngineName)?;
+    let life = certificate.validity();
+    let (begin, end) = (life.not_before.to_datetime(), life.not_after.to_datetime());
+    Ok(begin + (end - begin) / 2)
+}
+
 /// SHA-256 (hexadecimal) of a public key with its algorithm, as requests and certificates hold it.
 pub(crate) fn key_digest(public_key: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, public_key);
@@ -94,6 +110,18 @@ mod tests {
             |request: &IdentityRequest| request_key_digest(&request.request_pem).expect("digest");
         assert_eq!(digest(&first), digest(&again));
         assert_ne!(digest(&first), digest(&other));
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_when_half_of_its_life_is_over() {
+        let now = OffsetDateTime::now_utc();
+        let authority = crate::Authority::generate("test", now).expect("CA");
+        let request = IdentityRequest::generate().expect("request");
+        let issued = authority.issue_engine("e", &request.request_pem, now);
+        let due = renewal_due(&issued.expect("certificate")).expect("date");
+        let days = (due - now).whole_days();
+        assert!((400..420).contains(&days), "{days}");
+        assert!(renewal_due("no certificate").is_err());
     }
 
     #[test]

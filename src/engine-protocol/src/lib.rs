@@ -31,7 +31,7 @@ pub mod v1 {
 }
 
 pub use authority::Authority;
-pub use identity::{EngineIdentity, IdentityRequest, request_key_digest};
+pub use identity::{EngineIdentity, IdentityRequest, renewal_due, request_key_digest};
 pub use registration_key::RegistrationKey;
 
 /// Largest message either side accepts: a thousand recovery points of a hundred VMs fit well.

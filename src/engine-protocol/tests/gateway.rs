@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
 use engine_protocol::v1::engine_gateway_server::{EngineGateway, EngineGatewayServer};
-use engine_protocol::v1::{DesiredState, EngineReport, EnrolRequest, EnrolResponse};
+use engine_protocol::v1::{DesiredState, EngineReport, EnrolRequest, EnrolResponse, RenewRequest};
 use engine_protocol::{Authority, EngineIdentity, IdentityRequest, RegistrationKey, tls};
 use time::OffsetDateTime;
 use tokio_stream::{Stream, StreamExt as _};
@@ -44,6 +44,10 @@ impl EngineGateway for Gateway {
             ca_pem,
             provider_arm_id: String::new(),
         }))
+    }
+
+    async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<EnrolResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
     }
 
     async fn session(

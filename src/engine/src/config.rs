@@ -1,21 +1,21 @@
 //! `engine.toml`: read once, validated at the edge, then trusted.
 //!
 //! What may go wrong: the file is missing, is not TOML, has an unknown or misspelt key, a relative path or
-//! a path too long for a unix socket. Each error names the file and the key.
+//! a data folder too long for a unix socket. Each error names the file and the key.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use engine_protocol::v1::Finding;
 use hypervisor::Generation;
 use serde::Deserialize;
 
+use crate::finding::recovery_folder_too_long;
 use crate::platform;
 use crate::platform::Driver;
 
-/// A unix socket's path holds 107 bytes; `<recovery_folder>/<GUID>/nbd.sock` needs 46 of them.
-const LONGEST_RECOVERY_FOLDER: usize = if cfg!(unix) { 107 - 46 } else { usize::MAX };
-/// `<data_folder>/engine.sock` needs 12.
+/// A unix socket's path holds 107 bytes; `<data_folder>/engine.sock` needs 12.
 const LONGEST_DATA_FOLDER: usize = if cfg!(unix) { 107 - 12 } else { usize::MAX };
 
 /// How log lines look.
@@ -115,6 +115,14 @@ impl Config {
         Ok(config)
     }
 
+    /// What keeps the host from the recovery role that it is given. The engine starts all the same: the virtual machines
+    /// of the host are to be replicated, and whoever looks at the host is told.
+    pub fn recovery_hindrance(&self) -> Option<Finding> {
+        let most = platform::MAX_RECOVERY_FOLDER;
+        let too_long = self.recovery_role && self.recovery_folder.as_os_str().len() > most;
+        too_long.then(|| recovery_folder_too_long(&self.recovery_folder, most))
+    }
+
     fn validate(&self) -> anyhow::Result<()> {
         if let Some(driver) = self.driver
             && !driver.is_of_this_system()
@@ -147,12 +155,6 @@ impl Config {
         if length > LONGEST_DATA_FOLDER {
             bail!(
                 "data_folder: path has {length} bytes; at most {LONGEST_DATA_FOLDER} fit a unix socket's address"
-            );
-        }
-        let length = self.recovery_folder.as_os_str().len();
-        if self.recovery_role && length > LONGEST_RECOVERY_FOLDER {
-            bail!(
-                "recovery_folder: path has {length} bytes; at most {LONGEST_RECOVERY_FOLDER} fit a unix socket's address"
             );
         }
         if let (true, Some(vms)) = (self.recovery_role, &self.vm_folder)
@@ -338,10 +340,24 @@ mod tests {
             "x".repeat(120)
         );
         assert!(error_of(&long).contains("data_folder"));
-        let long = format!(
-            "vm_folder = \"/vms\"\nrecovery_role = true\nrecovery_folder = \"/{}\"",
-            "x".repeat(70)
-        );
-        assert!(error_of(&long).contains("recovery_folder"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_recovery_folder_that_is_too_long_takes_the_role_and_not_the_replication() {
+        let with = |length: usize| {
+            Config::parse(&format!(
+                "vm_folder = \"/vms\"\nrecovery_role = true\nrecovery_folder = \"/{}\"",
+                "x".repeat(length - 1)
+            ))
+            .unwrap()
+            .recovery_hindrance()
+        };
+        assert_eq!(with(platform::MAX_RECOVERY_FOLDER), None);
+        let hindrance = with(platform::MAX_RECOVERY_FOLDER + 1).unwrap();
+        assert!(hindrance.critical && hindrance.code == "RECOVERY_FOLDER_TOO_LONG");
+        for part in ["recovery_folder", "56 bytes", "55"] {
+            assert!(hindrance.summary.contains(part), "{hindrance:?}");
+        }
     }
 }

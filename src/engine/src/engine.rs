@@ -135,6 +135,13 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
         host.throttle = context.throttle.clone();
         RecoveredVms::new(Arc::new(host))
     });
+    if let Some(hindrance) = config.recovery_hindrance() {
+        tracing::error!(
+            problem = hindrance.summary,
+            next_step = hindrance.recommended_action,
+            "no recovery role"
+        );
+    }
     if config.recovery_role {
         spawn_named(
             "generations",

@@ -21,6 +21,21 @@ pub fn finding(
     }
 }
 
+/// The path of the folder of recovered VMs leaves no room for the sockets of a VM.
+pub fn recovery_folder_too_long(folder: &Path, most: usize) -> Finding {
+    finding(
+        "RECOVERY_FOLDER_TOO_LONG",
+        format!(
+            "recovery_folder {:?} has {} bytes, and at most {most} are possible; no virtual machine can be recovered on this host",
+            folder.display().to_string(),
+            folder.as_os_str().len()
+        ),
+        "The sockets of a recovered virtual machine lie in its folder there, and the address of a Unix socket has 107 bytes.",
+        "Choose a shorter recovery_folder in the engine's configuration and start the engine again. Replication goes on meanwhile.",
+        true,
+    )
+}
+
 /// The VM is off, so there is nothing new to replicate.
 pub fn vm_not_running(name: &str) -> Finding {
     finding(

@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use engine_protocol::v1::engine_gateway_client::EngineGatewayClient;
-use engine_protocol::v1::{EnrolRequest, Host};
+use engine_protocol::v1::{EnrolRequest, Host, RenewRequest};
 use engine_protocol::{EngineIdentity, IdentityRequest, RegistrationKey, tls};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tonic::transport::Channel;
 use uuid::Uuid;
 
 use crate::durable::{self, Access};
@@ -131,6 +133,46 @@ impl IdentityFolder {
         Ok(enrolment)
     }
 
+    /// Gets a new certificate for our key when half of the life of the old one is over; keeps it for the sessions to come.
+    /// `None`: it is not due.
+    ///
+    /// The registration key is not needed for it, so no hand is. A crash leaves the old certificate or the new one, and both
+    /// are good.
+    pub async fn renew(
+        &self,
+        enrolment: &Enrolment,
+        client: &mut EngineGatewayClient<Channel>,
+        now: OffsetDateTime,
+    ) -> anyhow::Result<Option<Enrolment>> {
+        let due = engine_protocol::renewal_due(&enrolment.certificate_pem)
+            .context("read the engine's certificate")?;
+        if now < due {
+            return Ok(None);
+        }
+        let request = RenewRequest {
+            certificate_request_pem: self.request()?.request_pem,
+        };
+        let response = client
+            .renew(request)
+            .await
+            .with_context(|| format!("renew the certificate at gateway {}", enrolment.gateway))?
+            .into_inner();
+        if response.certificate_pem.is_empty() || response.ca_pem.is_empty() {
+            bail!(
+                "gateway {} answered the renewal without a certificate",
+                enrolment.gateway
+            );
+        }
+        let renewed = Enrolment {
+            certificate_pem: response.certificate_pem,
+            ca_pem: response.ca_pem,
+            ..enrolment.clone()
+        };
+        durable::replace_json(&self.enrolment_file(), &renewed, Access::Secret)
+            .context("keep the renewed certificate")?;
+        Ok(Some(renewed))
+    }
+
     /// The certificate request, always for the same key.
     fn request(&self) -> anyhow::Result<IdentityRequest> {
         let path = self.key_file();
@@ -209,5 +251,38 @@ mod tests {
             "{error}"
         );
         assert!(file.exists());
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_is_not_answered_leaves_the_certificate_that_there_is() {
+        engine_protocol::tls::install_crypto();
+        let folder = tempfile::tempdir().unwrap();
+        let identity = IdentityFolder::open(folder.path().join("identity")).unwrap();
+        let begin = OffsetDateTime::now_utc();
+        let authority = engine_protocol::Authority::generate("test", begin).unwrap();
+        let request = identity.request().unwrap();
+        let certificate = authority.issue_engine("e", &request.request_pem, begin);
+        let enrolment = Enrolment {
+            gateway: "127.0.0.1:1".to_owned(),
+            provider_arm_id: "/p".to_owned(),
+            certificate_pem: certificate.unwrap(),
+            ca_pem: authority.certificate_pem().to_owned(),
+        };
+        durable::replace_json(&identity.enrolment_file(), &enrolment, Access::Secret).unwrap();
+        let known = identity.identity(&enrolment).unwrap();
+        let channel = tls::session_channel(&enrolment.gateway, &known).unwrap();
+        let mut client = EngineGatewayClient::new(channel);
+        let early = begin + time::Duration::days(300);
+        let renewed = identity.renew(&enrolment, &mut client, early).await;
+        assert!(renewed.unwrap().is_none(), "it is not due");
+        let late = begin + time::Duration::days(500);
+        let error = identity.renew(&enrolment, &mut client, late).await;
+        let error = format!("{:#}", error.err().unwrap());
+        assert!(
+            error.contains("renew the certificate at gateway 127.0.0.1:1"),
+            "{error}"
+        );
+        let kept = identity.enrolment().unwrap().unwrap();
+        assert_eq!(kept.certificate_pem, enrolment.certificate_pem);
     }
 }

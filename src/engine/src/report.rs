@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_protocol::v1;
+use engine_protocol::v1::{self, Finding};
 use hypervisor::{Generation, Hypervisor, HypervisorError, PowerState, VirtualMachine, Volume};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -27,6 +27,7 @@ pub struct Reporter {
     recovery_folder: PathBuf,
     source_role: bool,
     recovery_role: bool,
+    recovery_hindrance: Option<Finding>,
     recovery_generations: Vec<u32>,
     host_name: Option<String>,
     cache: Mutex<Cache>,
@@ -54,6 +55,7 @@ impl Reporter {
             recovery_folder: config.recovery_folder.clone(),
             source_role: config.source_role,
             recovery_role: config.recovery_role,
+            recovery_hindrance: config.recovery_hindrance(),
             recovery_generations: recovery_generations
                 .iter()
                 .map(|one| one.number())
@@ -84,8 +86,10 @@ impl Reporter {
             hypervisor_version: facts.hypervisor_version,
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             free_bytes: free_bytes(&self.data_folder).unwrap_or(facts.free_bytes),
-            recovery_role: self.recovery_role,
+            // Whoever chooses a host for a failover must not choose one that can't.
+            recovery_role: self.recovery_role && self.recovery_hindrance.is_none(),
             recovery_generations: self.recovery_generations.clone(),
+            findings: self.recovery_hindrance.clone().into_iter().collect(),
         };
         cache.host = Some((Instant::now(), host.clone()));
         Ok(host)

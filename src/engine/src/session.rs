@@ -10,6 +10,7 @@
 //! desired states are passed on whole, newest wins. Nothing here stops replication: without an
 //! orchestrator the engine goes on with the desired state it knows.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use crate::backoff;
 use crate::control::About;
@@ -36,6 +38,8 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(200);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// A gateway that accepts the connection and then says nothing.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// How often it is looked whether the certificate is to be renewed; a year is left for it then.
+const RENEWAL_LOOK: Duration = Duration::from_secs(6 * 3600);
 /// How often a missing registration key is looked for.
 const KEY_POLL: Duration = Duration::from_secs(1);
 
@@ -125,8 +129,10 @@ impl Session {
         });
         let mut interval = DEFAULT_INTERVAL;
         let mut last = Instant::now();
+        let mut renewal = std::pin::pin!(self.keep_certificate(enrolment.clone(), client));
         loop {
             let due = tokio::select! {
+                never = &mut renewal => match never {},
                 message = inbound.message() => {
                     match message.with_context(|| format!("session at gateway {}", enrolment.gateway))? {
                         None => return Ok(()),
@@ -174,6 +180,35 @@ impl Session {
                     tracing::warn!(error = ?error, "can't look at this host; the report is skipped")
                 }
             }
+        }
+    }
+
+    /// Renews the certificate in time, for as long as the session lasts. It counts from the next session on.
+    async fn keep_certificate(
+        &self,
+        mut enrolment: Enrolment,
+        mut client: EngineGatewayClient<Channel>,
+    ) -> Infallible {
+        loop {
+            let now = time::OffsetDateTime::now_utc();
+            let renewal = self.identity.renew(&enrolment, &mut client, now);
+            match tokio::time::timeout(OPEN_LIMIT, renewal).await {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(renewed))) => {
+                    tracing::info!("the engine's certificate was renewed");
+                    enrolment = renewed;
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the engine's certificate was not renewed; it is tried again"
+                    );
+                }
+                Err(_) => tracing::warn!(
+                    "the gateway does not answer the renewal of the certificate; it is tried again"
+                ),
+            }
+            tokio::time::sleep(RENEWAL_LOOK).await;
         }
     }
 

@@ -59,7 +59,7 @@ pub use model::{
 };
 pub use particulars::{DiskParticulars, Particulars, Presence};
 #[cfg(unix)]
-pub use qemu::QemuDriver;
+pub use qemu::{MAX_RECOVERY_FOLDER, QemuDriver};
 #[cfg(unix)]
 pub use qmp::{Event, Qmp, QmpError};
 pub use screenshot::Screenshot;

@@ -179,6 +179,50 @@ async fn a_session_needs_a_certificate_of_this_authority_and_a_registered_host()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_for_its_own_key_and_a_registered_host_only() {
+    let world = World::start().await;
+    world.base_resources().await;
+    let gateway = world.orchestrator.gateway.to_string();
+    let key = world.registration_key().await;
+    let id = uuid::Uuid::new_v4().to_string();
+    let (identity, response) = enrol(&key, &id).await.expect("enrolment");
+    let renew = async |identity: &EngineIdentity, key_pem: &str| {
+        let channel = tls::session_channel(&gateway, identity).expect("channel");
+        let request = IdentityRequest::from_key_pem(key_pem).expect("request");
+        let request = v1::RenewRequest {
+            certificate_request_pem: request.request_pem,
+        };
+        EngineGatewayClient::new(channel).renew(request).await
+    };
+    let renewed = renew(&identity, &identity.key_pem).await.expect("renewal");
+    let renewed = EngineIdentity {
+        certificate_pem: renewed.into_inner().certificate_pem,
+        ..identity.clone()
+    };
+    assert_ne!(renewed.certificate_pem, identity.certificate_pem);
+    // Both are good until the old one ends: nothing depends on the answer having arrived.
+    for one in [&identity, &renewed] {
+        assert!(session(&gateway, one).await.is_ok());
+    }
+
+    let other = IdentityRequest::generate().expect("request");
+    let refused = renew(&identity, &other.key_pem).await.expect_err("a key");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    let key = RegistrationKey::decode(&key).expect("key");
+    let mut nobody = EngineGatewayClient::new(tls::enrolment_channel(&key).expect("channel"));
+    let request = v1::RenewRequest {
+        certificate_request_pem: other.request_pem,
+    };
+    let refused = nobody.renew(request).await.expect_err("no certificate");
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    let removal = format!("{}/remove", response.provider_arm_id);
+    world.done(&world.post(&removal, json!({})).await).await;
+    let refused = renew(&renewed, &renewed.key_pem).await.expect_err("a host");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    world.orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_newest_stream_of_an_engine_replaces_the_older_one() {
     let world = World::start().await;
     world.base_resources().await;

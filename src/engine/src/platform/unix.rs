@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+pub use hypervisor::MAX_RECOVERY_FOLDER;
 use hypervisor::{Hypervisor, QemuDriver};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};

@@ -21,6 +21,8 @@ use uuid::Uuid;
 use super::Driver;
 use crate::durable::Access;
 
+/// Longest path of a folder of recovered VMs; there is no limit, as there are no recovered VMs here yet.
+pub const MAX_RECOVERY_FOLDER: usize = usize::MAX;
 /// `FILE_FLAG_BACKUP_SEMANTICS`: without it a folder can't be opened.
 const OPENS_FOLDERS: u32 = 0x0200_0000;
 /// `ERROR_INVALID_FUNCTION`, `ERROR_ACCESS_DENIED`, `ERROR_INVALID_HANDLE`, `ERROR_NOT_SUPPORTED`: what file systems say that

@@ -11,7 +11,7 @@ use disk_image::{Access, CreateOptions, DiskImage, Format};
 use engine_protocol::v1::engine_gateway_server::{EngineGateway, EngineGatewayServer};
 use engine_protocol::v1::replication_status::State;
 use engine_protocol::v1::{
-    DesiredState, EngineReport, EnrolRequest, EnrolResponse, Policy, Replication,
+    DesiredState, EngineReport, EnrolRequest, EnrolResponse, Policy, RenewRequest, Replication,
     ReplicationStatus, StoreTarget, replication, store_target,
 };
 use engine_protocol::{Authority, RegistrationKey, tls};
@@ -34,8 +34,21 @@ struct Gateway {
     secret: String,
     enrolments: Arc<AtomicU64>,
     engine_ids: Arc<Mutex<Vec<String>>>,
+    certificates: Arc<Mutex<Certificates>>,
     desired: watch::Receiver<DesiredState>,
     reports: watch::Sender<EngineReport>,
+}
+
+/// Client certificates: how many were renewed, and the ones that sessions began with.
+#[derive(Default)]
+pub struct Certificates {
+    pub renewed: usize,
+    pub shown: Vec<Vec<u8>>,
+}
+
+fn shown<T>(request: &Request<T>) -> Vec<u8> {
+    let chain = request.peer_certs().expect("a client certificate");
+    chain[0].as_ref().to_vec()
 }
 
 #[tonic::async_trait]
@@ -49,7 +62,8 @@ impl EngineGateway for Gateway {
             return Err(Status::permission_denied("wrong secret"));
         }
         self.enrolments.fetch_add(1, Ordering::SeqCst);
-        let now = time::OffsetDateTime::now_utc();
+        // As if the engine had enrolled long ago: it renews its certificate at once.
+        let now = time::OffsetDateTime::now_utc() - time::Duration::days(500);
         let certificate_pem = self
             .authority
             .issue_engine(&request.engine_id, &request.certificate_request_pem, now)
@@ -58,6 +72,28 @@ impl EngineGateway for Gateway {
             certificate_pem,
             ca_pem: self.authority.certificate_pem().to_owned(),
             provider_arm_id: format!("/providers/{}", request.engine_id),
+        }))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<RenewRequest>,
+    ) -> Result<Response<EnrolResponse>, Status> {
+        let engine_id = tls::engine_id(&request)?;
+        self.certificates.lock().unwrap().renewed += 1;
+        let now = time::OffsetDateTime::now_utc();
+        let certificate_pem = self
+            .authority
+            .issue_engine(
+                &engine_id,
+                &request.into_inner().certificate_request_pem,
+                now,
+            )
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(EnrolResponse {
+            certificate_pem,
+            ca_pem: self.authority.certificate_pem().to_owned(),
+            provider_arm_id: String::new(),
         }))
     }
 
@@ -71,6 +107,8 @@ impl EngineGateway for Gateway {
             .lock()
             .unwrap()
             .push(tls::engine_id(&request)?);
+        let certificate = shown(&request);
+        self.certificates.lock().unwrap().shown.push(certificate);
         let mut inbound = request.into_inner();
         let reports = self.reports.clone();
         tokio::spawn(async move {
@@ -96,6 +134,7 @@ pub struct Lab {
     pub reports: watch::Receiver<EngineReport>,
     pub enrolments: Arc<AtomicU64>,
     pub engine_ids: Arc<Mutex<Vec<String>>>,
+    pub certificates: Arc<Mutex<Certificates>>,
 }
 
 impl Drop for Lab {
@@ -187,6 +226,7 @@ impl Lab {
             Arc::new(AtomicU64::new(0)),
             Arc::new(Mutex::new(Vec::new())),
         );
+        let certificates = Arc::new(Mutex::new(Certificates::default()));
         let tls_config = tls::server_config(
             authority.certificate_pem(),
             &server.certificate_pem,
@@ -197,6 +237,7 @@ impl Lab {
             secret: key.secret.clone(),
             enrolments: enrolments.clone(),
             engine_ids: engine_ids.clone(),
+            certificates: certificates.clone(),
             desired: desired_seen,
             reports: reports_sender,
         };
@@ -224,6 +265,7 @@ impl Lab {
             reports,
             enrolments,
             engine_ids,
+            certificates,
             folder,
         }
     }

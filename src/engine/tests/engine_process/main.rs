@@ -76,6 +76,13 @@ async fn a_real_engine_replicates_survives_kills_recovers_and_retires() {
         ids.len() >= 4 && ids.iter().all(|id| *id == ids[0]),
         "one identity for all lives: {ids:?}"
     );
+    {
+        // Its certificate was old: renewed once without a hand, and used from the next life on.
+        let certificates = lab.certificates.lock().unwrap();
+        let shown = &certificates.shown;
+        assert_eq!(certificates.renewed, 1);
+        assert!(shown[0] != shown[1] && shown[1..].iter().all(|one| *one == shown[1]));
+    }
 
     // A drill: the point runs as a VM, and goes on running while the engine is killed.
     let id = Uuid::new_v4();

@@ -22,6 +22,11 @@ use crate::{ErrorKind, HypervisorError};
 
 /// Longest path of a Unix socket on Linux, without the closing zero.
 const MAX_SOCKET_PATH: usize = 107;
+/// Longest path of a VM's folder, in bytes: the longest socket in it still has an address then.
+const MAX_VM_FOLDER: usize = MAX_SOCKET_PATH - "/run/agent.sock".len();
+/// Longest path of a folder of recovered VMs, in bytes: each has a folder in it that is named by its GUID.
+pub const MAX_RECOVERY_FOLDER: usize =
+    MAX_VM_FOLDER - "/00000000-0000-0000-0000-000000000000".len();
 /// How often a state that has no event is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -101,14 +106,13 @@ impl VmFolder {
 
     /// Whether the sockets' paths are short enough for the system.
     pub(super) fn check_socket_paths(&self) -> Result<(), HypervisorError> {
-        let longest = self.agent_socket();
-        if longest.as_os_str().len() > MAX_SOCKET_PATH {
+        let length = self.path.as_os_str().len();
+        if length > MAX_VM_FOLDER {
             return Err(HypervisorError::new(
                 ErrorKind::Configuration,
                 format!(
-                    "use the folder {}: its path is too long for sockets inside it (at most {} bytes)",
+                    "use the folder {}: its path has {length} bytes and is too long for sockets inside it (at most {MAX_VM_FOLDER})",
                     self.path.display(),
-                    MAX_SOCKET_PATH - (longest.as_os_str().len() - self.path.as_os_str().len())
                 ),
             ));
         }
@@ -229,6 +233,28 @@ mod tests {
             std::fs::write(folder.pid_file(), text).unwrap();
             assert_eq!(folder.running_pid(), None);
         }
+    }
+
+    #[test]
+    fn in_a_recovery_folder_of_the_longest_path_every_socket_of_a_vm_has_an_address() {
+        let at = |length: usize| {
+            let folder = PathBuf::from(format!("/{}", "a".repeat(length - 1)));
+            let vm = folder.join("c0ffee00-1234-4abc-8def-001122334455");
+            VmFolder::new(vm)
+        };
+        let longest = at(MAX_RECOVERY_FOLDER);
+        longest.check_socket_paths().expect("it fits");
+        for socket in [
+            longest.qmp_socket(),
+            longest.agent_socket(),
+            longest.nbd_socket(),
+            longest.adapter_socket(10),
+        ] {
+            std::os::unix::net::SocketAddr::from_pathname(&socket).expect("an address");
+        }
+        assert!(at(MAX_RECOVERY_FOLDER + 1).check_socket_paths().is_err());
+        let beyond = at(MAX_RECOVERY_FOLDER + 1).agent_socket();
+        assert!(std::os::unix::net::SocketAddr::from_pathname(beyond).is_err());
     }
 
     #[test]

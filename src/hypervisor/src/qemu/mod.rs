@@ -45,6 +45,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, OwnedMutexGuard};
 
+pub use self::folder::MAX_RECOVERY_FOLDER;
+
 use self::config::VmConfig;
 use self::folder::VmFolder;
 use self::segment::Segments;

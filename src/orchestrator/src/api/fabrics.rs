@@ -14,6 +14,7 @@ use super::entry::{Call, page, unknown_path};
 use super::load;
 use super::reply::Reply;
 use crate::fault::Fault;
+use crate::fleet::Live;
 use crate::gateway::enrol;
 use crate::saga::start::{self, NewJob};
 use crate::saga::state::fresh_task;
@@ -270,9 +271,7 @@ async fn answer(
     let mut errors = Vec::new();
     for engine in load::engines(call.app, id).await? {
         let live = call.app.fleet.get(&engine.engine_id).unwrap_or_default();
-        if !live.connected(now) {
-            errors.push(disconnected(live.host_name()));
-        }
+        errors.extend(host_errors(&live, now));
         hosts.push(HyperVHost {
             id: host_id(live.host_name()),
             name: live.host_name().to_owned(),
@@ -303,6 +302,20 @@ async fn answer(
             ..FabricProperties::default()
         },
     ))
+}
+
+/// What is wrong with a host: what it says of itself, or that it says nothing any more.
+pub fn host_errors(live: &Live, now_ms: i64) -> Vec<HealthError> {
+    if !live.connected(now_ms) {
+        return vec![disconnected(live.host_name())];
+    }
+    let findings = live.report.host.iter().flat_map(|host| &host.findings);
+    findings
+        .map(|finding| HealthError {
+            error_category: Some("FabricInfrastructure".to_owned()),
+            ..super::item_health::of_finding(finding, live.host_name())
+        })
+        .collect()
 }
 
 /// A host that doesn't report, as a health error.

@@ -96,7 +96,7 @@ fn warning(
     of_finding(&finding, entity)
 }
 
-fn of_finding(finding: &v1::Finding, entity: &str) -> HealthError {
+pub(super) fn of_finding(finding: &v1::Finding, entity: &str) -> HealthError {
     HealthError {
         error_source: Some("Engine".to_owned()),
         error_level: Some(if finding.critical { "Error" } else { "Warning" }.to_owned()),

@@ -246,11 +246,7 @@ async fn answer(
             connection_status: if connected { CONNECTED } else { DISCONNECTED }.to_owned(),
             protected_item_count: items_of(call, engine).await?,
             allowed_scenarios: vec![HYPER_V_REPLICA_AZURE.to_owned()],
-            health_error_details: if connected {
-                Vec::new()
-            } else {
-                vec![fabrics::disconnected(&host.name)]
-            },
+            health_error_details: fabrics::host_errors(&live, call.app.now_ms()),
             dra_identifier: engine.engine_id.clone(),
             machine_id: engine.engine_id.clone(),
             machine_name: host.name,

@@ -169,6 +169,36 @@ pub async fn enrol(app: &App, request: v1::EnrolRequest) -> Result<v1::EnrolResp
     })
 }
 
+/// Gives an engine that is known a new certificate for the key pair of its old one.
+///
+/// # Errors
+/// A status whose message says what to do.
+pub fn renew(
+    app: &App,
+    engine_id: &str,
+    key_digest: &str,
+    request: &v1::RenewRequest,
+) -> Result<v1::EnrolResponse, Status> {
+    let asked = engine_protocol::request_key_digest(&request.certificate_request_pem)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if asked != key_digest {
+        warn!(engine = %engine_id, "a renewal for another key");
+        return Err(Status::permission_denied(
+            "a certificate is renewed for the same key pair only; enrol with a new registration key",
+        ));
+    }
+    let certificate_pem = app
+        .authority
+        .issue_engine(engine_id, &request.certificate_request_pem, app.now())
+        .map_err(|_| Status::invalid_argument("the certificate request can't be read"))?;
+    info!(engine = %engine_id, "engine's certificate renewed");
+    Ok(v1::EnrolResponse {
+        certificate_pem,
+        ca_pem: app.authority.certificate_pem().to_owned(),
+        provider_arm_id: String::new(),
+    })
+}
+
 /// A report as it is stored.
 #[must_use]
 pub fn encode_report(report: &v1::EngineReport) -> String {

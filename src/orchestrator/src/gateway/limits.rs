@@ -14,10 +14,13 @@ pub const ENROLMENTS_AT_ONCE: usize = 4;
 /// Calls of one connection at a time. An engine needs one.
 pub const CALLS_OF_A_CONNECTION: usize = 16;
 
+/// Calls with small messages.
+const SMALL: [&str; 2] = ["/Enrol", "/Renew"];
+
 /// One service under two limits.
 #[derive(Clone)]
 pub struct ByCall<S> {
-    /// For `Enrol`.
+    /// For `Enrol` and `Renew`.
     pub enrolment: S,
     /// For everything else.
     pub session: S,
@@ -38,7 +41,10 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for ByCall<S>
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path().ends_with("/Enrol") {
+        if SMALL
+            .iter()
+            .any(|call| request.uri().path().ends_with(call))
+        {
             self.enrolment.call(request)
         } else {
             self.session.call(request)

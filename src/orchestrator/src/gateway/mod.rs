@@ -22,7 +22,7 @@ use engine_protocol::v1::engine_gateway_server::{EngineGateway, EngineGatewaySer
 use engine_protocol::{MAX_MESSAGE_BYTES, tls, v1};
 use futures::Stream;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -86,38 +86,27 @@ impl EngineGateway for Gateway {
         &self,
         request: Request<v1::EnrolRequest>,
     ) -> Result<Response<v1::EnrolResponse>, Status> {
-        let _turn = self
-            .enrolments
-            .acquire()
-            .await
-            .map_err(|_| Status::unavailable("the gateway stops; try again"))?;
+        let _turn = self.turn().await?;
         enrol::enrol(&self.app, request.into_inner())
             .await
             .map(Response::new)
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::EnrolResponse>, Status> {
+        let _turn = self.turn().await?;
+        let engine_id = self.peer(&request).await?;
+        let key = tls::peer_key_digest(&request)?;
+        enrol::renew(&self.app, &engine_id, &key, &request.into_inner()).map(Response::new)
     }
 
     async fn session(
         &self,
         request: Request<Streaming<v1::EngineReport>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let engine_id = tls::engine_id(&request)?;
-        let key = records::engine_key(&engine_id);
-        let known = records::get::<EngineRecord>(self.app.store.as_ref(), &key)
-            .await
-            .map_err(enrol::failed)?
-            .ok_or_else(|| {
-                Status::permission_denied(
-                    "this host was unregistered; enrol with a new registration key",
-                )
-            })?;
-        // Records of before the key was noted have none.
-        let key_digest = &known.record.key_digest;
-        if !key_digest.is_empty() && *key_digest != tls::peer_key_digest(&request)? {
-            warn!(engine = %engine_id, "a session under an engine's id with another key");
-            return Err(Status::permission_denied(
-                "an engine of this id is registered with another key; enrol with a new registration key",
-            ));
-        }
+        let engine_id = self.peer(&request).await?;
         let session = self.app.fleet.begin_session(&engine_id);
         info!(engine = %engine_id, session, "engine connected");
         let (sender, receiver) = mpsc::channel(4);
@@ -129,6 +118,37 @@ impl EngineGateway for Gateway {
         };
         tokio::spawn(stream.run(request.into_inner(), sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+impl Gateway {
+    /// Waits until one more certificate may be made.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Status> {
+        let turn = self.enrolments.acquire().await;
+        turn.map_err(|_| Status::unavailable("the gateway stops; try again"))
+    }
+
+    /// The registered engine that a request comes from.
+    async fn peer<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let engine_id = tls::engine_id(request)?;
+        let key = records::engine_key(&engine_id);
+        let known = records::get::<EngineRecord>(self.app.store.as_ref(), &key)
+            .await
+            .map_err(enrol::failed)?
+            .ok_or_else(|| {
+                Status::permission_denied(
+                    "this host was unregistered; enrol with a new registration key",
+                )
+            })?;
+        // Records of before the key was noted have none.
+        let key_digest = &known.record.key_digest;
+        if !key_digest.is_empty() && *key_digest != tls::peer_key_digest(request)? {
+            warn!(engine = %engine_id, "a session under an engine's id with another key");
+            return Err(Status::permission_denied(
+                "an engine of this id is registered with another key; enrol with a new registration key",
+            ));
+        }
+        Ok(engine_id)
     }
 }
 

@@ -81,6 +81,7 @@ pub fn host(name: &str) -> v1::Host {
         free_bytes: 1 << 40,
         recovery_role: true,
         recovery_generations: vec![1, 2],
+        findings: Vec::new(),
     }
 }
 

@@ -108,13 +108,20 @@ pub(super) fn check(config: &Object, report: &mut Diagnostics) {
         (true, None) => None,
         (false, _) => config.str("recovery_folder").map(ToOwned::to_owned),
     };
+    let recovers = roles.is_null() || known_roles.iter().any(|role| role == "recovery");
     if let Some(recovery) = &recovery {
-        if recovery.len() > LONGEST_RECOVERY_FOLDER {
+        if recovers && recovery.len() > LONGEST_RECOVERY_FOLDER {
+            let whence = if config.is_null("recovery_folder") {
+                ", which data_folder gives when there is no recovery_folder,"
+            } else {
+                ""
+            };
             report.push_error(
                 "recovery_folder",
                 "The path is too long",
                 format!(
-                    "At most {LONGEST_RECOVERY_FOLDER} bytes are possible; {recovery:?} has {}.",
+                    "At most {LONGEST_RECOVERY_FOLDER} bytes are possible, or the sockets of a recovered VM have no address; \
+                     {recovery:?}{whence} has {}.\nWhat to do: choose a shorter recovery_folder.",
                     recovery.len()
                 ),
             );
@@ -206,5 +213,20 @@ mod tests {
             .with("vm_folder", "/vms")
             .with("data_folder", format!("/{}", "d".repeat(100)));
         assert_eq!(problems(&config), ["data_folder", "recovery_folder"]);
+    }
+
+    #[test]
+    fn a_recovery_folder_in_which_no_vm_could_start_is_refused_and_only_where_vms_are_recovered() {
+        let with = |length: usize| {
+            Object::new()
+                .with("vm_folder", "/vms")
+                .with("recovery_folder", format!("/{}", "r".repeat(length - 1)))
+        };
+        let most = hypervisor::MAX_RECOVERY_FOLDER;
+        assert!(problems(&with(most)).is_empty());
+        assert_eq!(problems(&with(most + 1)), ["recovery_folder"]);
+        let source = with(most + 1).with("roles", Value::set(["source"]));
+        assert!(problems(&source).is_empty());
+        assert_eq!(LONGEST_RECOVERY_FOLDER, most);
     }
 }
