@@ -209,6 +209,16 @@ impl<'a> Remote<'a> {
         self.cancel.guard(tokio::time::sleep(pause)).await
     }
 
+    /// The same calls, whether the user interrupts or not: for what must not be left half done. `calm` is never fired.
+    pub(crate) fn undisturbed<'b>(&self, calm: &'b Cancel, limit: Duration) -> Remote<'b> {
+        Remote {
+            session: Arc::clone(&self.session),
+            cancel: calm,
+            limit,
+            ..*self
+        }
+    }
+
     pub(crate) fn limit(&self) -> Duration {
         self.limit
     }

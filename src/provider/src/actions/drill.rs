@@ -8,7 +8,8 @@ use serde_json::json;
 use tf_provider::{Action, Attribute, Context, Diagnostics, Object, Progress, Schema};
 
 use super::arguments;
-use super::follow::{self, Ask};
+use super::drill_end::{Drill, PATIENCE};
+use super::follow::{self, Ask, Followed};
 use super::report::{self, Report};
 use crate::errors::Fields;
 use crate::remote::Remote;
@@ -91,18 +92,41 @@ impl Action<Session> for DrillAction {
         let subject = arguments::subject(config)?;
         let mut body = drill::request(config);
         arguments::set_part(config, &mut body);
-        let path = format!("{subject}/testFailover");
-        let ask = Ask::new(&path, Some(&body));
-        let mut drilled = follow::begin_and_follow(cx, &remote, &ask, progress).await?;
+        let begun = drill::begin(cx, &remote, &subject, &body).await?;
+        let cleans = config.bool(CLEAN) != Some(false);
+        let mut drilled = match (begun.operation, begun.unheard) {
+            (Ok(operation), _) => {
+                let path = format!("{subject}/testFailover");
+                let ask = Ask::new(&path, Some(&body));
+                follow::follow_begun(cx, &remote, &ask, &operation, progress).await
+            }
+            (Err(error), Some(job)) => Followed {
+                job: job.to_string(),
+                outcome: Err(error),
+            },
+            (Err(error), None) => return Err(error),
+        };
+        let comment = config.str(COMMENT).unwrap_or("Removed by Terraform.");
+        let clean_up = json!({ "properties": { "comments": comment } });
         // One that failed has taken its VMs back itself.
-        if drilled.outcome.is_ok() && config.bool(CLEAN) != Some(false) {
-            let comment = config.str(COMMENT).unwrap_or("Removed by Terraform.");
-            let body = json!({ "properties": { "comments": comment } });
+        if drilled.outcome.is_ok() && cleans {
             let path = format!("{subject}/testFailoverCleanup");
-            let ask = Ask::new(&path, Some(&body));
+            let ask = Ask::new(&path, Some(&clean_up));
             let cleaned = follow::begin_and_follow(cx, &remote, &ask, progress).await;
             drilled.outcome = cleaned.and_then(|cleaned| cleaned.outcome);
+        }
+        if let Err(error) = drilled.outcome {
+            let drill = Drill {
+                subject: &subject,
+                job: &drilled.job,
+                clean_up: cleans.then_some(&clean_up),
+                patience: PATIENCE,
+            };
+            drilled.outcome = Err(drill.end(&remote, error, progress).await);
         }
         follow::file(&remote, drilled, report.as_ref(), progress).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arm_client::{CancellationToken, Method, Progress as Look, Wait, job_path};
+use arm_client::{CancellationToken, Method, Operation, Progress as Look, Wait, job_path};
 use arm_model::Resource as Answer;
 use arm_model::job::{JobProperties, JobState};
 use arm_model::test_failover::DrillVm;
@@ -68,6 +68,18 @@ pub(super) async fn begin_and_follow(
         .await
         .map_err(|_| interrupted("The job may have begun."))?;
     let operation = begun.map_err(|error| remote.failed("Starting", &error))?;
+    Ok(follow_begun(cx, remote, ask, &operation, progress).await)
+}
+
+/// Tells the changes of a job that has begun until its end.
+pub(super) async fn follow_begun(
+    cx: &Context<Session>,
+    remote: &Remote<'_>,
+    ask: &Ask<'_>,
+    operation: &Operation,
+    progress: &Progress,
+) -> Followed {
+    let api = &remote.session.api;
     let name = operation.job_id().unwrap_or_default().to_owned();
     let job = job_path(ask.path, &name).filter(|_| !name.is_empty());
     let job = job.unwrap_or_default();
@@ -81,14 +93,18 @@ pub(super) async fn begin_and_follow(
     let mut wait = Wait::new(remote.limit(), CancellationToken::new());
     wait.progress = Some(&report);
     let mut told = Told::default();
-    let mut end = std::pin::pin!(cx.cancel().guard(api.finish(&operation, &wait)));
+    let mut end = std::pin::pin!(cx.cancel().guard(api.finish(operation, &wait)));
     let ended = loop {
         tokio::select! {
             biased;
             Some(look) = seen.recv() => {
                 tell(&mut told, &look, progress).await;
-                if told.suspends(&look) && waits(remote, &job, ask, progress).await? {
-                    break End::Waits;
+                if told.suspends(&look) {
+                    match waits(remote, &job, ask, progress).await {
+                        Ok(false) => {}
+                        Ok(true) => break End::Waits,
+                        Err(error) => break End::Over(Err(error)),
+                    }
                 }
             }
             outcome = &mut end => break End::Over(match outcome {
@@ -104,14 +120,17 @@ pub(super) async fn begin_and_follow(
     let outcome = match ended {
         End::Waits => Ok(()),
         End::Over(Err(error)) => Err(error),
-        End::Over(Ok(())) => {
-            for line in machines(remote, &job).await? {
-                progress.send(line).await;
+        End::Over(Ok(())) => match machines(remote, &job).await {
+            Ok(lines) => {
+                for line in lines {
+                    progress.send(line).await;
+                }
+                Ok(())
             }
-            Ok(())
-        }
+            Err(error) => Err(error),
+        },
     };
-    Ok(Followed { job, outcome })
+    Followed { job, outcome }
 }
 
 /// [`begin_and_follow`], then the job's report, however the job has ended.

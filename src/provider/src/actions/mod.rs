@@ -3,6 +3,7 @@
 mod arguments;
 mod cancel;
 mod drill;
+mod drill_end;
 mod failover;
 mod follow;
 mod report;

@@ -164,18 +164,15 @@ impl Plain for DrillSchedule {
     }
 
     fn foresee(plan: &mut Plan) {
-        let wanted = plan.config.get(HOOKS);
-        let hosts = if wanted.is_wholly_known() {
+        if plan.config.get(HOOKS).is_wholly_known() {
             let hosts = plan.config.strings(HOOKS);
-            Value::list(hosts.iter().map(|url| shortened(url)))
-        } else {
-            match &plan.prior {
-                // Values of ephemeral resources are not known before apply: the version tells of their changes.
-                Some(prior) if !plan.changed(HOOKS_VERSION) => prior.get(HOSTS).clone(),
-                _ => Value::unknown(),
-            }
-        };
-        plan.planned.set(HOSTS, hosts);
+            let hosts = Value::list(hosts.iter().map(|url| shortened(url)));
+            plan.planned.set(HOSTS, hosts);
+        } else if plan.prior.is_none() || plan.has_changes() {
+            // Values of ephemeral resources are not known before apply. Whatever else changes sends them too, and only the
+            // service's answer tells then which hosts they have; alone, the version tells of their changes.
+            plan.planned.set(HOSTS, Value::unknown());
+        }
     }
 
     fn change(change: &Change) -> Option<(Method, Json)> {
@@ -399,14 +396,16 @@ mod tests {
         DrillSchedule::foresee(&mut plan);
         assert_eq!(plan.planned.strings(HOSTS), ["https://hooks.example.com/…"]);
         assert!(!format!("{:?}", plan.planned).contains("TOP"));
-        // An address that only apply knows changes nothing until its version does.
+        // An address that only apply knows changes nothing until its version, or anything else, does.
         plan.config.set(HOOKS, Value::unknown());
         let prior = plan.planned.clone();
         plan.prior = Some(prior.clone());
         DrillSchedule::foresee(&mut plan);
         assert_eq!(plan.planned, prior);
-        plan.planned.set(HOOKS_VERSION, 2);
-        DrillSchedule::foresee(&mut plan);
-        assert!(plan.planned.is_unknown(HOSTS));
+        for (name, value) in [(HOOKS_VERSION, 2), ("keep_for_minutes", 5)] {
+            plan.planned = prior.clone().with(name, value);
+            DrillSchedule::foresee(&mut plan);
+            assert!(plan.planned.is_unknown(HOSTS), "{name}");
+        }
     }
 }

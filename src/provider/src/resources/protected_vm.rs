@@ -14,6 +14,7 @@
 
 mod azure;
 mod checks;
+mod elsewhere;
 mod first_copy;
 mod readiness;
 mod request;
@@ -253,6 +254,7 @@ impl Resource<Session> for ProtectedVm {
     }
 
     async fn plan(&self, cx: &Context<Session>, plan: &mut Plan) -> Result<(), Diagnostics> {
+        elsewhere::guard(cx, plan).await?;
         if plan.destroy {
             return Ok(());
         }
@@ -333,10 +335,14 @@ impl Resource<Session> for ProtectedVm {
             .await?
         {
             Some(item) => {
+                elsewhere::tell(cx, &item.properties);
                 fill(&id, &item.properties, &mut state.value);
                 Ok(Presence::Present)
             }
-            None => Ok(Presence::Gone),
+            None => {
+                elsewhere::tell_migrated(cx, &remote, &id).await?;
+                Ok(Presence::Gone)
+            }
         }
     }
 

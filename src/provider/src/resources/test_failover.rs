@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use arm_client::{Method, Retry};
+use arm_client::{Method, Operation, Retry};
 use arm_model::job::{JobProperties, JobState};
 use arm_model::test_failover::{NO_NETWORK, VM_NETWORK};
 use arm_model::{
@@ -135,26 +135,14 @@ impl Resource<Session> for TestFailover {
                 "The id of the plan or VM names no vault.",
             )
         })?;
-        let body = request(&change.planned);
-        let path = format!("{subject}/testFailover");
-        let before = remote.find::<Json>(subject.as_str()).await?;
-        let before = before.as_ref().and_then(drill_of);
-        let begun = remote.session.api.begin(Method::Post, &path, Some(&body));
-        let (operation, unknown) = match cx.cancel().guard(begun).await {
-            Ok(Ok(operation)) => (Ok(operation), false),
-            Ok(Err(error)) => {
-                let unknown = error.retry() == Retry::UnknownOutcome;
-                (Err(remote.failed("Starting", &error)), unknown)
-            }
-            Err(interrupted) => (Err(interrupted), true),
-        };
-        if unknown && let Some(job) = begun_unheard(&remote, &subject, before.as_ref()).await {
+        let begun = begin(cx, &remote, &subject, &request(&change.planned)).await?;
+        if let Some(job) = begun.unheard {
             // Nobody told us of it, but it runs: without its id nothing would ever clean it up.
             state.value.set("id", job.as_str());
             state.value.set("job_id", job.name());
             state.keep();
         }
-        let operation = operation?;
+        let operation = begun.operation?;
         let Some(job) = operation.job_id().map(|job| vault.job(job)) else {
             return Err(Diagnostics::error(
                 "The drill has no job",
@@ -280,9 +268,46 @@ impl Resource<Session> for TestFailover {
     }
 }
 
+/// A drill that was asked for.
+pub(crate) struct Begun {
+    /// What the service answered.
+    pub(crate) operation: Result<Operation, Diagnostics>,
+    /// The drill that runs although its start was not answered.
+    pub(crate) unheard: Option<JobId>,
+}
+
+/// Asks for a drill.
+///
+/// # Errors
+/// When nothing was asked for.
+pub(crate) async fn begin(
+    cx: &Context<Session>,
+    remote: &Remote<'_>,
+    subject: &ArmId,
+    body: &Json,
+) -> Result<Begun, Diagnostics> {
+    let before = remote.find::<Json>(subject.as_str()).await?;
+    let before = before.as_ref().and_then(drill_of);
+    let path = format!("{subject}/testFailover");
+    let begun = remote.session.api.begin(Method::Post, &path, Some(body));
+    let (operation, unknown) = match cx.cancel().guard(begun).await {
+        Ok(Ok(operation)) => (Ok(operation), false),
+        Ok(Err(error)) => {
+            let unknown = error.retry() == Retry::UnknownOutcome;
+            (Err(remote.failed("Starting", &error)), unknown)
+        }
+        Err(interrupted) => (Err(interrupted), true),
+    };
+    let unheard = match unknown {
+        true => begun_unheard(remote, subject, before.as_ref()).await,
+        false => None,
+    };
+    Ok(Begun { operation, unheard })
+}
+
 /// Whether a drill has left nothing to be cleaned up: it was cleaned up, or it failed or was cancelled, which takes all of it
 /// back.
-fn is_over(job: &JobProperties) -> bool {
+pub(crate) fn is_over(job: &JobProperties) -> bool {
     let status = job.custom_details.test_failover_status.as_deref();
     matches!(status, Some("Completed" | "Failed" | "Cancelled"))
         || matches!(job.state, JobState::Failed | JobState::Cancelled)
