@@ -112,7 +112,7 @@ pub fn findings(machine: &v1::VirtualMachine, asked: &Asked) -> Vec<ReadinessFin
             }
         }
     }
-    ours.sort_by(|left, right| right.0.cmp(&left.0));
+    ours.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
     all.extend(ours.into_iter().map(|(_, finding)| finding));
     all
 }

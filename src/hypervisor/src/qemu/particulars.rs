@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::config::{DiskConfig, DiskFormat};
@@ -53,7 +53,7 @@ fn survey(found: &[FoundVm], looks: &Looks) -> Vec<Particulars> {
             .zip(files(vm))
             .map(|(config, path)| {
                 let shared = users.get(&path).is_some_and(|users| *users > 1);
-                disk(vm, config, path, shared, looks)
+                disk(vm, config, &path, shared, looks)
             })
             .collect(),
         ..Particulars::unknown(VmId(vm.config.id))
@@ -64,7 +64,7 @@ fn survey(found: &[FoundVm], looks: &Looks) -> Vec<Particulars> {
 fn disk(
     vm: &FoundVm,
     config: &DiskConfig,
-    path: PathBuf,
+    path: &Path,
     shared: bool,
     looks: &Looks,
 ) -> DiskParticulars {
@@ -72,7 +72,7 @@ fn disk(
         || config.file.display().to_string(),
         |name| name.to_string_lossy().into_owned(),
     );
-    let device = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
+    let device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
     let mut disk = DiskParticulars {
         id: config.id.map(DiskId),
         name,
@@ -88,7 +88,7 @@ fn disk(
     if device {
         return disk;
     }
-    disk.place(&path);
+    disk.place(path);
     let format = match config.format() {
         Some(DiskFormat::Vhdx) => "VHDX",
         Some(DiskFormat::Vhd) => "VHD",
@@ -96,11 +96,11 @@ fn disk(
         Some(DiskFormat::Overlay | DiskFormat::Own) | None => return disk,
     };
     format.clone_into(&mut disk.format);
-    if let Ok(image) = disk_image::live_allocation(&path) {
+    if let Ok(image) = disk_image::live_allocation(path) {
         let id = DiskId(image.id);
         disk.id = Some(id);
         disk.logical_sector_bytes = image.logical_sector_size;
-        disk.look = looks.at(id, &path);
+        disk.look = looks.at(id, path);
     }
     disk
 }

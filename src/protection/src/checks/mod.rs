@@ -176,7 +176,7 @@ pub fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
                 .map(move |hit| finding(rule, request.target, hit))
         })
         .collect();
-    findings.sort_by(|left, right| right.severity.cmp(&left.severity));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
 
