@@ -16,7 +16,7 @@ use tracing::info;
 use crate::app::App;
 use crate::failover;
 use crate::fault::Fault;
-use crate::store::former::{FormerSource, LeftBehind, left_behind_key};
+use crate::store::former::{FormerSource, LeftBehind, left_behind_key, left_behind_prefix};
 use crate::store::records::{self, Item, Stored};
 use crate::store::{Change, Expect, StoreError};
 
@@ -72,6 +72,18 @@ pub fn left_behind(key: &str, item: &Item) -> Result<Vec<Change>, StoreError> {
         records::put(key, &left, Expect::Any)
     });
     left.collect()
+}
+
+/// Copies that hosts still have of VMs whose items ended elsewhere, by engine and VM.
+///
+/// # Errors
+/// Failures of the store.
+pub async fn left_at(app: &App) -> Result<Vec<(String, String)>, StoreError> {
+    let all = records::list::<LeftBehind>(app.store.as_ref(), left_behind_prefix()).await?;
+    let left = all.into_iter().map(|left| left.record);
+    Ok(left
+        .map(|left| (left.source.engine_id, left.item.vm_id))
+        .collect())
 }
 
 /// Forgets a former source of an item that has ended, once it has said that it let go.

@@ -19,6 +19,7 @@ use super::reply::Reply;
 use super::storage_accounts::{folder_of, sku_of};
 use super::{item_actions, item_rules, nics};
 use crate::access::Account;
+use crate::alternate_host;
 use crate::checks;
 use crate::fault::Fault;
 use crate::gateway::desired::hex;
@@ -67,11 +68,16 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         body.policy_id.as_deref().unwrap_or_default(),
     )
     .await?;
-    let (engine_id, machine) = machine(
-        call,
-        &located,
-        body.protectable_item_id.as_deref().unwrap_or_default(),
-    )?;
+    let stored = records::get::<Item>(call.app.store.as_ref(), &id.key()).await?;
+    let vm = body.protectable_item_id.as_deref().unwrap_or_default();
+    let mut left = alternate_host::left_at(call.app).await?;
+    if let Some(present) = &stored {
+        let item = &present.record;
+        let formers = item.formers.iter();
+        left.extend(formers.map(|former| (former.engine_id.clone(), item.vm_id.clone())));
+    }
+    let own = stored.as_ref().map(|present| &*present.record.engine_id);
+    let (engine_id, machine) = machine(call, &located, vm, own, &left)?;
     let asked = checks::Asked::of(&details, policy.details.log_quota_in_percent);
     checks::allow(&machine, &asked, "properties.protectableItemId")?;
     checks::note_accepted(&machine, &asked, &mut details);
@@ -97,7 +103,6 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
         .clone()
         .unwrap_or_else(|| machine.name.clone());
     target_name(&target)?;
-    let stored = records::get::<Item>(call.app.store.as_ref(), &id.key()).await?;
     call.precondition(stored.as_ref().map(|stored| stored.etag))?;
     if let Some(present) = &stored
         && present.record.vm_id.eq_ignore_ascii_case(&machine.id)
@@ -253,11 +258,13 @@ async fn policy(call: &Call<'_>, located: &Located, wanted: &str) -> Result<Poli
     Ok(policy.record)
 }
 
-/// The VM and the engine of its host.
+/// The VM and the engine of its host. `own`: the engine that the item has by now; `left`: copies that were left behind, by engine and VM.
 fn machine(
     call: &Call<'_>,
     located: &Located,
     wanted: &str,
+    own: Option<&str>,
+    left: &[(String, String)],
 ) -> Result<(String, v1::VirtualMachine), Fault> {
     let target = "properties.protectableItemId";
     let id = ProtectableItemId::parse(wanted)
@@ -275,8 +282,17 @@ fn machine(
             let machine = live.machine(id.name())?.clone();
             Some((engine.engine_id.clone(), live, machine))
         })
+        .filter(|(engine_id, _, machine)| {
+            let is_it = |(engine, vm): &(String, String)| {
+                engine == engine_id && vm.eq_ignore_ascii_case(&machine.id)
+            };
+            !left.iter().any(is_it)
+        })
         // A host that the VM went away from may still have it, off.
-        .min_by_key(|(_, _, machine)| machine.power_state() != v1::PowerState::Running);
+        .min_by_key(|(engine_id, _, machine)| {
+            let is_off = machine.power_state() != v1::PowerState::Running;
+            (own != Some(engine_id.as_str()), is_off)
+        });
     let Some((engine_id, live, machine)) = found else {
         return Err(Fault::refuse(
             404,

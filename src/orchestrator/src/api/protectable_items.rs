@@ -102,6 +102,7 @@ async fn all(
     )
     .await?;
     let asked = asked(call);
+    let left = crate::alternate_host::left_at(call.app).await?;
     let mut answers = Vec::new();
     for engine in &located.engines {
         let live = call.app.fleet.get(&engine.engine_id).unwrap_or_default();
@@ -109,7 +110,10 @@ async fn all(
             let is_former = |item: &Item| {
                 item.vm_id.eq_ignore_ascii_case(&vm.id) && item.former(&engine.engine_id).is_some()
             };
-            if items.iter().any(|item| is_former(&item.record)) {
+            let is_left = |(at, of): &(String, String)| {
+                *at == engine.engine_id && of.eq_ignore_ascii_case(&vm.id)
+            };
+            if left.iter().any(is_left) || items.iter().any(|item| is_former(&item.record)) {
                 // What a former source has of a VM is no VM of its own.
                 continue;
             }

@@ -76,6 +76,13 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
         if let Some(vm) = failed_over(app, &item.record, engine_id).await? {
             state.recovered_vms.push(vm);
         }
+        // A former source holds wherever its host is registered by now.
+        if let Some(former) = item.record.former(engine_id) {
+            let held = former.numbers.held();
+            state
+                .replications
+                .push(of_former(app, &item.record, held).await?);
+        }
         if !item.key.starts_with(&below) {
             continue;
         }
@@ -83,11 +90,6 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
             state
                 .replications
                 .push(replication(app, &item.record).await?);
-        } else if let Some(former) = item.record.former(engine_id) {
-            let held = former.numbers.held();
-            state
-                .replications
-                .push(of_former(app, &item.record, held).await?);
         }
         // A recovered VM that is no longer listed leaves a point to be let go of in its container.
         let item = item.record;
@@ -99,6 +101,11 @@ async fn compute(app: &App, engine_id: &str) -> Result<v1::DesiredState, StoreEr
         }
     }
     for left in records::list::<LeftBehind>(store, &left_behind_key(engine_id, "")).await? {
+        // What another vault's items are written with is none of this one's business.
+        let id = left.record.item.id.to_ascii_lowercase();
+        if !id.starts_with(vault.as_ref().unwrap_or(&below)) {
+            continue;
+        }
         let let_go = left.record.source.numbers.let_go();
         let message = of_former(app, &left.record.item, let_go).await?;
         // First this: what is protected anew under its name waits until it is forgotten.

@@ -312,6 +312,7 @@ async fn write_item(run: &mut Run<'_>, mut wanted: Item) -> Result<Outcome, Faul
                 .clone_from(&present.record.last_test_failover);
             wanted.drill_job.clone_from(&present.record.drill_job);
             wanted.recovery.clone_from(&present.record.recovery);
+            wanted.formers.clone_from(&present.record.formers);
             wanted
                 .last_failover
                 .clone_from(&present.record.last_failover);
@@ -527,7 +528,13 @@ pub async fn retire(
             crate::vault_keys::keep_for(app, &vault, &item.record).await?;
         }
         let counted = fence::count(app, &item.record).await?;
-        app.store.apply(vec![records::delete(key), counted]).await?;
+        let mut changes = crate::alternate_host::left_behind(key, &item.record)?;
+        changes.push(Change::Delete {
+            key: key.to_owned(),
+            expect: Expect::Etag(item.etag),
+        });
+        changes.push(counted);
+        app.store.apply(changes).await?;
         return Ok(Outcome::Done);
     }
     if item.record.life.item.is_active() {

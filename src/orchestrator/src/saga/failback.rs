@@ -225,11 +225,31 @@ async fn preflight(run: &mut Run<'_>, input: &FailbackInput) -> Result<Outcome, 
             }
         }
         let live = app.fleet.get(source).unwrap_or_default();
+        if input.to.is_some() {
+            is_off(&item, &live)?;
+        }
         if !input.creates {
             is_whole(&item, &live)?;
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What runs on the named host was carried over by somebody, and would be shut down and written over.
+fn is_off(item: &Item, live: &Live) -> Result<(), Fault> {
+    let machine = live.machine(&item.vm_id);
+    if machine.is_none_or(|machine| machine.power_state() != v1::PowerState::Running) {
+        return Ok(());
+    }
+    let (vm, host) = (&item.vm_name, live.host_name());
+    let error = ArmError::new(
+        "AlternateHostRunsVirtualMachine",
+        format!("The VM `{vm}` runs on host `{host}`, and a failback to it writes over its disks."),
+    );
+    Err(Fault::refuse(409, error.at(item.id.clone()).advise(
+        "Somebody has moved or imported it there while it was failed over.",
+        "Save what it has that the recovered VM has not, shut it down, and start the failback again.",
+    )))
 }
 
 /// Makes the named host the source, and waits until it has confirmed that nothing of the VM runs there.

@@ -30,7 +30,13 @@ impl Record for LeftBehind {
 /// Key of a [`LeftBehind`], or what those of an engine begin with.
 #[must_use]
 pub fn left_behind_key(engine_id: &str, item_key: &str) -> String {
-    format!("~former/{engine_id}/{item_key}")
+    format!("{}{engine_id}/{item_key}", left_behind_prefix())
+}
+
+/// What the keys of all [`LeftBehind`]s begin with.
+#[must_use]
+pub fn left_behind_prefix() -> &'static str {
+    "~former/"
 }
 
 impl Item {
