@@ -150,6 +150,13 @@ async fn a_vm_whose_host_is_lost_goes_back_to_another_one_and_stays_held_at_the_
         orders(&lost).iter().all(|order| *order == held),
         "nothing else"
     );
+    // A repeated enable neither forgets the first host nor takes its copy for the VM.
+    let again = world.enable_body(WEB).await;
+    let item = world.done(&world.put(&web, again).await).await;
+    assert_eq!(
+        property(&item, "recoveryServicesProviderId"),
+        target.provider_id.as_str()
+    );
     assert_eq!(lost.last().replications.len(), 1);
     assert_eq!(recovery.last().recovered_vms, []);
 
@@ -182,6 +189,19 @@ async fn a_failback_to_another_host_that_is_cancelled_may_be_made_to_the_first_o
     committed(&world, &web, "plannedFailover", body).await;
     let path = format!("{web}/plannedFailover");
     let begun = back("ForDownTime", "CreateVmIfNotFound", &other.provider_id);
+    // Somebody has started a copy there: it is not written over.
+    let lists = |host: &Engine| {
+        let live = app.fleet.get(&host.id).unwrap_or_default();
+        live.machine(WEB).is_some()
+    };
+    other.behave(|behaviour| behaviour.lacks = vec![DB, BROKEN]);
+    until(&world, || lists(&other)).await;
+    let refused = world.finish(&world.post(&path, begun.clone()).await).await;
+    let code = &refused["error"]["code"];
+    assert_eq!(code, "AlternateHostRunsVirtualMachine", "{refused}");
+    assert_eq!(orders(&other), [], "nothing was touched");
+    other.behave(|behaviour| behaviour.lacks = vec![WEB, DB, BROKEN]);
+    until(&world, || !lists(&other)).await;
     let begun = world.post(&path, begun).await;
     let scenario = world.get(&web).await.body["properties"]["currentScenario"]["jobId"].clone();
     let job = scenario.as_str().expect("job").to_owned();

@@ -330,6 +330,7 @@ fn report(
             os_type: behaviour.os_type.unwrap_or("Linux").to_owned(),
             facts: behaviour.facts.get(vm.id.as_str()).cloned(),
             disks: behaviour.disks.clone().unwrap_or(vm.disks),
+            power_state: power(state, &vm.id).into(),
             ..vm
         })
         .collect(),
@@ -337,6 +338,21 @@ fn report(
         recovered_vms,
         evidence: evidence(state, behaviour),
         ..v1::EngineReport::default()
+    }
+}
+
+/// A VM that is to stay off is off.
+fn power(state: &v1::DesiredState, vm_id: &str) -> v1::PowerState {
+    use v1::source_order::Kind as K;
+    let of_vm = state.replications.iter().find(|one| one.vm_id == vm_id);
+    match of_vm
+        .and_then(|one| one.order.as_ref())
+        .map(v1::SourceOrder::kind)
+    {
+        Some(K::ShipRest | K::Hold | K::Receive | K::ReceiveRest | K::LeaveOff) => {
+            v1::PowerState::Off
+        }
+        _ => v1::PowerState::Running,
     }
 }
 
