@@ -169,6 +169,19 @@ pub fn allow(machine: &v1::VirtualMachine, asked: &Asked, target: &str) -> Resul
     Err(Fault::refuse(400, error))
 }
 
+/// Whether an enable names nothing that is not protected by now. Such a one is never refused: what stands in its way is told as health,
+/// and a rule that is newer than the protection takes nothing away.
+#[must_use]
+pub fn is_repeated(present: &Item, vm_id: &str, disk_ids: &[String]) -> bool {
+    let is_there = |id: &String| {
+        let mut known = present.disk_ids.iter();
+        known.any(|known| known.eq_ignore_ascii_case(id))
+    };
+    present.life.item.copied_once
+        && present.vm_id.eq_ignore_ascii_case(vm_id)
+        && disk_ids.iter().all(is_there)
+}
+
 /// What is known at an enable of disks that are left out, so that it is no news later.
 pub fn note_accepted(machine: &v1::VirtualMachine, asked: &Asked, details: &mut EnableDetails) {
     let target = asked.target.unwrap_or(Target::RecoveryHost);

@@ -226,7 +226,7 @@ async fn what_comes_up_after_protection_is_a_health_error_until_it_is_gone() {
     assert_eq!(refused.code(), "SharedDisk", "{refused:?}");
     let mut without = body;
     without["properties"]["providerSpecificDetails"]["disksToInclude"] = json!([OS_DISK]);
-    world.done(&world.put(&item, without).await).await;
+    world.done(&world.put(&item, without.clone()).await).await;
     let errors = |item: &Value| -> Vec<String> {
         let errors = item["properties"]["healthErrors"].as_array();
         let errors = errors.into_iter().flatten();
@@ -251,6 +251,21 @@ async fn what_comes_up_after_protection_is_a_health_error_until_it_is_gone() {
     let ill = world.until(&item, |item| !errors(item).is_empty()).await;
     assert_eq!(errors(&ill), ["PassThroughDisk"]);
     assert_eq!(ill["properties"]["replicationHealth"], "Warning");
+
+    // What would refuse a VM that is protected anew takes nothing from one that is protected: a repeated enable goes on.
+    let mut native = plain.clone();
+    native.disks[0].logical_sector_bytes = 4096;
+    engine.behave(|engine| {
+        engine.facts.insert(DB, native);
+    });
+    world
+        .until(&item, |item| {
+            let errors = errors(item);
+            !errors.is_empty() && errors != ["PassThroughDisk"]
+        })
+        .await;
+    world.done(&world.put(&item, without).await).await;
+
     engine.behave(|engine| {
         engine.facts.insert(DB, plain);
     });

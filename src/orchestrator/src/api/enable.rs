@@ -79,7 +79,13 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     let own = stored.as_ref().map(|present| &*present.record.engine_id);
     let (engine_id, machine) = machine(call, &located, vm, own, &left)?;
     let asked = checks::Asked::of(&details, policy.details.log_quota_in_percent);
-    checks::allow(&machine, &asked, "properties.protectableItemId")?;
+    let is_repeated = stored.as_ref().is_some_and(|present| {
+        disks(&details, &machine)
+            .is_ok_and(|wanted| checks::is_repeated(&present.record, &machine.id, &wanted))
+    });
+    if !is_repeated {
+        checks::allow(&machine, &asked, "properties.protectableItemId")?;
+    }
     checks::note_accepted(&machine, &asked, &mut details);
     if let Some(wanted) = &details.hv_host_vm_id
         && !wanted.eq_ignore_ascii_case(&machine.id)
