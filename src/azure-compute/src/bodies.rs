@@ -41,6 +41,14 @@ pub(crate) fn disk(spec: &TargetSpec, source: &DiskSpec, chosen: &ChosenDisk) ->
     body
 }
 
+/// An incremental snapshot of a managed disk.
+pub(crate) fn snapshot(location: &str, disk_id: &str) -> Value {
+    json!({ "location": location, "properties": {
+        "creationData": { "createOption": "Copy", "sourceResourceId": disk_id },
+        "incremental": true,
+    } })
+}
+
 /// A static public address.
 pub(crate) fn public_address(spec: &TargetSpec) -> Value {
     let mut body = json!({

@@ -4,6 +4,7 @@
 //!  TargetSpec ─► Target::plan: facts (sizes, quotas, network, addresses, accounts) ─► decide (pure) ─► TargetPlan + findings
 //!  TargetPlan ─► Target::make: security group ─► network ─► public addresses ─► disks ─► NICs ─► VM     each: look, PUT, look
 //!  id         ─► Target::remove: VM ─► NICs ─► disks ─► …                                               only what carries the id
+//!  disk       ─► Target::snapshot, open, close, remove_snapshot                                         a frozen state, read as a page blob
 //! ```
 //!
 //! Promises:
@@ -32,6 +33,7 @@ mod nics;
 mod plan;
 mod resource;
 mod size;
+mod snapshots;
 mod spec;
 mod tags;
 mod target;
@@ -46,6 +48,7 @@ pub use nics::{Availability, Subnet};
 pub use plan::{TargetPlan, decide};
 pub use resource::{Kind, Planned};
 pub use size::{NoSize, Quota, Size};
+pub use snapshots::Access;
 pub use spec::{
     Address, DiskSpec, DiskType, Generation, Licence, Network, NicSpec, OsType, Place, Placement,
     PublicAddress, Selection, SubnetSpec, TargetSpec, WishedTags,

@@ -20,10 +20,12 @@ pub enum Kind {
     Nic,
     /// `Microsoft.Compute/virtualMachines`
     Vm,
+    /// `Microsoft.Compute/snapshots`: of a disk that is on its way back; never part of a plan.
+    Snapshot,
 }
 
 impl Kind {
-    /// All kinds, in the order of making.
+    /// All kinds that a VM is made of, in the order of making.
     pub const ALL: [Kind; 6] = [
         Kind::SecurityGroup,
         Kind::Network,
@@ -42,13 +44,14 @@ impl Kind {
             Kind::Disk => "Microsoft.Compute/disks",
             Kind::Nic => "Microsoft.Network/networkInterfaces",
             Kind::Vm => "Microsoft.Compute/virtualMachines",
+            Kind::Snapshot => "Microsoft.Compute/snapshots",
         }
     }
 
     /// Version of the API that is spoken with it. Compute versions its types one by one.
     pub fn api_version(self) -> &'static str {
         match self {
-            Kind::Disk => "2023-10-02",
+            Kind::Disk | Kind::Snapshot => "2023-10-02",
             Kind::Vm => "2024-03-01",
             _ => "2023-09-01",
         }
@@ -63,6 +66,7 @@ impl Kind {
             Kind::Disk => "disk",
             Kind::Nic => "NIC",
             Kind::Vm => "VM",
+            Kind::Snapshot => "snapshot",
         }
     }
 

@@ -17,7 +17,7 @@ use crate::view::{InstanceView, Power};
 /// Azure as a place to recover VMs in.
 #[derive(Debug)]
 pub struct Target {
-    calls: Calls,
+    pub(crate) calls: Calls,
 }
 
 /// A resource that stands.
@@ -107,7 +107,7 @@ impl Target {
     }
 
     /// One resource: looks, makes it if it is missing, and looks again when it is unknown what became of that.
-    async fn ensure(
+    pub(crate) async fn ensure(
         &self,
         resource: &Planned,
         cancel: &CancellationToken,
@@ -127,7 +127,7 @@ impl Target {
                 if is_good(&found) {
                     return Ok(made(resource, &found));
                 }
-                if resource.kind == Kind::Disk {
+                if matches!(resource.kind, Kind::Disk | Kind::Snapshot) {
                     // What an import that failed has left can't be imported into again.
                     self.delete(resource.kind, &resource.id, &resource.owner, cancel)
                         .await?;
@@ -320,7 +320,7 @@ impl Target {
     }
 
     /// Removes one resource if it carries the id at this moment; says whether it was there.
-    async fn delete(
+    pub(crate) async fn delete(
         &self,
         kind: Kind,
         id: &str,
@@ -393,7 +393,7 @@ fn conflict(
     None
 }
 
-fn foreign(at: At<'_>) -> TargetError {
+pub(crate) fn foreign(at: At<'_>) -> TargetError {
     TargetError::new(
         TargetErrorKind::Foreign,
         at.step,
@@ -417,6 +417,6 @@ fn made(resource: &Planned, found: &Value) -> Made {
     }
 }
 
-fn last(id: &str) -> &str {
+pub(crate) fn last(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }

@@ -485,3 +485,62 @@ async fn a_token_that_ends_is_renewed_and_a_caller_can_stop() {
     assert_eq!(error.kind(), TargetErrorKind::Interrupted);
     target.make(&plan, &go()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_snapshot_is_opened_again_after_any_lost_answer_and_removed_though_it_was_left_open() {
+    let double = Double::start(1).await.unwrap();
+    let before = double.ids();
+    let target = target(&double, 4);
+    let wish = spec(&double);
+    let plan = planned(&target, &wish).await;
+    target.make(&plan, &go()).await.unwrap();
+    let disk = Kind::Disk.id_of(&wish.place, "web-1-system");
+    let take = |name: &'static str| {
+        let (target, place, disk) = (&target, &wish.place, &disk);
+        async move { target.snapshot(place, disk, name, RECOVERY, &go()).await }
+    };
+    double
+        .faults()
+        .add(Rule::once(Fault::DropAfter, |call| call.method == "PUT"));
+    let snapshot = take("frozen-1").await.unwrap();
+    assert_eq!(double.times_created(&snapshot), 1);
+    let body = double.body(&snapshot).unwrap();
+    assert_eq!(body["properties"]["incremental"], true);
+    for lost in ["beginGetAccess", "endGetAccess"] {
+        double
+            .faults()
+            .add(Rule::once(Fault::DropAfter, move |call| {
+                call.path.ends_with(lost)
+            }));
+        let access = target
+            .open(&snapshot, RECOVERY, 600, &go())
+            .await
+            .unwrap_or_else(|error| panic!("{lost}: {error}"));
+        assert!(access.address().contains("sig="));
+        assert!(!format!("{access:?}").contains("sig"), "a secret is shown");
+    }
+    assert!(double.faults().used_up());
+    let foreign = target
+        .open(&snapshot, "another", 600, &go())
+        .await
+        .unwrap_err();
+    assert_eq!(foreign.kind(), TargetErrorKind::Foreign);
+    // Whoever opened it died. A stranger's stays.
+    let stranger = Kind::Snapshot.id_of(&wish.place, "theirs");
+    double.add_resource(&stranger, json!({ "location": "westeurope" }));
+    assert_eq!(double.open_snapshots().len(), 1);
+    let found = target.snapshots(&wish.place, RECOVERY).await.unwrap();
+    assert_eq!(found, [snapshot.clone()]);
+    for _ in 0..2 {
+        target
+            .remove_snapshot(&snapshot, RECOVERY, &go())
+            .await
+            .unwrap();
+    }
+    assert!(double.open_snapshots().is_empty());
+    let gone = target.open(&snapshot, RECOVERY, 600, &go()).await;
+    assert_eq!(gone.unwrap_err().kind(), TargetErrorKind::NotFound);
+    target.remove(&wish.place, RECOVERY, &go()).await.unwrap();
+    double.take_resource(&stranger);
+    assert_eq!(double.ids(), before);
+}

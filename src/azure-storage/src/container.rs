@@ -12,8 +12,8 @@ use azure_core::http::{
     ClientOptions, Method, Request, RetryOptions, Transport as SdkTransport, Url,
 };
 use azure_storage_blob::models::{
-    BlobClientCreateSnapshotResultHeaders as _, BlobClientDeleteOptions,
-    BlobContainerClientListBlobsOptions, DeleteSnapshotsOptionType, ListBlobsResponse,
+    BlobClientDeleteOptions, BlobContainerClientListBlobsOptions, DeleteSnapshotsOptionType,
+    ListBlobsResponse,
 };
 use azure_storage_blob::{BlobClient, BlobContainerClient, BlobContainerClientOptions};
 use bytes::Bytes;
@@ -426,19 +426,6 @@ impl Container {
                 error => Err(error),
             },
         }
-    }
-
-    /// Makes an immutable copy of a blob as it is now, and gives its name. It is not repeated after an unknown end.
-    pub async fn snapshot(&self, name: &str) -> Result<String> {
-        let made = self
-            .blob(name)
-            .create_snapshot(None)
-            .await
-            .map_err(|error| from_sdk(error, "snapshot blob"))?;
-        made.snapshot()
-            .ok()
-            .flatten()
-            .ok_or_else(|| not_understood(name, "x-ms-snapshot"))
     }
 
     /// Copies a blob, or a snapshot of one, of this account; ends when the copy is done.

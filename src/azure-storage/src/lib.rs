@@ -41,6 +41,7 @@ mod page;
 mod redact;
 mod retry;
 pub mod sas;
+mod snapshots;
 mod transport;
 
 pub use container::{
@@ -52,6 +53,6 @@ pub use error::{Error, ErrorKind, Outcome};
 pub use http::http_client;
 pub use integrity::Integrity;
 pub use pace::Limits;
-pub use page::{ChangedRanges, MAX_PUT_PAGE, PAGE, SequenceCondition};
+pub use page::{ChangedRanges, MAX_PUT_PAGE, Older, PAGE, SequenceCondition};
 pub use retry::RetryPolicy;
 pub use transport::Figures;

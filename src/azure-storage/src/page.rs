@@ -34,6 +34,25 @@ pub enum SequenceCondition {
     Equal(u64),
 }
 
+/// What a page blob is compared with: an older state of it.
+#[derive(Clone, Copy)]
+pub enum Older<'a> {
+    /// A snapshot of the blob.
+    Snapshot(&'a str),
+    /// An incremental snapshot of the same managed disk, by its address with its signature
+    /// (`x-ms-previous-snapshot-url`, service version 2019-07-07 and later). Not shown by `Debug`.
+    Address(&'a str),
+}
+
+impl std::fmt::Debug for Older<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Older::Snapshot(name) => f.debug_tuple("Snapshot").field(name).finish(),
+            Older::Address(_) => f.write_str("Address(..)"),
+        }
+    }
+}
+
 /// Ranges that changed since a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangedRanges {
@@ -169,18 +188,33 @@ impl Container {
 
     /// Ranges that changed since an older snapshot. The SDK has no call for it; emulators answer with all ranges.
     pub async fn page_ranges_since(&self, name: &str, older: &str) -> Result<ChangedRanges> {
+        self.page_ranges_between(name, None, Older::Snapshot(older))
+            .await
+    }
+
+    /// As [`Container::page_ranges_since`], of the blob or of one of its snapshots, which is newer than the older one.
+    pub async fn page_ranges_between(
+        &self,
+        name: &str,
+        snapshot: Option<&str>,
+        older: Older<'_>,
+    ) -> Result<ChangedRanges> {
         let mut changed = ChangedRanges::default();
         let mut marker: Option<String> = None;
         loop {
-            let mut request = self.request(Method::Get, name, None);
+            let mut request = self.request(Method::Get, name, snapshot);
             {
                 let mut query = request.url_mut().query_pairs_mut();
-                query
-                    .append_pair("comp", "pagelist")
-                    .append_pair("prevsnapshot", older);
+                query.append_pair("comp", "pagelist");
+                if let Older::Snapshot(older) = older {
+                    query.append_pair("prevsnapshot", older);
+                }
                 if let Some(marker) = &marker {
                     query.append_pair("marker", marker);
                 }
+            }
+            if let Older::Address(address) = older {
+                request.insert_header("x-ms-previous-snapshot-url", address.to_owned());
             }
             let answer = self.transport.execute(&request).await?;
             let text = std::str::from_utf8(&answer.body)

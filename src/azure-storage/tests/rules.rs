@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use azure_storage::double::{Double, DoubleOptions, Fault, Rule};
 use azure_storage::{
-    Condition, Container, ContainerOptions, Credential, CredentialHandle, ErrorKind, Limits,
+    Condition, Container, ContainerOptions, Credential, CredentialHandle, ErrorKind, Limits, Older,
     RetryPolicy, SequenceCondition,
 };
 use bytes::Bytes;
@@ -290,6 +290,67 @@ async fn what_changed_since_a_snapshot_is_told_exactly() {
         .await
         .expect("read");
     assert_eq!(copied.bytes, vec![1u8; 512]);
+}
+
+#[tokio::test]
+async fn snapshots_are_compared_by_name_or_by_address_and_removed_one_by_one() {
+    let world = world().await;
+    let container = &world.container;
+    container
+        .create_page_blob("b", 64 << 10, 0, &[], Condition::NotExists)
+        .await
+        .expect("made");
+    let put = |offset: u64, byte: u8| {
+        let bytes = Bytes::from(vec![byte; 512]);
+        container.put_pages("b", offset, bytes, SequenceCondition::None)
+    };
+    put(0, 1).await.expect("put");
+    put(8192, 1).await.expect("put");
+    let first = container.snapshot("b").await.expect("a snapshot");
+    let path = "c/b".to_owned();
+    assert!(world.double.keep_blob(&path, "elsewhere/first"));
+    put(4096, 2).await.expect("put");
+    world.double.clear(&path, 8192..8704);
+    let second = container.snapshot("b").await.expect("a snapshot");
+    world.double.write(&path, 512, &[9; 512]);
+    let expected = azure_storage::ChangedRanges {
+        written: vec![4096..4608],
+        cleared: vec![8192..8704],
+    };
+    let by_name = container
+        .page_ranges_between("b", Some(&second), Older::Snapshot(&first))
+        .await
+        .expect("told");
+    assert_eq!(by_name, expected, "the blob has gone on since");
+    let address = format!(
+        "{}/elsewhere/first?sv=1&sig=secret",
+        world.double.endpoint()
+    );
+    let older = Older::Address(&address);
+    assert!(!format!("{older:?}").contains("secret"));
+    let by_address = container
+        .page_ranges_between("b", Some(&second), older)
+        .await
+        .expect("told");
+    assert_eq!(by_address, expected);
+    let gone = container
+        .page_ranges_between("b", None, Older::Address(&address.replace("first", "none")))
+        .await
+        .expect_err("not there");
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    assert!(!gone.to_string().contains("secret"), "{gone}");
+
+    for _ in 0..2 {
+        container
+            .delete_snapshot("b", &first)
+            .await
+            .expect("gone, also twice");
+    }
+    assert_eq!(world.double.snapshots(&path), 1);
+    container.delete_snapshots("b").await.expect("all gone");
+    assert_eq!(world.double.snapshots(&path), 0);
+    let left = container.get_range("b", None, 0..512).await.expect("blob");
+    assert_eq!(left.bytes, vec![1u8; 512], "the blob itself stays");
 }
 
 #[tokio::test]

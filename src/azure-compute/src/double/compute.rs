@@ -95,6 +95,12 @@ pub(super) fn disk(state: &State, id: &str, body: &mut Value) -> Outcome<()> {
     }
     body["properties"]["diskSizeGB"] = wished.unwrap_or(gib).into();
     body["properties"]["diskSizeBytes"] = bytes.into();
+    if state.entry(id).is_none()
+        && let Some(disks) = &state.contents.0
+    {
+        let uri = text(body, "/properties/creationData/sourceUri");
+        disks.import(&id.to_lowercase(), uri);
+    }
     Ok(())
 }
 

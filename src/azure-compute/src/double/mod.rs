@@ -10,6 +10,8 @@
 //!   `Failed`. A second write beside a running one is 409 `Conflict` at Compute and 429 `AnotherOperationInProgress` at Network.
 //! - *disks*: `Import` needs `sourceUri` and `storageAccountId` of the same region and a page blob that is a fixed VHD of whole mebibytes
 //!   (400 `InvalidVhd`); `managedBy` and `diskState` follow attachment; an attached disk is not deleted (409 `OperationNotAllowed`).
+//! - *snapshots*: incremental, of a disk that stands, at the instant of the request; `beginGetAccess` ends with `accessSAS` in its final answer,
+//!   once at a time (409); an open one is not removed (409 `OperationNotAllowed`); `endGetAccess` may be repeated.
 //! - *VMs*: size offered, not restricted, within quota, of the disks' generation, with room for disks and NICs; disks and NICs exist and belong to no
 //!   other VM; unit numbers differ; one primary NIC; zones of VM and disks agree; a set excludes a zone. Creation starts the VM.
 //! - *NICs*: subnet exists; a static address lies in it, is not one of Azure's five and is free (400 `PrivateIPAddressInUse`); a dynamic one is the next
@@ -26,7 +28,9 @@ mod faults;
 mod network;
 mod route;
 mod server;
+mod snapshots;
 mod state;
 
 pub use faults::{Call, Fault, Faults, Rule};
 pub use server::{Double, World};
+pub use state::Disks;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::state::{Effect, Outcome, Reply, State, refuse, text};
-use super::{catalog, compute, network};
+use super::{catalog, compute, network, snapshots};
 
 /// A request without what only sockets know.
 pub(super) struct Request<'a> {
@@ -35,19 +35,8 @@ const TYPES: &[(&str, &[&str])] = &[
     ("microsoft.compute/virtualmachines", COMPUTE),
     ("microsoft.compute/availabilitysets", COMPUTE),
     ("microsoft.compute/locations", COMPUTE),
-    (
-        "microsoft.compute/disks",
-        &[
-            "2022-03-02",
-            "2022-07-02",
-            "2023-01-02",
-            "2023-04-02",
-            "2023-10-02",
-            "2024-03-02",
-            "2025-01-02",
-            "2026-03-02",
-        ],
-    ),
+    ("microsoft.compute/disks", DISKS),
+    ("microsoft.compute/snapshots", DISKS),
     (
         "microsoft.compute/skus",
         &["2017-09-01", "2019-04-01", "2021-07-01"],
@@ -61,6 +50,16 @@ const TYPES: &[(&str, &[&str])] = &[
         "microsoft.storage/storageaccounts",
         &["2022-09-01", "2023-01-01", "2023-05-01", "2024-01-01"],
     ),
+];
+const DISKS: &[&str] = &[
+    "2022-03-02",
+    "2022-07-02",
+    "2023-01-02",
+    "2023-04-02",
+    "2023-10-02",
+    "2024-03-02",
+    "2025-01-02",
+    "2026-03-02",
 ];
 const COMPUTE: &[&str] = &[
     "2022-03-01",
@@ -270,8 +269,17 @@ fn resource(
             }
             idle(state, space, &key)?;
             compute::blocked(state, &id, kind)?;
+            snapshots::blocked(state, &key)?;
             network::blocked(state, &id, kind)?;
             let operation = state.begin(&key, "Deleting", Effect::Delete);
+            Ok(accepted(request, space, &operation, 202, Value::Null, true))
+        }
+        ("POST", [_, action @ ("begingetaccess" | "endgetaccess")]) if kind == "snapshots" => {
+            if state.entry(&key).is_none() {
+                return missing(&id);
+            }
+            idle(state, space, &key)?;
+            let operation = snapshots::access(state, &key, action, &request.body)?;
             Ok(accepted(request, space, &operation, 202, Value::Null, true))
         }
         ("POST", [_, action]) if kind == "virtualmachines" => {
@@ -371,6 +379,7 @@ fn put(state: &mut State, request: &Request<'_>, space: &str, kind: &str, id: &s
         "virtualnetworks" => network::network(state, id, &mut body)?,
         "publicipaddresses" => network::public_address(state, id, &mut body)?,
         "networksecuritygroups" => {}
+        "snapshots" => snapshots::take(state, id, &body)?,
         other => {
             return refuse(
                 405,
@@ -440,6 +449,9 @@ fn operation(state: &mut State, request: &Request<'_>, id: &str) -> Outcome {
     let monitor = request.parameter("monitor").is_some();
     if monitor && operation.ended {
         let target = operation.target.clone();
+        if let Some(result) = operation.result.clone() {
+            return Ok(Reply::ok(result));
+        }
         return Ok(match show(state, &target, false) {
             Ok(body) if target.contains("/disks/") => Reply::ok(body),
             _ => Reply::of(200, Value::Null),

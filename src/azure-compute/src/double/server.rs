@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::faults::{Call, Fault, Faults};
 use super::route;
-use super::state::{Blob, Reply, State, Storage, text};
+use super::state::{Blob, Contents, Disks, Reply, State, Storage, text};
 use crate::spec::Place;
 
 /// What there is before anything is recovered.
@@ -171,6 +171,28 @@ impl Double {
                 has_footer,
             })
         });
+    }
+
+    /// Contents of managed disks and snapshots are kept by somebody.
+    pub fn keep_disks(&self, disks: impl Disks + 'static) {
+        self.state().contents = Contents(Some(Box::new(disks)));
+    }
+
+    /// Snapshots that are open for reading.
+    pub fn open_snapshots(&self) -> Vec<String> {
+        self.state().open.iter().cloned().collect()
+    }
+
+    /// A VM's power state, as somebody at the portal changes it.
+    pub fn set_power(&self, id: &str, power: &'static str) {
+        if let Some(entry) = self.state().resources.get_mut(&id.to_lowercase()) {
+            entry.power = power;
+        }
+    }
+
+    /// A VM's power state.
+    pub fn power(&self, id: &str) -> Option<&'static str> {
+        self.state().entry(id).map(|entry| entry.power)
     }
 
     /// Puts a resource there as somebody else would have.

@@ -77,6 +77,8 @@ pub(super) enum Effect {
 
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
+    /// What its final answer is, if not the resource.
+    pub(super) result: Option<Value>,
     pub(super) target: String,
     pub(super) polls_left: u32,
     pub(super) effect: Effect,
@@ -112,12 +114,48 @@ impl Storage {
     }
 }
 
+/// Contents of managed disks and snapshots, kept by somebody who has a blob service. Ids are in lower case.
+pub trait Disks: Send {
+    /// A disk is made of a page blob.
+    fn import(&self, disk: &str, uri: &str);
+    /// A snapshot of a disk is taken now.
+    fn freeze(&self, disk: &str, snapshot: &str);
+    /// A snapshot is opened; gives its address with a signature.
+    fn open(&self, snapshot: &str) -> String;
+    /// Its addresses are worth nothing any more.
+    fn close(&self, snapshot: &str);
+    /// A disk or a snapshot is gone.
+    fn remove(&self, id: &str);
+}
+
+#[derive(Default)]
+pub(super) struct Contents(pub(super) Option<Box<dyn Disks>>);
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Contents").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Contents {
+    fn removed(&self, id: &str) {
+        if let Some(disks) = &self.0
+            && (id.contains("/disks/") || id.contains("/snapshots/"))
+        {
+            disks.remove(id);
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) resources: BTreeMap<String, Entry>,
     pub(super) operations: BTreeMap<String, Operation>,
     pub(super) blobs: BTreeMap<String, Blob>,
     pub(super) storage: Storage,
+    pub(super) contents: Contents,
+    /// Snapshots that are open for reading.
+    pub(super) open: BTreeSet<String>,
     pub(super) groups: BTreeSet<String>,
     pub(super) tokens: BTreeSet<String>,
     /// How often each id came into being.
@@ -170,6 +208,7 @@ impl State {
             entry.operation = Some(id.clone());
         }
         let operation = Operation {
+            result: None,
             target: target.to_owned(),
             polls_left: self.polls,
             effect,
@@ -204,6 +243,7 @@ impl State {
             Effect::Settle => {}
             Effect::Power(power) => entry.power = power,
             Effect::Delete => {
+                self.contents.removed(&operation.target);
                 self.resources.remove(&operation.target);
             }
         }

@@ -13,13 +13,16 @@
 //!   a right that is not given: 403 `AuthorizationPermissionMismatch`. *Tokens*: unknown or expired: 401.
 //! - *limits*: 500 requests and 60 MiB a second of one blob, above it 503 `ServerBusy`.
 //! - *premium page blob accounts*: no block blobs; 100 snapshots a blob, one in ten minutes.
-//! - *paging*: listings and page ranges come in parts with a marker; ranges since a snapshot with `prevsnapshot`.
+//! - *paging*: listings and page ranges come in parts with a marker; ranges since a snapshot with `prevsnapshot`, since
+//!   another blob, as snapshots of managed disks are, with `x-ms-previous-snapshot-url`.
+//! - *removal*: one snapshot, all snapshots (`x-ms-delete-snapshots: only`), or the blob with them.
 //!
 //! [`Faults`] adds what networks and regions do. Everything is in memory and ends with the [`Double`].
 
 mod auth;
 mod blobs;
 mod faults;
+mod hands;
 mod limits;
 mod operations;
 mod page_operations;

@@ -164,6 +164,7 @@ fn blob(shared: &Shared, account: &mut Account, call: &Received, now: Duration) 
     if call.method == "PUT" && call.header("x-ms-copy-source").is_some() {
         return copy(account, call, etag);
     }
+    let older = earlier(account, call)?;
     let keep = account
         .containers
         .get_mut(&call.container)
@@ -242,12 +243,13 @@ fn blob(shared: &Shared, account: &mut Account, call: &Received, now: Duration) 
         ("DELETE", _) => {
             let blob = existing.ok_or_else(|| Reply::error(404, "BlobNotFound"))?;
             conditions(existing, call)?;
-            if !blob.snapshots.is_empty() && call.header("x-ms-delete-snapshots").is_none() {
+            if !blob.snapshots.is_empty()
+                && call.header("x-ms-delete-snapshots").is_none()
+                && call.query("snapshot").is_empty()
+            {
                 return refuse(409, "SnapshotsPresent");
             }
-            keep.blobs.remove(&call.blob);
-            keep.staged.remove(&call.blob);
-            Ok(Reply::new(202))
+            delete(keep, call)
         }
         _ => {
             let blob = keep
@@ -260,10 +262,53 @@ fn blob(shared: &Shared, account: &mut Account, call: &Received, now: Duration) 
                 ("PUT", "properties") => properties(blob, call, etag),
                 ("PUT", "snapshot") => snapshot(blob, premium, &etag, now),
                 ("PUT", "lease") => lease(blob, call, now),
-                (_, "pagelist") => page_ranges(shared, blob, call),
+                (_, "pagelist") => page_ranges(shared, blob, call, older.as_ref()),
                 _ => read(blob, call),
             }
         }
+    }
+}
+
+/// Removes a blob with all that belongs to it, its snapshots only, or one of them.
+fn delete(keep: &mut Keep, call: &Received) -> Outcome {
+    let one = call.query("snapshot");
+    let only = call.header("x-ms-delete-snapshots") == Some("only");
+    if let Some(blob) = keep.blobs.get_mut(&call.blob)
+        && (only || !one.is_empty())
+    {
+        if only {
+            blob.snapshots.clear();
+        } else if blob.snapshots.remove(one).is_none() {
+            return refuse(404, "BlobNotFound");
+        }
+        return Ok(Reply::new(202));
+    }
+    keep.blobs.remove(&call.blob);
+    keep.staged.remove(&call.blob);
+    Ok(Reply::new(202))
+}
+
+/// The pages of an earlier state that is named by its address; it must be signed and be there.
+fn earlier(account: &Account, call: &Received) -> Result<Option<Pages>, Reply> {
+    let Some(address) = call.header("x-ms-previous-snapshot-url") else {
+        return Ok(None);
+    };
+    let url = azure_core::http::Url::parse(address)
+        .map_err(|_| Reply::error(400, "InvalidHeaderValue"))?;
+    if !url.query_pairs().any(|(name, _)| name == "sig") {
+        return refuse(403, "AuthorizationFailure");
+    }
+    let mut path = url.path().trim_start_matches('/').splitn(3, '/').skip(1);
+    let container = path.next().unwrap_or_default();
+    let name = path.next().unwrap_or_default();
+    let blob = account
+        .containers
+        .get(container)
+        .and_then(|keep| keep.blobs.get(name));
+    match blob.map(|blob| &blob.data) {
+        Some(Data::Page { pages, .. }) => Ok(Some(pages.clone())),
+        Some(Data::Block(_)) => refuse(409, "InvalidBlobType"),
+        None => refuse(404, "PreviousSnapshotNotFound"),
     }
 }
 

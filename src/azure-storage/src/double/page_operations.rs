@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::blobs::{Blob, Data};
 use super::operations::{Outcome, Reply, chosen, made, number, page_size, range, refuse};
+use super::pages::Pages;
 use super::server::{Received, Shared};
 
 pub(super) fn write_pages(blob: &mut Blob, call: &Received, etag: String) -> Outcome {
@@ -113,7 +114,12 @@ pub(super) fn snapshot(blob: &mut Blob, premium: bool, etag: &str, now: Duration
     Ok(reply)
 }
 
-pub(super) fn page_ranges(shared: &Shared, blob: &Blob, call: &Received) -> Outcome {
+pub(super) fn page_ranges(
+    shared: &Shared,
+    blob: &Blob,
+    call: &Received,
+    earlier: Option<&Pages>,
+) -> Outcome {
     let Data::Page { length, pages, .. } = chosen(blob, call)? else {
         return refuse(409, "InvalidBlobType");
     };
@@ -122,17 +128,21 @@ pub(super) fn page_ranges(shared: &Shared, blob: &Blob, call: &Received) -> Outc
         None => 0..*length,
     };
     let mut entries: Vec<(Range<u64>, &str)> = Vec::new();
-    match call.query("prevsnapshot") {
-        "" => entries.extend(
+    let older = match call.query("prevsnapshot") {
+        "" => earlier,
+        name => match blob.snapshots.get(name) {
+            Some((Data::Page { pages, .. }, _)) => Some(pages),
+            _ => return refuse(404, "PreviousSnapshotNotFound"),
+        },
+    };
+    match older {
+        None => entries.extend(
             pages
                 .ranges(within)
                 .into_iter()
                 .map(|range| (range, "PageRange")),
         ),
-        older => {
-            let Some((Data::Page { pages: older, .. }, _)) = blob.snapshots.get(older) else {
-                return refuse(404, "PreviousSnapshotNotFound");
-            };
+        Some(older) => {
             let (written, cleared) = pages.since(older, within);
             entries.extend(written.into_iter().map(|range| (range, "PageRange")));
             entries.extend(cleared.into_iter().map(|range| (range, "ClearRange")));

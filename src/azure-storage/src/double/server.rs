@@ -127,7 +127,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A running blob service with one account. It ends when this is dropped.
 pub struct Double {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
 

@@ -27,7 +27,6 @@ use serde_json::Value;
 use super::entry::{Call, unknown_path};
 use super::reply::Reply;
 use super::{item_answer, load, other_host, plan_part, plans, test_failover};
-use crate::azure_target;
 use crate::fault::Fault;
 use crate::report;
 use crate::saga::choose::PointChoice;
@@ -504,26 +503,6 @@ fn creates(option: Option<&str>, target: &str) -> Result<bool, Fault> {
     }
 }
 
-/// A managed disk can't be shipped back yet, so nobody begins what would end halfway.
-fn not_out_of_azure(items: &[&Stored<Item>]) -> Result<(), Fault> {
-    let in_azure = items.iter().find(|item| {
-        let side = item.record.recovery.as_ref();
-        side.is_some_and(|side| azure_target::is_engine(&side.engine_id))
-    });
-    match in_azure {
-        None => Ok(()),
-        Some(item) => Err(Fault::conflict(
-            "FailbackNotSupported",
-            &item.record.id,
-            format!(
-                "`{}` runs in Azure, and this release brings no VM back from there.",
-                item.record.vm_name
-            ),
-            "Take the failover back before it is committed, or complete the migration and protect the VM anew.",
-        )),
-    }
-}
-
 /// How a failback is made.
 struct How {
     /// The recovered VM runs on while most of the data moves.
@@ -541,7 +520,6 @@ async fn back(
     items: &[&Stored<Item>],
     plan: &[PlanGroup],
 ) -> Result<Reply, Fault> {
-    not_out_of_azure(items)?;
     let How {
         minimise_downtime,
         creates,

@@ -18,7 +18,7 @@ use super::trouble::Trouble;
 use crate::access;
 use crate::app::App;
 use crate::gateway::reports::vault_of;
-use crate::store::records::{self, Item};
+use crate::store::records::{self, Item, Policy};
 use crate::vault_keys;
 
 /// A container that can be reached, with the handle that renews the way to it.
@@ -74,6 +74,28 @@ fn reached(message: &v1::StoreTarget) -> Result<Reached, Trouble> {
 // === impl Reached ===
 
 impl Reached {
+    /// A page blob that another service has signed for, by its address: its container, and its name there.
+    pub(super) fn elsewhere(&self, address: &str) -> Result<(Container, String), Trouble> {
+        // The text itself is a secret, so it is in no message.
+        let unreadable = || {
+            Trouble::lasting(
+                "AzureRefused",
+                "the address of a snapshot of a disk is no address of a blob",
+                "See the orchestrator's log.",
+            )
+        };
+        let (place, signature) = address.split_once('?').ok_or_else(unreadable)?;
+        let (place, name) = place.rsplit_once('/').ok_or_else(unreadable)?;
+        let (endpoint, container) = place.rsplit_once('/').ok_or_else(unreadable)?;
+        let handle = CredentialHandle::new(Credential::sas(signature, 0));
+        let options = ContainerOptions {
+            proxy: self.options.proxy.clone(),
+            ca_pem: self.options.ca_pem.clone(),
+            ..ContainerOptions::new(endpoint, container, handle)
+        };
+        Ok((Container::open(&options)?, name.to_owned()))
+    }
+
     pub(super) fn container(&self) -> Result<Container, Trouble> {
         Container::open(&self.options).map_err(Trouble::from)
     }
@@ -133,7 +155,7 @@ impl Reach {
 
     /// Opens the replica with the keys that its journal may need.
     pub(super) async fn reader(&self, app: &App, vm: &AzureVm) -> Result<ReplicaReader, Trouble> {
-        let keys = keys(app, vm).await?;
+        let keys = keys(app, vm, false).await?;
         Ok(ReplicaReader::open_with_keys(&self.store(), &replica_key(vm)?, keys).await?)
     }
 }
@@ -143,7 +165,8 @@ pub(super) fn replica_key(vm: &AzureVm) -> Result<ReplicaKey, Trouble> {
     Ok(ReplicaKey::new(&vm.replica.vault_key, &vm.replica.item_id)?)
 }
 
-async fn keys(app: &App, vm: &AzureVm) -> Result<KeyRing, Trouble> {
+/// The vault's keys. Who writes encrypts, if the policy says so.
+pub(super) async fn keys(app: &App, vm: &AzureVm, writes: bool) -> Result<KeyRing, Trouble> {
     let mut ring = KeyRing::new();
     let item = records::get::<Item>(app.store.as_ref(), &vm.item).await?;
     let Some(vault) = item.as_ref().and_then(|item| vault_of(&item.record)) else {
@@ -156,8 +179,16 @@ async fn keys(app: &App, vm: &AzureVm) -> Result<KeyRing, Trouble> {
             "Restore the orchestrator's data folder with the vault's keys.",
         )
     };
+    let policy = match &item {
+        Some(item) => policy(app, &item.record).await?,
+        None => None,
+    };
+    let encrypts = policy.is_some_and(|policy| vault_keys::encrypts(&policy));
     let stored = vault_keys::load(app, &vault).await?;
-    let encryption = vault_keys::for_engine(app, &vault, &stored, false)
+    if writes && encrypts && stored.keys.is_empty() {
+        return Err(unreadable("there are none".to_owned()));
+    }
+    let encryption = vault_keys::for_engine(app, &vault, &stored, writes && encrypts)
         .map_err(|error| unreadable(error.to_string()))?;
     for key in &encryption.keys {
         let id: Uuid = key
@@ -167,7 +198,17 @@ async fn keys(app: &App, vm: &AzureVm) -> Result<KeyRing, Trouble> {
         ring.insert(id, &key.key)
             .map_err(|error| unreadable(error.to_string()))?;
     }
+    let active = encryption.active_key_id.parse().ok();
+    ring.activate(active)
+        .map_err(|error| unreadable(error.to_string()))?;
     Ok(ring)
+}
+
+/// The policy of an item.
+pub(super) async fn policy(app: &App, item: &Item) -> Result<Option<Policy>, Trouble> {
+    let key = item.policy_id.to_ascii_lowercase();
+    let policy = records::get::<Policy>(app.store.as_ref(), &key).await?;
+    Ok(policy.map(|policy| policy.record))
 }
 
 /// The folder of a VM's page blobs.
@@ -196,11 +237,16 @@ pub(super) async fn remove(reach: &Reach, vm: &AzureVm) -> Result<(), Trouble> {
 /// Lets go of the point; a replica that is gone holds none.
 pub(super) async fn let_point_go(app: &App, reach: &Reach, vm: &AzureVm) -> Result<(), Trouble> {
     let key = replica_key(vm)?;
-    let reader =
-        match ReplicaReader::open_with_keys(&reach.store(), &key, keys(app, vm).await?).await {
-            Ok(reader) => reader,
-            Err(error) if error.kind() == replica_store::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+    let reader = match ReplicaReader::open_with_keys(
+        &reach.store(),
+        &key,
+        keys(app, vm, false).await?,
+    )
+    .await
+    {
+        Ok(reader) => reader,
+        Err(error) if error.kind() == replica_store::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
     Ok(reader.unpin(&vm.owner()).await?)
 }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::ENGINE;
+use super::back;
 use super::record::{self, AzureVm, Stage};
 use super::steps::{self, Next, Work};
 use super::trouble::Trouble;
@@ -51,7 +52,10 @@ impl Task {
         match (self, other) {
             (Task::Remove, Task::Remove) => true,
             (Task::Towards(one), Task::Towards(other)) => {
-                one.goal == other.goal && one.point_id == other.point_id
+                one.goal == other.goal
+                    && one.point_id == other.point_id
+                    && one.ships == other.ships
+                    && one.order == other.order
             }
             _ => false,
         }
@@ -222,7 +226,6 @@ impl Host {
         wish: Option<&Wish>,
         vm: Option<&AzureVm>,
     ) -> Result<Option<Task>, StoreError> {
-        let stage = vm.map(|vm| vm.stage);
         let Some(wish) = wish else {
             let Some(vm) = vm else { return Ok(None) };
             let item = records::get::<Item>(self.app.store.as_ref(), &vm.item).await?;
@@ -237,7 +240,7 @@ impl Host {
             return Ok(None);
         }
         Ok(match wish.goal {
-            goal if steps::is_settled(goal, stage) => None,
+            _ if steps::is_settled(wish, vm) => None,
             Goal::Absent => Some(Task::Remove),
             _ => Some(Task::Towards(Box::new(wish.clone()))),
         })
@@ -314,8 +317,10 @@ impl Host {
             match ended {
                 Ok(next) => {
                     worker.trouble = None;
-                    if next == Next::Later {
-                        worker.not_before = Instant::now() + RECHECK;
+                    match next {
+                        Next::Later => worker.not_before = Instant::now() + RECHECK,
+                        Next::In(pause) => worker.not_before = Instant::now() + pause,
+                        Next::Again | Next::Settled => {}
                     }
                 }
                 Err(_) if worker.cancel.is_cancelled() => worker.trouble = None,
@@ -367,10 +372,12 @@ impl Host {
         let prepared =
             stage >= Some(Stage::Planned) && wish.is_some_and(|wish| wish.goal == Goal::Prepared);
         let (done, all) = vm.map(AzureVm::progress).unwrap_or_default();
+        let back = vm.and_then(|vm| vm.back.as_ref());
         Some(v1::RecoveredVmStatus {
             id: id.clone(),
             // Azure says of a VM that it runs; it doesn't look inside of a guest without an agent.
             state: match (is_there, trouble) {
+                (true, _) if vm.is_some_and(|vm| vm.off) => State::Off,
                 (true, _) => State::Booted,
                 (_, Some(trouble)) if trouble.is_final => State::Failed,
                 _ if prepared => State::Off,
@@ -383,7 +390,11 @@ impl Host {
             findings: trouble.map(Trouble::finding).into_iter().collect(),
             recovery: wish
                 .filter(|wish| vm.is_none_or(|vm| !vm.is_dropped(Some(&wish.item))))
-                .and_then(|wish| said(wish, stage, self.is_absent(&wish.item, vms))),
+                .and_then(|wish| said(wish, vm, self.is_absent(&wish.item, vms))),
+            shipped_bytes: back.map_or(0, |back| back.sent_bytes),
+            shipped_unix_ms: back
+                .and_then(|back| back.shipped.as_ref())
+                .map_or(0, |shipped| shipped.point_ms),
             local_bytes: done,
             disk_bytes: all,
             ..v1::RecoveredVmStatus::default()
@@ -392,12 +403,19 @@ impl Host {
 }
 
 /// What is said of an order, once it is carried out. Absent: no other VM of the item stands, whatever its id.
-fn said(wish: &Wish, stage: Option<Stage>, absent: bool) -> Option<v1::RecoveryReport> {
+fn said(wish: &Wish, vm: Option<&AzureVm>, absent: bool) -> Option<v1::RecoveryReport> {
     let (epoch, order) = wish.order?;
-    let said = match (order, stage) {
+    let said = match (order, vm) {
         (RecoveryOrder::Absent, None) if absent => RecoverySaid::Absent,
-        (RecoveryOrder::Run { .. }, Some(Stage::Made)) => RecoverySaid::Running,
-        (RecoveryOrder::Leave { .. }, Some(Stage::Left)) => RecoverySaid::Left,
+        (RecoveryOrder::Run { takes, .. }, Some(vm))
+            if vm.stage == Stage::Made && back::is_on(vm, Some(takes.0)) =>
+        {
+            RecoverySaid::Running
+        }
+        (RecoveryOrder::Stop, Some(vm)) if back::is_shipped(vm, wish.ships) => {
+            RecoverySaid::Stopped
+        }
+        (RecoveryOrder::Leave { .. }, Some(vm)) if vm.stage == Stage::Left => RecoverySaid::Left,
         _ => return None,
     };
     Some(orders::recovery_report(epoch, said))

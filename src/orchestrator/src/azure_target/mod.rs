@@ -4,6 +4,7 @@
 //!  item (`recoveryTarget` = `Azure`) ─► check: plan of the VM, all findings      before anything is touched
 //!  records of drills and lives ─► wishes ─► work, step by step, each stored ─► report, as a recovery host's
 //!                                  note ─► claim, copy, compare ─► plan ─► fence ─► make ─► tidy
+//!  failback                      ─► freeze the disks ─► what differs from the replica's head ─► journal, point ─► source takes it
 //! ```
 //!
 //! Azure is one more recovery host ([`ENGINE`]): it gets its orders from the same records as every other one, and what it has
@@ -14,13 +15,16 @@
 //! ([`record::AzureVm`]) and looks before it writes elsewhere. Two processes can't write one page blob: each claims it under a
 //! number that only one of them can get, and the service refuses the older one.
 
+mod back;
 mod blobs;
 pub mod check;
 mod facts;
+mod frozen;
 pub mod host;
 mod materialise;
 pub mod record;
 mod settings;
+mod ship;
 mod spec;
 mod steps;
 mod trouble;

@@ -37,6 +37,50 @@ pub struct AzureVm {
     pub stage: Stage,
     /// When it ran first.
     pub started_unix_ms: i64,
+    /// Highest number of an order that was begun to be carried out: who comes with an older one comes too late.
+    #[serde(default)]
+    pub epoch: u64,
+    /// The highest fence that was raised for it.
+    #[serde(default)]
+    pub fenced: u64,
+    /// It is off, or about to be.
+    #[serde(default)]
+    pub off: bool,
+    /// Its way back; none outside of failbacks.
+    #[serde(default)]
+    pub back: Option<WayBack>,
+}
+
+/// How far a VM is shipped into its replica, under one generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayBack {
+    /// Under which it ships.
+    pub generation: u64,
+    /// Frozen states that were begun, which names their snapshots: one that was cut is never gone on with.
+    pub round: u64,
+    /// Snapshots may be there.
+    pub has_snapshots: bool,
+    /// The newest instant that the replica has.
+    pub shipped: Option<Shipped>,
+    /// Bytes that went into the store for all rounds.
+    pub sent_bytes: u64,
+    /// The VM is off, and all that it wrote is in the replica.
+    pub rest: bool,
+}
+
+/// An instant of a VM that its replica has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipped {
+    /// The replica that has it.
+    pub replica: uuid::Uuid,
+    /// There.
+    pub position: u64,
+    /// Time of its point.
+    pub point_ms: i64,
+    /// Round that froze it.
+    pub round: u64,
+    /// Snapshots of page blobs, in the order of the disks; those of managed disks are named by the round.
+    pub snapshots: Vec<String>,
 }
 
 impl Record for AzureVm {

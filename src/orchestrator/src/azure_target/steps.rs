@@ -12,11 +12,13 @@
 //! Each step may be repeated, whatever became of it: it looks, or it writes the same again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use azure_compute::{Severity, Target};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::back;
 use super::blobs::{self, Reach};
 use super::materialise::{self, Claimed};
 use super::record::{self, AzureVm, ReplicaPlace, Stage};
@@ -36,6 +38,8 @@ pub(super) enum Next {
     Settled,
     /// Something else has to go first.
     Later,
+    /// The same again after a while.
+    In(Duration),
 }
 
 /// What is worked with, for as long as one worker lives.
@@ -45,18 +49,23 @@ pub(super) struct Work<'a> {
     pub(super) cancel: CancellationToken,
     claimed: Option<Claimed>,
     /// Who copies takes a turn: the bytes pass through this process. Nothing else waits for one, removal least of all.
-    turns: Arc<Semaphore>,
-    turn: Option<OwnedSemaphorePermit>,
+    pub(super) turns: Arc<Semaphore>,
+    pub(super) turn: Option<OwnedSemaphorePermit>,
 }
 
-/// Whether a VM is where its wish leads.
-pub(super) fn is_settled(goal: Goal, stage: Option<Stage>) -> bool {
-    match (goal, stage) {
-        (Goal::Absent, stage) => stage.is_none(),
-        (Goal::Kept, _) | (_, Some(Stage::Left)) => true,
-        (Goal::Prepared, stage) => stage >= Some(Stage::Planned),
-        (Goal::Runs(_), stage) => stage >= Some(Stage::Made),
-        (Goal::Left(_), _) => false,
+/// Whether a VM is where its wish leads, and nothing has to be looked after.
+pub(super) fn is_settled(wish: &Wish, vm: Option<&AzureVm>) -> bool {
+    let stage = vm.map(|vm| vm.stage);
+    match (wish.goal, vm) {
+        (Goal::Absent, vm) => vm.is_none(),
+        (_, Some(vm)) if vm.stage == Stage::Left => true,
+        // What is not made can't be kept; what is kept is looked after, so that nobody starts it.
+        (Goal::Kept, _) => stage < Some(Stage::Made),
+        (Goal::Prepared, _) => stage >= Some(Stage::Planned),
+        (Goal::Runs(takes), Some(vm)) => {
+            vm.stage >= Stage::Made && wish.ships == 0 && back::is_running(vm, takes)
+        }
+        (Goal::Runs(_), None) | (Goal::Left(_), _) => false,
     }
 }
 
@@ -82,8 +91,7 @@ impl<'a> Work<'a> {
     /// One step towards a wish.
     pub(super) async fn towards(&mut self, wish: &Wish) -> Result<Next, Trouble> {
         let stored = record::get(self.app, &wish.id).await?;
-        let stage = stored.as_ref().map(|stored| stored.record.stage);
-        if is_settled(wish.goal, stage) {
+        if is_settled(wish, stored.as_ref().map(|stored| &stored.record)) {
             return Ok(Next::Settled);
         }
         if self.cancel.is_cancelled() {
@@ -97,7 +105,7 @@ impl<'a> Work<'a> {
             Stage::Materialised => self.plan(wish, stored).await,
             Stage::Planned => self.fence(wish, stored).await,
             Stage::Fenced => self.make(stored).await,
-            Stage::Made | Stage::Left => self.let_go(stored).await,
+            Stage::Made | Stage::Left => self.live(wish, stored).await,
         }
     }
 
@@ -123,6 +131,10 @@ impl<'a> Work<'a> {
             plan: None,
             stage: Stage::Noted,
             started_unix_ms: 0,
+            epoch: 0,
+            fenced: 0,
+            off: false,
+            back: None,
         };
         let change = records::put(record::key(&vm.id), &vm, Expect::Absent)?;
         self.app.store.apply(vec![change]).await?;
@@ -217,6 +229,7 @@ impl<'a> Work<'a> {
         }
         let next = AzureVm {
             stage: Stage::Fenced,
+            fenced: takes.unwrap_or_default(),
             ..stored.record.clone()
         };
         record::keep(self.app, &stored, next).await?;
@@ -252,7 +265,7 @@ impl<'a> Work<'a> {
     }
 
     /// The VM is its owner's. The record stays until its order does, so that a restart doesn't make another one.
-    async fn let_go(&self, stored: Stored<AzureVm>) -> Result<Next, Trouble> {
+    pub(super) async fn let_go(&self, stored: Stored<AzureVm>) -> Result<Next, Trouble> {
         self.tidy(&stored.record).await?;
         let next = AzureVm {
             stage: Stage::Left,
@@ -270,6 +283,7 @@ impl<'a> Work<'a> {
         let vm = &stored.record;
         if vm.stage != Stage::Left {
             if let Some(place) = &vm.place {
+                self.sweep(vm, &[]).await?;
                 self.target.remove(place, &vm.id, &self.cancel).await?;
                 if let Some(job) = self.last_of_drill(vm).await? {
                     let drill = Drill {

@@ -32,6 +32,8 @@ use crate::store::records::{self, AccountSecret, AzurePlace, Item, Plain, Vault}
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Change, Expect};
 
+mod failback;
+
 const DISK: Uuid = Uuid::from_u128(0xd15c);
 const SIZE: usize = (2 << 20) + 512;
 const VM: &str = "5d3c51a4-8f0b-4b39-9a5e-6c1d27e084b1";
@@ -226,6 +228,7 @@ impl Bench {
                 job: "/jobs/0a1b2c3d".to_owned(),
                 network_id: None,
             }),
+            ships: 0,
             order: None,
         }
     }

@@ -107,7 +107,7 @@ impl From<replica_store::StoreError> for Trouble {
 impl From<azure_storage::Error> for Trouble {
     fn from(error: azure_storage::Error) -> Self {
         let text = format!(
-            "the page blobs of the VM can't be written: {}",
+            "the page blobs of the VM can't be read or written: {}",
             chain(&error)
         );
         if error.is_retryable() || error.kind() == azure_storage::ErrorKind::Unauthorized {

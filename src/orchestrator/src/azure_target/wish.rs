@@ -26,6 +26,8 @@ pub(super) struct Wish {
     pub(super) goal: Goal,
     /// Of a drill.
     pub(super) drill: Option<Drill>,
+    /// Generation under which it ships what it writes, during a failback; else 0.
+    pub(super) ships: u64,
     /// Order in force, outside of drills.
     pub(super) order: Option<(Generation, RecoveryOrder)>,
 }
@@ -50,7 +52,7 @@ pub(super) enum Goal {
     Left(u64),
     /// It is not there.
     Absent,
-    /// It is off and kept; Azure takes no part in a failback yet.
+    /// It is off and kept.
     Kept,
 }
 
@@ -80,6 +82,7 @@ pub(super) async fn all(app: &App) -> Result<Vec<Wish>, StoreError> {
                 job: vm.job,
                 network_id: vm.network_id.filter(|_| !vm.isolated),
             }),
+            ships: 0,
             order: None,
         });
     }
@@ -106,6 +109,7 @@ fn of_life(item: Item) -> Option<Wish> {
         point_id: side.point_id.clone(),
         goal,
         drill: None,
+        ships: failover::ship_generation(&item.life),
         order: Some((epoch, order)),
         item,
     })
@@ -121,6 +125,8 @@ pub async fn desired(app: &App) -> Result<v1::DesiredState, StoreError> {
         id: wish.id,
         name: wish.name,
         item_id: wish.item.id,
+        ships: wish.ships > 0,
+        ship_generation: wish.ships,
         point_id: wish.point_id,
         power: match wish.goal {
             Goal::Runs(_) | Goal::Left(_) => Power::Running,

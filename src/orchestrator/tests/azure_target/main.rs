@@ -1,6 +1,7 @@
 //! Recovery in Azure over the API: the double of Compute and Network makes the VMs, out of page blobs that the double of Azure Storage
 //! holds, which came from a real replica.
 
+mod disks;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod world;
@@ -11,7 +12,7 @@ use harness::{World, patience};
 use reqwest::StatusCode;
 use serde_json::json;
 use world::{
-    Azure, away, base, enable_body, group, location, point, property, settings, site, storage,
+    Azure, away, back, base, enable_body, group, location, point, property, settings, site, storage,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,16 +134,6 @@ async fn a_planned_failover_into_azure_is_fenced_and_can_be_committed_and_left()
         .post(&format!("{}/failoverCommit", azure.item), json!({}))
         .await;
     world.done(&committed).await;
-    let back = json!({ "properties": { "failoverDirection": "RecoveryToPrimary", "providerSpecificDetails": { "instanceType": "HyperVReplicaAzureFailback" } } });
-    let refused = world
-        .post(&format!("{}/plannedFailover", azure.item), back)
-        .await;
-    assert_eq!(
-        (refused.status, refused.code()),
-        (StatusCode::CONFLICT, "FailbackNotSupported"),
-        "{refused:?}"
-    );
-
     let body = json!({ "properties": { "disableProtectionReason": "MigrationComplete" } });
     let removed = world.post(&format!("{}/remove", azure.item), body).await;
     let end = world.finish(&removed).await;
@@ -153,6 +144,96 @@ async fn a_planned_failover_into_azure_is_fenced_and_can_be_committed_and_left()
         "a VM that was left for good stays"
     );
     assert_eq!(azure.blobs("recovered/").await, Vec::<String>::new());
+    azure.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_brings_what_the_vm_in_azure_wrote_and_its_commit_removes_the_vm() {
+    let mut azure = Azure::start().await;
+    let path = format!("{}/plannedFailover", azure.item);
+    let started = azure.world.post(&path, away()).await;
+    azure.world.done(&started).await;
+    let commit = format!("{}/failoverCommit", azure.item);
+    let committed = azure.world.post(&commit, json!({})).await;
+    azure.world.done(&committed).await;
+    azure.guest_writes(7);
+
+    // First one that is taken back while it synchronises.
+    azure.world.post(&path, back("ForDownTime")).await;
+    let job = azure.suspended().await;
+    azure.comes_into_the_replica().await;
+    assert_eq!(azure.power(), "running");
+    let cancelled = azure.world.post(&format!("{job}/cancel"), json!({})).await;
+    assert!(cancelled.status.is_success(), "{cancelled:?}");
+    azure
+        .world
+        .until(&job, |job| property(job, "state") == "Cancelled")
+        .await;
+    azure
+        .world
+        .until(&azure.item.clone(), |item| {
+            property(item, "allowedOperations")
+                .to_string()
+                .contains("\"Failback\"")
+        })
+        .await;
+    assert_eq!(azure.power(), "running");
+
+    // Then one to its end, with a restart of the orchestrator in the middle.
+    let begun = azure.world.post(&path, back("ForDownTime")).await;
+    let job = azure.suspended().await;
+    azure.guest_writes(9);
+    azure.world = azure.world.restart().await;
+    let resumed = azure
+        .world
+        .post(
+            &format!("{job}/resume"),
+            json!({ "properties": { "comments": "go" } }),
+        )
+        .await;
+    assert_eq!(resumed.status, StatusCode::OK, "{resumed:?}");
+    let item = azure.world.done(&begun).await;
+    assert_eq!(property(&item, "protectionState"), "FailbackCommitRequired");
+    assert_eq!(azure.power(), "deallocated");
+    azure.check_replica().await;
+    azure.nothing_is_frozen().await;
+
+    let committed = azure.world.post(&commit, json!({})).await;
+    azure.world.done(&committed).await;
+    azure.check_nothing_is_left().await;
+    azure.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_download_stops_the_vm_in_azure_first_and_an_undone_failback_starts_it_again() {
+    let mut azure = Azure::start().await;
+    let path = format!("{}/plannedFailover", azure.item);
+    let started = azure.world.post(&path, away()).await;
+    azure.world.done(&started).await;
+    let commit = format!("{}/failoverCommit", azure.item);
+    let committed = azure.world.post(&commit, json!({})).await;
+    azure.world.done(&committed).await;
+    for byte in [11, 12] {
+        azure.guest_writes(byte);
+        let begun = azure.world.post(&path, back("ForSynchronization")).await;
+        let item = azure.world.done(&begun).await;
+        assert_eq!(property(&item, "protectionState"), "FailbackCommitRequired");
+        assert_eq!(azure.power(), "deallocated");
+        azure.check_replica().await;
+        if byte == 12 {
+            break;
+        }
+        let cancelled = azure
+            .world
+            .post(&format!("{}/failoverCancel", azure.item), json!({}))
+            .await;
+        azure.world.done(&cancelled).await;
+        azure.runs_again().await;
+        azure.nothing_is_frozen().await;
+    }
+    let committed = azure.world.post(&commit, json!({})).await;
+    azure.world.done(&committed).await;
+    azure.check_nothing_is_left().await;
     azure.stop().await;
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::disks;
 use crate::harness::engine::{Engine, WEB};
 use crate::harness::{World, patience, policy_body};
 use azure_compute::{ClientConfig, Limits, Secret, double::Double};
@@ -176,6 +177,7 @@ impl Azure {
             seen.lock().expect("lock").insert(name, look.bytes);
             Some((look.length, look.is_page_blob, has_footer))
         });
+        disks::keep(&compute, &storage);
         let world = World::aimed(patience(), Some(settings(&compute))).await;
         base(&world, &compute, &storage).await;
         let engine = site(&world).await;
@@ -306,6 +308,96 @@ impl Azure {
         }
     }
 
+    /// A guest in Azure writes to each of its disks, whole pages, and gives some back.
+    pub fn guest_writes(&mut self, byte: u8) {
+        for (id, path) in self.disk_paths() {
+            let image = self.images.get_mut(&id).expect("disk");
+            let at = usize::from(byte) * 4096;
+            self.storage.write(&path, at as u64, &[byte; 1024]);
+            image[at..at + 1024].fill(byte);
+            self.storage.clear(&path, 0..512);
+            image[..512].fill(0);
+        }
+    }
+
+    /// Disks of the VM in Azure, by the source's id.
+    fn disk_paths(&self) -> Vec<(Uuid, String)> {
+        let all = self.compute.ids().into_iter();
+        let disks = all.filter(|id| id.contains("/disks/"));
+        disks
+            .map(|id| {
+                let body = self.compute.body(&id).expect("disk");
+                let uri = body["properties"]["creationData"]["sourceUri"].clone();
+                let uri = uri.as_str().expect("uri").to_owned();
+                let name = uri.rsplit('/').next().expect("name").replace(".vhd", "");
+                (name.parse().expect("GUID"), disks::path_of(&id))
+            })
+            .collect()
+    }
+
+    /// The disks in Azure, and the newest point of the replica, which is what the source takes, hold the same, bit by bit.
+    pub async fn check_replica(&self) {
+        let differing = self.differing().await;
+        assert_eq!(differing, None, "a disk differs in the replica");
+    }
+
+    /// Waits until they do: the source of these tests doesn't wait for a point.
+    pub async fn comes_into_the_replica(&self) {
+        within_a_minute(async || self.differing().await.is_none()).await;
+    }
+
+    async fn differing(&self) -> Option<Uuid> {
+        let (target, key) = &self.place;
+        let reader = ReplicaReader::open(target, key).await.expect("replica");
+        let view = reader.view(replica_store::PointSelector::Newest);
+        let view = view.await.expect("newest point");
+        for (id, path) in self.disk_paths() {
+            let image = &self.images[&id];
+            let disk = disks::content(&self.storage, &path);
+            assert!(disk[..image.len()] == image[..], "disk {id} in Azure");
+            let read = view.read(id, 0, image.len()).await.expect("read");
+            if read != image[..] {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Power state of the VM in Azure.
+    pub fn power(&self) -> &'static str {
+        let id = format!(
+            "{}/providers/Microsoft.Compute/virtualMachines/web-dr",
+            group(&self.compute)
+        );
+        self.compute.power(&id).expect("VM")
+    }
+
+    /// Waits until it runs: that a failback is taken back is known before Azure has started the VM.
+    pub async fn runs_again(&self) {
+        within_a_minute(async || self.power() == "running").await;
+    }
+
+    /// The job that the item is in, once it waits for a person.
+    pub async fn suspended(&self) -> String {
+        let item = self.world.get(&self.item).await.body;
+        let job = property(&item, "currentScenario")["jobId"].clone();
+        let job = job.as_str().expect("job").to_owned();
+        self.world
+            .until(&job, |job| property(job, "state") == "Suspended")
+            .await;
+        job
+    }
+
+    /// Waits until no disk is frozen and nothing is open.
+    pub async fn nothing_is_frozen(&self) {
+        within_a_minute(async || {
+            let ids = self.compute.ids();
+            let frozen = ids.iter().any(|id| id.contains("/snapshots/"));
+            !frozen && disks::open(&self.storage).is_empty()
+        })
+        .await;
+    }
+
     pub fn vm(&self, name: &str) -> Option<Value> {
         self.compute.body(&format!(
             "{}/providers/Microsoft.Compute/virtualMachines/{name}",
@@ -339,6 +431,27 @@ pub fn point(position: u64) -> RecoveryPoint {
 
 pub fn property<'a>(item: &'a Value, name: &str) -> &'a Value {
     &item["properties"][name]
+}
+
+async fn within_a_minute(there: impl AsyncFn() -> bool) {
+    let looks = async {
+        while !there().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let within = Duration::from_secs(60);
+    tokio::time::timeout(within, looks).await.expect("in time");
+}
+
+pub fn back(data: &str) -> Value {
+    json!({ "properties": {
+        "failoverDirection": "RecoveryToPrimary",
+        "providerSpecificDetails": {
+            "instanceType": "HyperVReplicaAzureFailback",
+            "dataSyncOption": data,
+            "recoveryVmCreationOption": "NoAction",
+        },
+    } })
 }
 
 pub fn away() -> Value {
