@@ -1,5 +1,6 @@
 //! The reading side of a replica, for recovery, drills, proof and failback.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -214,6 +215,11 @@ impl ReplicaView {
     pub async fn changed_behind(&self, point: &RecoveryPoint) -> Result<Option<Changed>> {
         let (view, position) = (self.view.clone(), point.position);
         blocking(move || changed::since(&view, position, None)).await
+    }
+
+    /// What of these ranges may hold anything but zeroes, by what is known without reading data. What is left out reads as zeroes.
+    pub fn not_zero(&self, disk: Uuid, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+        self.view.not_zero(disk, ranges)
     }
 
     /// Reads from a disk, at most 64 MiB at once; every journal frame is verified. `Expired` once

@@ -138,6 +138,25 @@ impl View {
         pieces.iter().any(|(_, source)| source.is_none())
     }
 
+    /// What of these ranges is not said to be zero, by the journal or by the end of base. Reads nothing.
+    pub(crate) fn not_zero(&self, disk: Uuid, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+        let snapshot = self
+            .snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let held = snapshot.held.get(&disk).copied().unwrap_or(0);
+        let pieces = ranges
+            .iter()
+            .flat_map(|range| snapshot.overlay.cover(disk, range.clone()));
+        let left = pieces.filter_map(|(range, source)| match source {
+            Some(Source::Zeroes) => None,
+            Some(_) => Some(range),
+            None => Some(range.start..range.end.min(held)),
+        });
+        left.filter(|range| !range.is_empty()).collect()
+    }
+
     pub(crate) fn read(&self, disk: Uuid, offset: u64, length: usize) -> Result<Vec<u8>> {
         let (_, spec) = base::find(&self.disks, disk)?;
         base::check_range(spec, offset, length)?;

@@ -96,6 +96,22 @@ async fn a_view_reads_any_range() {
 }
 
 #[tokio::test]
+async fn what_the_journal_zeroed_is_known_to_be_zero_until_it_is_written_again() {
+    let store = Store::new();
+    let writer = store.filled(SEED, 5).await;
+    let mut cycle = writer.begin_cycle(Position(6), 0).await.unwrap();
+    cycle.zero(disk(0), 4096, 40_960).await.unwrap();
+    cycle.commit().await.unwrap();
+    let mut cycle = writer.begin_cycle(Position(7), 0).await.unwrap();
+    let data = Bytes::from(vec![7; 512]);
+    cycle.write(disk(0), 8192, data).await.unwrap();
+    cycle.commit().await.unwrap();
+    let view = writer.last_view().await.unwrap();
+    let asked = [4096..16_384, 20_480..45_056];
+    assert_eq!(view.not_zero(disk(0), &asked), [8192..8704]);
+}
+
+#[tokio::test]
 async fn the_state_tells_how_far_initial_replication_is() {
     let store = Store::new();
     let writer = store.writer(1).await.unwrap();

@@ -221,6 +221,8 @@ impl Receiver {
                         tell(Some(&error));
                     }
                     if let ReceiveError::NoRoom(lack) = &error {
+                        // That may last for days, in which the store tidies up as ever.
+                        self.let_go().await;
                         // A round looks at whole disks: not before there is room for what it finds.
                         tokio::select! {
                             biased;

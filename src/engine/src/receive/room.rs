@@ -23,6 +23,8 @@ use super::{ReceiveError, Receiver};
 pub const RESERVE_BYTES: u64 = 1 << 30;
 /// How often a volume without room is looked at.
 const POLL: Duration = Duration::from_secs(5);
+/// After this time it is found out anew what is needed: the recovered VM may have given back what it had written.
+const STALE: Duration = Duration::from_secs(600);
 
 /// Free bytes of the volume of a path; `None` = it can't be told, and nothing is held up.
 pub type FreeBytes = Arc<dyn Fn(&Path) -> Option<u64> + Send + Sync>;
@@ -114,12 +116,16 @@ impl Receiver {
         self.check_room(&[Growth { folder, bytes }])
     }
 
-    /// Returns when there is room for what could not be written.
+    /// Returns when there is room for what could not be written, or that is not known any more.
     pub(super) async fn room_comes(&self, lack: &Lack) {
         let enough = lack.needed_bytes.saturating_add(RESERVE_BYTES);
-        while (self.free_bytes)(&lack.folder).is_some_and(|free| free < enough) {
-            tokio::time::sleep(POLL).await;
-        }
+        let comes = async {
+            while (self.free_bytes)(&lack.folder).is_some_and(|free| free < enough) {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        // Either way a round looks again.
+        let _ = tokio::time::timeout(STALE, comes).await;
     }
 }
 

@@ -226,7 +226,9 @@ impl Receiver {
                     (map, todo::blocks(std::slice::from_ref(&(0..size)), size))
                 }
             };
-            let (path, sure) = (local.path.clone(), is_told.then(|| todo.clone()));
+            // What is zero by now is not written to an image that holds nothing there.
+            let sure = is_told.then(|| view.not_zero(local.id.0, &todo));
+            let path = local.path.clone();
             let grows_bytes = off(move || {
                 let Some(ranges) = sure else {
                     return Ok(0);

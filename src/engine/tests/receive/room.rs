@@ -129,3 +129,32 @@ async fn what_replaces_blocks_that_an_image_holds_needs_no_room() {
     assert_eq!(receiver.round().await.unwrap(), Came::Arrived(point(3)));
     site.check_equal(&theirs).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_vm_gave_back_meanwhile_needs_no_room_and_the_wait_holds_nothing_in_the_store() {
+    let (site, mut theirs) = emptied().await;
+    let (mut receiver, _) = site.receiver(Arc::new(NoPauses));
+    // Never enough for what was written.
+    receiver.free_bytes = Arc::new(|_| Some(RESERVE_BYTES));
+    let (store, told) = (site.reader().await, tokio::sync::Notify::new());
+    let tell = |error: Option<&ReceiveError>| {
+        if matches!(error, Some(ReceiveError::NoRoom(_))) {
+            told.notify_one();
+        }
+    };
+    let gives_back = async {
+        told.notified().await;
+        while !store.pins().await.unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+        let all = SIZES.iter().enumerate().map(|(n, size)| (n, 0..*size));
+        for disk in &mut theirs {
+            disk.fill(0);
+        }
+        let writer = site.writer(ORIGIN, &theirs).await;
+        send(&writer, 4, &theirs, &all.collect()).await;
+    };
+    tokio::join!(receiver.run(Until::Equal, &tell), gives_back);
+    assert_eq!(held_bytes(&site), 0, "something was written");
+    site.check_equal(&theirs).await;
+}

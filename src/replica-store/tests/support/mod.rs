@@ -158,12 +158,16 @@ pub async fn send_cycle(
     Ok(())
 }
 
-/// All disks of a view.
+/// All disks of a view; what it says to be zero is.
 pub async fn image_of(view: &ReplicaView) -> Result<Image, StoreError> {
     let mut image = Vec::new();
     for spec in view.disks().to_vec() {
-        let data = view.read(spec.id, 0, spec.size_bytes as usize).await?;
-        image.push(data.to_vec());
+        let mut data = view.read(spec.id, 0, spec.size_bytes as usize).await?.to_vec();
+        image.push(data.clone());
+        for range in view.not_zero(spec.id, std::slice::from_ref(&(0..spec.size_bytes))) {
+            data[range.start as usize..range.end as usize].fill(0);
+        }
+        assert!(data.iter().all(|byte| *byte == 0), "left out, and not zero");
     }
     Ok(image)
 }
