@@ -5,9 +5,6 @@
 #
 # The program: target/windows/x86_64-pc-windows-gnu/PROFILE/siterecovery-engine.exe
 #
-# The toolchain is rustup's where its standard library for the target is there or can be had; else Debian's newest one
-# (rustc-web), which has no such library and builds it from its sources. C code is compiled by MinGW in both cases.
-#
 # The goal for one that is shipped is 12 MiB, which a host may have to fetch through WinRM: it is said when it is missed.
 # Signed when SIGNING_CERTIFICATE and SIGNING_KEY name a certificate and its key (PEM).
 set -euo pipefail
@@ -17,21 +14,7 @@ profile=${1:-windows-test}
 target=x86_64-pc-windows-gnu
 goal_bytes=$((12 << 20))
 
-tests/lab/prerequisites.sh windows
-
-installed() {
-    command -v rustup >/dev/null && rustup target list --installed 2>/dev/null | grep -qx "$target"
-}
-
-arguments=(build --locked --package engine --profile "$profile" --target "$target" --target-dir target/windows)
-if installed || { command -v rustup >/dev/null && rustup target add "$target" 2>/dev/null; }; then
-    cargo "${arguments[@]}"
-else
-    tests/lab/prerequisites.sh windows-std
-    # All three: with another toolchain first on PATH the wrong parts would be mixed.
-    RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1 \
-        /usr/bin/cargo "${arguments[@]}" -Zbuild-std
-fi
+tests/lab/cargo-windows.sh build --package engine --profile "$profile"
 
 program=target/windows/$target/$profile/siterecovery-engine.exe
 if [[ -n ${SIGNING_CERTIFICATE:-} ]]; then

@@ -41,7 +41,7 @@ vms=(
 )
 windows=(
     CC:build-essential
-    x86_64-w64-mingw32-gcc:gcc-mingw-w64-x86-64
+    x86_64-w64-mingw32-gcc:gcc-mingw-w64-x86-64-win32
     /usr/lib/wine/wine64:wine64
     flock:util-linux
 )

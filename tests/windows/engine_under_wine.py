@@ -2,6 +2,8 @@
 
     python tests/windows/engine_under_wine.py target/debug target/windows/x86_64-pc-windows-gnu/windows-test/siterecovery-engine.exe
 
+The hyperv driver's foreign functions are tests/windows/driver.sh's.
+
 The first folder has our programs for Linux: orchestrator, and the engine that judges what the other one wrote. Needs Wine
 and qemu-utils (tests/lab/prerequisites.sh) and the Python package requests. Ends all that it started.
 
@@ -250,6 +252,10 @@ def offline(engine, judge, folder):
     wrong.write_text(engine.config.read_text() + "recovery_role = true\n")
     refused = engine.run("run", "--config", windows(wrong), check=False)
     step("a role that Windows can't have is refused with what to do", refused.returncode == 1 and "Linux host" in refused.stderr, refused)
+    wrong.write_text(engine.config.read_text() + "driver = 'hyperv'\n")
+    refused = engine.run("run", "--config", windows(wrong), check=False)
+    told = "the Hyper-V role is not installed" in refused.stderr and "0x8004100E" in refused.stderr
+    step("the hyperv driver is refused on a host without that role, with what to do", refused.returncode == 1 and told, refused)
 
 
 def replicate_alone(engine, judge, folder):

@@ -30,10 +30,6 @@ impl NbdServer {
 ///
 /// # Errors
 /// Always: [`NbdError::Socket`].
-#[expect(
-    clippy::unused_async,
-    reason = "as the server's own, which looks for another server first"
-)]
 pub async fn serve(socket: &Path, exports: Vec<NbdExport>) -> Result<NbdServer, NbdError> {
     drop(exports);
     Err(NbdError::Socket {

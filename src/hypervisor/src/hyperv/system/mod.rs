@@ -1,6 +1,9 @@
 //! The host that this process runs on: WMI through COM, and virtdisk.dll. The only code of the driver that calls foreign
 //! functions; it decides nothing.
 
+mod library;
+#[cfg(test)]
+mod tests;
 mod variant;
 mod virtdisk;
 mod wmi;

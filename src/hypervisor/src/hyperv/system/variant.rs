@@ -147,7 +147,8 @@ fn texts_array(texts: &[String]) -> Result<VARIANT, HostError> {
         wReserved3: 0,
         Anonymous: VARIANT_0_0_0 { parray: array },
     });
-    for (index, text) in (0_i32..).zip(texts) {
+    // An empty text is no string at all here, which is what the elements are at first; its pointer would not be one of a string.
+    for (index, text) in (0_i32..).zip(texts).filter(|(_, text)| !text.is_empty()) {
         let text = BSTR::from(text.as_str());
         let pointer: *const c_void = text.as_ptr().cast();
         // SAFETY: the array has that many elements; for strings the call takes the string's own pointer and copies it.

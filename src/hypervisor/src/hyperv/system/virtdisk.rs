@@ -10,25 +10,25 @@ use std::sync::Mutex;
 
 use uuid::Uuid;
 use windows::Win32::Foundation::{ERROR_IO_PENDING, HANDLE, WIN32_ERROR};
+use windows::Win32::Security::PSECURITY_DESCRIPTOR;
 use windows::Win32::Storage::FileSystem::ReadFile;
 use windows::Win32::Storage::Vhd::{
-    ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST, ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY, AttachVirtualDisk,
+    ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST, ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY,
     GET_VIRTUAL_DISK_INFO, GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE,
     GET_VIRTUAL_DISK_INFO_IDENTIFIER, GET_VIRTUAL_DISK_INFO_SIZE, GET_VIRTUAL_DISK_INFO_VERSION,
     GET_VIRTUAL_DISK_INFO_VHD_PHYSICAL_SECTOR_SIZE, GET_VIRTUAL_DISK_INFO_VIRTUAL_DISK_ID,
-    GetVirtualDiskInformation, OPEN_VIRTUAL_DISK_FLAG_NONE, OPEN_VIRTUAL_DISK_PARAMETERS,
-    OPEN_VIRTUAL_DISK_PARAMETERS_0, OPEN_VIRTUAL_DISK_PARAMETERS_0_1, OPEN_VIRTUAL_DISK_VERSION_2,
-    OpenVirtualDisk, QUERY_CHANGES_VIRTUAL_DISK_FLAG_NONE, QUERY_CHANGES_VIRTUAL_DISK_RANGE,
-    QueryChangesVirtualDisk, SET_VIRTUAL_DISK_INFO, SET_VIRTUAL_DISK_INFO_0,
-    SET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE, SetVirtualDiskInformation,
-    VIRTUAL_DISK_ACCESS_NONE, VIRTUAL_STORAGE_TYPE, VIRTUAL_STORAGE_TYPE_DEVICE_UNKNOWN,
-    VIRTUAL_STORAGE_TYPE_VENDOR_UNKNOWN,
+    OPEN_VIRTUAL_DISK_FLAG_NONE, OPEN_VIRTUAL_DISK_PARAMETERS, OPEN_VIRTUAL_DISK_PARAMETERS_0,
+    OPEN_VIRTUAL_DISK_PARAMETERS_0_1, OPEN_VIRTUAL_DISK_VERSION_2,
+    QUERY_CHANGES_VIRTUAL_DISK_FLAG_NONE, QUERY_CHANGES_VIRTUAL_DISK_RANGE, SET_VIRTUAL_DISK_INFO,
+    SET_VIRTUAL_DISK_INFO_0, SET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE, VIRTUAL_DISK_ACCESS_NONE,
+    VIRTUAL_STORAGE_TYPE, VIRTUAL_STORAGE_TYPE_DEVICE_UNKNOWN, VIRTUAL_STORAGE_TYPE_VENDOR_UNKNOWN,
 };
 use windows::Win32::System::IO::{GetOverlappedResult, OVERLAPPED};
 use windows::Win32::System::Threading::CreateEventW;
 use windows::core::{GUID, HSTRING, PCWSTR};
 
 use super::super::host::{DiskFacts, HostError, OpenDisk, SHARING_VIOLATION};
+use super::library::virtdisk;
 use crate::Extent;
 
 /// Ranges in one answer.
@@ -77,14 +77,15 @@ fn open(file: &Path, purpose: Purpose) -> Result<OwnedHandle, HostError> {
     };
     let name: Vec<u16> = file.as_os_str().encode_wide().chain([0]).collect();
     let mut handle = HANDLE::default();
+    let library = virtdisk()?;
     // SAFETY: all of them outlive the call; the name ends with a zero; the union's member fits the version.
     let code = unsafe {
-        OpenVirtualDisk(
+        (library.open)(
             &raw const kind,
             PCWSTR(name.as_ptr()),
             VIRTUAL_DISK_ACCESS_NONE,
             OPEN_VIRTUAL_DISK_FLAG_NONE,
-            Some(&raw const parameters),
+            &raw const parameters,
             &raw mut handle,
         )
     };
@@ -103,7 +104,7 @@ pub(super) fn enable_tracking(file: &Path) -> Result<(), HostError> {
         },
     };
     // SAFETY: the handle is open, and the union's member fits the version.
-    let code = unsafe { SetVirtualDiskInformation(raw(&handle), &raw const info) };
+    let code = unsafe { (virtdisk()?.set_information)(raw(&handle), &raw const info) };
     done(code, || {
         format!("turn on change tracking of {}", file.display())
     })
@@ -148,9 +149,15 @@ impl Disk {
         answer.info.Version = what;
         let mut size = u32::try_from(size_of::<Answer>()).unwrap_or(u32::MAX);
         let pointer: *mut Answer = &raw mut *answer;
+        let library = virtdisk()?;
         // SAFETY: the answer is as large as its size says, and outlives the call.
         let code = unsafe {
-            GetVirtualDiskInformation(self.handle(), &raw mut size, pointer.cast(), None)
+            (library.get_information)(
+                self.handle(),
+                &raw mut size,
+                pointer.cast(),
+                std::ptr::null_mut(),
+            )
         };
         done(code, || format!("ask a disk for information {}", what.0))?;
         Ok(read(&answer.info))
@@ -206,11 +213,13 @@ impl OpenDisk for Disk {
         let mut ranges = [QUERY_CHANGES_VIRTUAL_DISK_RANGE::default(); RANGES];
         let mut count = u32::try_from(RANGES).unwrap_or(u32::MAX);
         let mut processed = 0;
+        let since_text = HSTRING::from(since);
+        let library = virtdisk()?;
         // SAFETY: there is room for as many ranges as the count says; all of them outlive the call.
         let code = unsafe {
-            QueryChangesVirtualDisk(
+            (library.query_changes)(
                 self.handle(),
-                &HSTRING::from(since),
+                PCWSTR(since_text.as_ptr()),
                 offset,
                 length,
                 QUERY_CHANGES_VIRTUAL_DISK_FLAG_NONE,
@@ -239,8 +248,11 @@ impl OpenDisk for Disk {
             return Ok(());
         }
         let flags = ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY | ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST;
-        // SAFETY: the handle is open; the rest are constants.
-        let code = unsafe { AttachVirtualDisk(self.handle(), None, flags, 0, None, None) };
+        let library = virtdisk()?;
+        let nobody = PSECURITY_DESCRIPTOR::default();
+        let (plain, now) = (std::ptr::null(), std::ptr::null());
+        // SAFETY: the handle is open; neither descriptor, parameters nor an overlapped end are given.
+        let code = unsafe { (library.attach)(self.handle(), nobody, flags, 0, plain, now) };
         done(code, || "attach a disk for reading".to_owned())?;
         *attached = true;
         Ok(())

@@ -41,8 +41,6 @@ unsafe impl<T> Sync for Agile<T> {}
 /// A connection to a name space.
 pub(super) struct Namespace {
     services: Agile<IWbemServices>,
-    /// Writes instances as text.
-    texts: Agile<IWbemObjectTextSrc>,
 }
 
 /// A subscription.
@@ -99,12 +97,8 @@ impl Namespace {
             )
         }
         .map_err(failed)?;
-        // SAFETY: as for the locator.
-        let texts = unsafe { CoCreateInstance(&WbemObjectTextSrc, None, CLSCTX_INPROC_SERVER) }
-            .map_err(failed)?;
         Ok(Self {
             services: Agile(services),
-            texts: Agile(texts),
         })
     }
 
@@ -200,7 +194,8 @@ impl Namespace {
             )
         }
         .map_err(failed)?;
-        instance(&out.ok_or_else(|| nothing(method))?)
+        // What comes out is no object of a class, and is nowhere.
+        properties(&out.ok_or_else(|| nothing(method))?)
     }
 
     /// Instances as the XML text that methods take.
@@ -235,8 +230,12 @@ impl Namespace {
             }
         }
         let kind = WMI_OBJ_TEXT_WMI_DTD_2_0.0.cast_unsigned();
+        // SAFETY: the class and the interface belong together; the apartment is there since the connection was made.
+        let texts: IWbemObjectTextSrc =
+            unsafe { CoCreateInstance(&WbemObjectTextSrc, None, CLSCTX_INPROC_SERVER) }
+                .map_err(failed)?;
         // SAFETY: the object outlives the call.
-        unsafe { self.texts.0.GetText(0, &object, kind, None) }
+        unsafe { texts.GetText(0, &object, kind, None) }
             .map(|text| text.to_string())
             .map_err(failed)
     }
@@ -288,12 +287,16 @@ fn put(object: &IWbemClassObject, name: &str, value: &Value) -> Result<(), HostE
 
 /// All properties of an object, with its class and path.
 fn instance(object: &IWbemClassObject) -> Result<Instance, HostError> {
-    let failed = |error: Error| host_error("read an object", &error);
-    let mut instance = Instance {
+    Ok(Instance {
         class: system_text(object, "__CLASS")?,
         path: system_text(object, "__PATH")?,
-        ..Instance::default()
-    };
+        ..properties(object)?
+    })
+}
+
+fn properties(object: &IWbemClassObject) -> Result<Instance, HostError> {
+    let failed = |error: Error| host_error("read an object", &error);
+    let mut instance = Instance::default();
     // SAFETY: no pointers.
     unsafe { object.BeginEnumeration(WBEM_FLAG_NONSYSTEM_ONLY.0) }.map_err(failed)?;
     loop {
@@ -323,7 +326,7 @@ fn instance(object: &IWbemClassObject) -> Result<Instance, HostError> {
     }
 }
 
-/// Empty where there is none: parameters of methods have no path.
+/// Empty where there is none: embedded objects have no path.
 fn system_text(object: &IWbemClassObject, name: &str) -> Result<String, HostError> {
     let mut value = VARIANT::default();
     // SAFETY: name and value outlive the call; type and flavour are not asked for.
