@@ -35,6 +35,8 @@ vms=(
     node:nodejs
     npm:npm
     openssl:openssl
+    /usr/sbin/sshd:openssh-server
+    ssh-keygen:openssh-client
     ENSUREPIP:python3-venv
     BUSYBOX_STATIC:busybox-static
     CC:build-essential

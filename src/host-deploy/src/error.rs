@@ -25,6 +25,14 @@ pub enum DeployErrorKind {
     InUse,
     /// It took longer than allowed.
     TimedOut,
+    /// The host's key is not the expected one, or nothing says which one is.
+    Untrusted,
+    /// The host doesn't let this user in.
+    AuthenticationFailed,
+    /// The connection was lost; what was begun goes on with the next run.
+    Interrupted,
+    /// The host is of a kind that this engine does not run on.
+    Unsupported,
     /// Anything else.
     Other,
 }
@@ -106,6 +114,19 @@ impl DeployError {
             next_step: next.to_owned(),
             source: Some(error),
         }
+    }
+
+    /// The same, naming the host that it happened on.
+    pub(crate) fn on(mut self, host: &str) -> Self {
+        self.object = format!("{} on {host}", self.object);
+        self
+    }
+
+    /// The same as a failure of the engine, with another next step.
+    pub(crate) fn engine_failed(mut self, next_step: String) -> Self {
+        self.kind = DeployErrorKind::EngineFailed;
+        self.next_step = next_step;
+        self
     }
 
     /// What kind of trouble it is.

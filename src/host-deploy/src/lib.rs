@@ -1,7 +1,7 @@
 //! Puts the replication engine onto a host and takes it away again.
 //!
-//! A [`Deployer`] works through one channel to one host. Today there is one channel, [`local::LocalDeployer`]:
-//! the machine this process runs on. Every step is idempotent: it looks first, changes only what differs, and a
+//! A [`Deployer`] works through one channel to one host: [`local::LocalDeployer`] on the machine this process runs on,
+//! [`ssh::SshDeployer`] over SSH to a Linux host. Every step is idempotent: it looks first, changes only what differs, and a
 //! run that was cut short is mended by running it again.
 //!
 //! ```text
@@ -17,9 +17,11 @@
 mod error;
 mod files;
 pub mod local;
+mod record;
 mod recovered;
 mod service;
 mod settings;
+pub mod ssh;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +30,7 @@ use async_trait::async_trait;
 
 pub use error::{DeployError, DeployErrorKind};
 pub use settings::EngineSettings;
+pub use ssh::{HostKeyTrust, Secret, SshConnection, SshCredentials};
 
 /// Name of the engine's executable, in the bundle and on the host.
 pub const ENGINE_BINARY: &str = "siterecovery-engine";
@@ -38,6 +41,8 @@ pub const ENGINE_BINARY: &str = "siterecovery-engine";
 pub enum HostConnection {
     /// The machine this process runs on.
     Local,
+    /// A host that is reached over SSH.
+    Ssh(Box<SshConnection>),
 }
 
 impl HostConnection {
@@ -45,6 +50,9 @@ impl HostConnection {
     pub fn deployer(&self) -> Box<dyn Deployer> {
         match self {
             HostConnection::Local => Box::new(local::LocalDeployer::new()),
+            HostConnection::Ssh(connection) => {
+                Box::new(ssh::SshDeployer::new(connection.as_ref().clone()))
+            }
         }
     }
 }
@@ -79,7 +87,7 @@ impl Deployment {
     }
 
     pub(crate) fn record_path(&self) -> PathBuf {
-        self.settings.data_folder.join(local::RECORD)
+        self.settings.data_folder.join(record::RECORD)
     }
 }
 
@@ -121,6 +129,8 @@ pub struct Inspection {
     pub engine_id: Option<String>,
     /// Owner of the deployment that lies in the data folder.
     pub owner: Option<String>,
+    /// SHA-256 fingerprint of the key that the host has shown, as in `SHA256:…`; `None` where there is no such key.
+    pub host_key_fingerprint: Option<String>,
 }
 
 impl Inspection {

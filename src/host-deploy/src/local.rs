@@ -1,21 +1,18 @@
 //! The channel to the machine this process runs on.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{DeployError, DeployErrorKind};
+use crate::record::{self, RECORD, RECOVERED, Record, bundled_sha256, config_text};
 use crate::recovered::{self, Recovered};
 use crate::service::{self, ServiceManager};
 use crate::{Deployer, Deployment, Inspection, RegistrationKey, files};
 
-/// What was made is noted here, in the data folder.
-pub(crate) const RECORD: &str = "deployment.json";
 /// How often a state that can only be polled is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -23,14 +20,6 @@ const POLL: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub struct LocalDeployer {
     manager: ServiceManager,
-}
-
-/// What the deployment has made, so that removing it leaves nothing behind and takes nothing that was there before.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Record {
-    #[serde(default)]
-    owner: String,
-    created_folders: BTreeSet<PathBuf>,
 }
 
 impl Default for LocalDeployer {
@@ -87,6 +76,7 @@ impl Deployer for LocalDeployer {
             running,
             engine_id,
             owner,
+            host_key_fingerprint: None,
         })
     }
 
@@ -124,27 +114,7 @@ impl Deployer for LocalDeployer {
                 return Ok(id);
             }
             if Instant::now() >= until {
-                let (kind, cause) = if running {
-                    (
-                        DeployErrorKind::TimedOut,
-                        "the engine runs but has made no identity",
-                    )
-                } else {
-                    (
-                        DeployErrorKind::EngineFailed,
-                        "the engine was started and has ended",
-                    )
-                };
-                return Err(DeployError::new(
-                    kind,
-                    "waiting for",
-                    deployment.engine_path().display().to_string(),
-                    cause,
-                    format!(
-                        "look at {}",
-                        deployment.settings.data_folder.join("engine.log").display()
-                    ),
-                ));
+                return Err(record::not_ready(deployment, running));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -154,8 +124,7 @@ impl Deployer for LocalDeployer {
         deployment.settings.check()?;
         let wanted = deployment.clone();
         let ours = blocking(move || {
-            let owner = read_record(&wanted).owner;
-            if !owner.is_empty() && owner != wanted.owner {
+            if read_record(&wanted).is_of_another(&wanted.owner) {
                 return Ok(false);
             }
             refuse_failed_over(&wanted)?;
@@ -197,37 +166,11 @@ async fn blocking<T: Send + 'static>(
         })
 }
 
-fn bundled_sha256(deployment: &Deployment) -> Result<String, DeployError> {
-    let path = &deployment.bundled_engine;
-    let found = files::sha256(path).map_err(|e| DeployError::io("reading", path, e))?;
-    found.ok_or_else(|| {
-        DeployError::new(
-            DeployErrorKind::Missing,
-            "reading",
-            path.display().to_string(),
-            "the engine to install is not there",
-            "put siterecovery-engine beside the provider, or set engine_path in the provider configuration",
-        )
-    })
-}
-
-fn config_text(deployment: &Deployment) -> Result<String, DeployError> {
-    deployment.settings.render(deployment.key_path())
-}
-
 fn install(deployment: &Deployment, key: Option<&RegistrationKey>) -> Result<bool, DeployError> {
     let wanted = bundled_sha256(deployment)?;
     let mut record = read_record(deployment);
     let before = record.created_folders.len();
-    if !record.owner.is_empty() && record.owner != deployment.owner {
-        return Err(DeployError::new(
-            DeployErrorKind::InUse,
-            "installing into",
-            deployment.settings.data_folder.display().to_string(),
-            format!("the engine there belongs to {}", record.owner),
-            "choose another data_folder, or destroy that host first",
-        ));
-    }
+    record.refuse_another_owner(deployment)?;
     let owner_is_new = record.owner != deployment.owner;
     record.owner.clone_from(&deployment.owner);
     let settings = &deployment.settings;
@@ -278,21 +221,11 @@ fn mend_config(deployment: &Deployment) -> Result<(), DeployError> {
 }
 
 fn read_record(deployment: &Deployment) -> Record {
-    // A record that is missing or torn only means that empty folders stay: no reason to fail.
-    fs::read(deployment.record_path())
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default()
+    Record::parse(fs::read(deployment.record_path()).ok().as_deref())
 }
 
 fn write_record(deployment: &Deployment, record: &Record) -> Result<(), DeployError> {
-    let bytes = serde_json::to_vec_pretty(record).map_err(|error| {
-        DeployError::io(
-            "writing",
-            &deployment.record_path(),
-            io::Error::other(error),
-        )
-    })?;
+    let bytes = record.render(&deployment.record_path())?;
     files::replace(&deployment.record_path(), 0o600, &mut bytes.as_slice())
 }
 
@@ -314,12 +247,7 @@ async fn version(engine: &Path) -> Option<String> {
     if !outcome.success {
         return None;
     }
-    // "siterecovery-engine 0.1.0"
-    outcome
-        .text
-        .split_whitespace()
-        .nth(1)
-        .map(ToOwned::to_owned)
+    record::version_in(&outcome.text)
 }
 
 /// See [`Recovered::refuse_failed_over`]. An earlier deployment may have had the usual folder.
@@ -369,26 +297,6 @@ async fn stop_drills(deployment: &Deployment) -> Result<(), DeployError> {
     Ok(())
 }
 
-/// What engine and deployment put into the data folder. Anything else there is not ours: a replica store, or the files of
-/// somebody who named a folder that was in use.
-const DATA: &[&str] = &[
-    "identity",
-    "state",
-    "scratch",
-    RECOVERED,
-    "engine.toml",
-    "engine.sock",
-    "engine.lock",
-    "engine.pid",
-    "engine.log",
-    "engine.start.log",
-    "supervisor.pid",
-    "registration.key",
-];
-
-/// Where recovered VMs lie unless the deployment names another place.
-const RECOVERED: &str = "recovered";
-
 fn remove_data(folder: &Path) -> Result<(), DeployError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -401,11 +309,10 @@ fn remove_data(folder: &Path) -> Result<(), DeployError> {
             .map_err(|error| DeployError::io("reading", folder, error))?
             .path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let left_over = name.starts_with('.') && name.ends_with(".new");
         if name == RECORD {
             continue;
         }
-        if !left_over && !DATA.contains(&&*name) {
+        if !record::is_ours(&name) {
             foreign.push(name.into_owned());
         } else if name == RECOVERED {
             recovered::remove(&path)?;

@@ -9,6 +9,7 @@
 //! The engine writes a record before anything else of its VM and removes it last, so what has none was let go: after a
 //! migration, or when protection was switched off at the recovery side. Names and places are the engine's.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,31 +32,42 @@ pub(crate) struct Recovered {
 }
 
 impl Recovered {
-    /// Looks. A folder that isn't there holds nothing.
+    /// Looks at a folder of this machine. A folder that isn't there holds nothing.
     pub(crate) fn look(folder: &Path) -> Result<Self, DeployError> {
-        let mut found = Self::default();
+        let mut listed = entries(folder)?;
+        let configs: Vec<PathBuf> = listed.iter().map(|path| path.join(CONFIG)).collect();
+        listed.extend(configs.into_iter().filter(|path| path.exists()));
         for vault in entries(&folder.join(FAILOVERS))? {
             for item in entries(&vault)? {
-                found.failed_over.extend(
-                    entries(&item)?
-                        .into_iter()
-                        .filter(|path| record_id(path).is_some()),
-                );
+                listed.extend(entries(&item)?);
             }
         }
-        found.failed_over.sort();
+        Ok(Self::of(folder, &listed.into_iter().collect()))
+    }
+
+    /// What these paths mean: all in `folder`, `vm.toml` in each folder of it, and all at the depth of records of failovers.
+    pub(crate) fn of(folder: &Path, listed: &BTreeSet<PathBuf>) -> Self {
+        let mut found = Self::default();
+        let failovers = folder.join(FAILOVERS);
+        let depth = failovers.components().count() + 3;
+        found.failed_over = listed
+            .iter()
+            .filter(|path| path.starts_with(&failovers) && path.components().count() == depth)
+            .filter(|path| record_id(path).is_some())
+            .cloned()
+            .collect();
         let failed_over: Vec<&str> = found
             .failed_over
             .iter()
             .filter_map(|path| record_id(path))
             .collect();
-        for path in entries(folder)? {
-            if let Some(id) = record_id(&path) {
+        for path in listed.iter().filter(|path| path.parent() == Some(folder)) {
+            if let Some(id) = record_id(path) {
                 found.drills.push(id.to_owned());
             }
             let name = path.file_name().and_then(|name| name.to_str());
-            let is_vm = path.join(CONFIG).exists();
-            let of_drill = |id: &str| folder.join(format!("{id}.json")).exists();
+            let is_vm = listed.contains(&path.join(CONFIG));
+            let of_drill = |id: &str| listed.contains(&folder.join(format!("{id}.json")));
             if let Some(id) = name.filter(|_| is_vm)
                 && !failed_over.contains(&id)
                 && !of_drill(id)
@@ -65,15 +77,24 @@ impl Recovered {
         }
         found.drills.sort();
         found.left.sort();
-        Ok(found)
+        found
     }
 
     /// An engine whose VM counts must not go: nobody could bring that VM back, or even see it.
     pub(crate) fn refuse_failed_over(&self) -> Result<(), DeployError> {
+        let name = self
+            .failed_over
+            .first()
+            .and_then(|record| name_in(&fs::read(record).ok()?));
+        self.refuse(name)
+    }
+
+    /// The same where the first record was read elsewhere.
+    pub(crate) fn refuse(&self, name: Option<String>) -> Result<(), DeployError> {
         let Some(record) = self.failed_over.first() else {
             return Ok(());
         };
-        let name = name_in(record).unwrap_or_else(|| "a virtual machine".to_owned());
+        let name = name.unwrap_or_else(|| "a virtual machine".to_owned());
         let others = match self.failed_over.len() {
             1 => String::new(),
             all => format!(" and {} more", all - 1),
@@ -122,9 +143,9 @@ fn record_id(path: &Path) -> Option<&str> {
     is_id.then_some(name)
 }
 
-fn name_in(record: &Path) -> Option<String> {
-    let text = fs::read_to_string(record).ok()?;
-    let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+/// Name of the VM in a record.
+pub(crate) fn name_in(record: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(record).ok()?;
     value.get("name")?.as_str().map(ToOwned::to_owned)
 }
 

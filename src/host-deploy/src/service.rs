@@ -9,7 +9,7 @@ use tokio::process::Command;
 use crate::error::{DeployError, DeployErrorKind};
 use crate::{Deployment, files};
 
-const UNIT: &str = "siterecovery-engine.service";
+pub(crate) const UNIT: &str = "siterecovery-engine.service";
 /// Starting and stopping take seconds at most; more means that something hangs.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -123,7 +123,7 @@ fn engine_log(deployment: &Deployment) -> PathBuf {
     deployment.settings.data_folder.join("engine.log")
 }
 
-fn unit_text(deployment: &Deployment) -> String {
+pub(crate) fn unit_text(deployment: &Deployment) -> String {
     let quote = |path: &Path| {
         let escaped = path
             .display()
@@ -242,7 +242,7 @@ fn failed(step: &str, binary: &Path, outcome: &Outcome, log: &Path) -> DeployErr
     )
 }
 
-fn last_lines(text: &str) -> String {
+pub(crate) fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
         .filter(|line| !line.trim().is_empty())
