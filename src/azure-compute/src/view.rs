@@ -34,6 +34,20 @@ pub struct InstanceView {
     pub size: String,
     /// Messages of its statuses, as people read them.
     pub messages: Vec<String>,
+    /// When an operation on it ended last, as Azure writes it: another text means that something was done to it since.
+    pub changed: Option<String>,
+    /// Disks that are attached, the one that it starts from first: ids of managed disks or addresses of page blobs, in lower case.
+    pub disks: Vec<String>,
+}
+
+impl InstanceView {
+    /// It is off, and no operation on it is under way: one that begins to start is shown as deallocated for a while.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        let under_way = ["creating", "updating", "deleting", "migrating"];
+        let state = self.provisioning_state.to_ascii_lowercase();
+        self.power == Power::Deallocated && !under_way.contains(&state.as_str())
+    }
 }
 
 impl InstanceView {
@@ -61,6 +75,9 @@ impl InstanceView {
             .find_map(|c| c.strip_prefix("powerstate/").map(power_of))
             .unwrap_or(Power::Unknown);
         let agent = statuses("/properties/instanceView/vmAgent/statuses");
+        let data = statuses("/properties/storageProfile/dataDisks");
+        let system = vm.pointer("/properties/storageProfile/osDisk");
+        let disks = system.into_iter().chain(data);
         InstanceView {
             power,
             provisioning_state: text("/properties/provisioningState").to_owned(),
@@ -74,6 +91,17 @@ impl InstanceView {
                 .iter()
                 .filter_map(|s| s.get("message").or_else(|| s.get("displayStatus")))
                 .filter_map(|m| m.as_str().map(ToOwned::to_owned))
+                .collect(),
+            changed: all
+                .iter()
+                .find(|s| code(s).starts_with("provisioningstate/"))
+                .and_then(|s| s.get("time")?.as_str().map(ToOwned::to_owned)),
+            disks: disks
+                .filter_map(|disk| {
+                    let managed = disk.pointer("/managedDisk/id");
+                    let id = managed.or_else(|| disk.pointer("/vhd/uri"))?;
+                    Some(id.as_str()?.to_ascii_lowercase())
+                })
                 .collect(),
         }
     }

@@ -220,10 +220,20 @@ impl Container {
             let text = std::str::from_utf8(&answer.body)
                 .ok()
                 .filter(|text| text.contains("<PageList"))
+                .filter(|text| {
+                    text.contains("</PageList>")
+                        || text.contains("<PageList/>")
+                        || text.contains("<PageList />")
+                })
                 .ok_or_else(|| not_understood(name, "list of ranges"))?;
-            let ranges = |element| elements(text, element).filter_map(range_of);
-            changed.written.extend(ranges("PageRange"));
-            changed.cleared.extend(ranges("ClearRange"));
+            // What can't be read is never taken for unchanged.
+            let ranges = |element| -> Result<Vec<Range<u64>>> {
+                let ranges = elements(text, element).map(range_of);
+                let ranges: Option<Vec<Range<u64>>> = ranges.collect();
+                ranges.ok_or_else(|| not_understood(name, "list of ranges"))
+            };
+            changed.written.extend(ranges("PageRange")?);
+            changed.cleared.extend(ranges("ClearRange")?);
             marker = elements(text, "NextMarker").next().map(str::to_owned);
             if marker.is_none() {
                 break;

@@ -1,7 +1,11 @@
-//! Snapshots of a blob: made, removed one by one or all at once.
+//! Snapshots of a blob: made, listed, removed one by one.
 
 use azure_core::http::Method;
-use azure_storage_blob::models::BlobClientCreateSnapshotResultHeaders as _;
+use azure_storage_blob::models::{
+    BlobClientCreateSnapshotResultHeaders as _, BlobContainerClientListBlobsOptions,
+    ListBlobsIncludeItem, ListBlobsResponse,
+};
+use futures::TryStreamExt as _;
 
 use crate::container::{Container, from_sdk, not_understood};
 use crate::error::{ErrorKind, Result};
@@ -26,11 +30,37 @@ impl Container {
         gone(self.transport.execute(&request).await.map(drop))
     }
 
-    /// Removes all snapshots of a blob, which itself stays; fine when there are none, or no blob.
-    pub async fn delete_snapshots(&self, name: &str) -> Result<()> {
-        let mut request = self.request(Method::Delete, name, None);
-        request.insert_header("x-ms-delete-snapshots", "only");
-        gone(self.transport.execute(&request).await.map(drop))
+    /// Names of a blob's snapshots, oldest first; none when there is no such blob.
+    pub async fn snapshots(&self, name: &str) -> Result<Vec<String>> {
+        let failed = |error| from_sdk(error, "list snapshots");
+        let options = BlobContainerClientListBlobsOptions {
+            prefix: Some(name.to_owned()),
+            include: Some(vec![ListBlobsIncludeItem::Snapshots]),
+            ..Default::default()
+        };
+        let pages = self.sdk.list_blobs(Some(options)).map_err(failed)?;
+        let mut pages = pages.into_pages();
+        let mut found = Vec::new();
+        while let Some(page) = pages.try_next().await.map_err(failed)? {
+            let page: ListBlobsResponse = page.into_model().map_err(failed)?;
+            let ours = page.blob_items.into_iter();
+            let ours = ours.filter(|item| item.name.as_deref() == Some(name));
+            found.extend(ours.filter_map(|item| item.snapshot));
+        }
+        found.retain(|snapshot| !snapshot.is_empty());
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes all snapshots of a blob but these; the blob stays. One by one: a blob that is a VM's disk is leased by Compute, and
+    /// what is asked of the blob itself is refused.
+    pub async fn delete_snapshots(&self, name: &str, keep: &[String]) -> Result<()> {
+        for snapshot in self.snapshots(name).await? {
+            if !keep.contains(&snapshot) {
+                self.delete_snapshot(name, &snapshot).await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -346,9 +346,28 @@ async fn snapshots_are_compared_by_name_or_by_address_and_removed_one_by_one() {
             .await
             .expect("gone, also twice");
     }
-    assert_eq!(world.double.snapshots(&path), 1);
-    container.delete_snapshots("b").await.expect("all gone");
+    assert_eq!(
+        container.snapshots("b").await.expect("list"),
+        [second.clone()]
+    );
+    // The disk of a VM: Compute leases it.
+    world.double.lease(&path, true);
+    let third = container.snapshot("b").await.expect("third");
+    let keep = [third.clone()];
+    container.delete_snapshots("b", &keep).await.expect("gone");
+    assert_eq!(container.snapshots("b").await.expect("list"), keep);
+    let refused = container.delete("b", Condition::None).await;
+    assert_eq!(
+        refused.expect_err("leased").kind(),
+        ErrorKind::ConditionNotMet
+    );
+    world.double.lease(&path, false);
+    container
+        .delete_snapshots("b", &[])
+        .await
+        .expect("all gone");
     assert_eq!(world.double.snapshots(&path), 0);
+    assert_eq!(container.snapshots("none").await.expect("list"), [""; 0]);
     let left = container.get_range("b", None, 0..512).await.expect("blob");
     assert_eq!(left.bytes, vec![1u8; 512], "the blob itself stays");
 }

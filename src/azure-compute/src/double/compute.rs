@@ -408,7 +408,8 @@ pub(super) fn instance_view(entry: &Entry) -> Value {
     let state = entry.state.to_lowercase();
     json!({
         "statuses": [
-            { "code": format!("ProvisioningState/{state}"), "level": "Info", "displayStatus": format!("Provisioning {state}") },
+            { "code": format!("ProvisioningState/{state}"), "level": "Info", "displayStatus": format!("Provisioning {state}"),
+              "time": format!("2026-12-01T00:00:00.{:07}+00:00", entry.changes) },
             { "code": format!("PowerState/{}", entry.power), "level": "Info", "displayStatus": format!("VM {}", entry.power) },
         ],
         "vmAgent": { "vmAgentVersion": "Unknown", "statuses": [

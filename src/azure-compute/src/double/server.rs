@@ -187,6 +187,15 @@ impl Double {
     pub fn set_power(&self, id: &str, power: &'static str) {
         if let Some(entry) = self.state().resources.get_mut(&id.to_lowercase()) {
             entry.power = power;
+            entry.changes += 1;
+        }
+    }
+
+    /// Changes the body of a resource, as somebody at the portal does.
+    pub fn change(&self, id: &str, change: impl FnOnce(&mut Value)) {
+        if let Some(entry) = self.state().resources.get_mut(&id.to_lowercase()) {
+            change(&mut entry.body);
+            entry.changes += 1;
         }
     }
 

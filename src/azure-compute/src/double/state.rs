@@ -63,6 +63,8 @@ pub(super) struct Entry {
     pub(super) state: String,
     /// Power state of a VM.
     pub(super) power: &'static str,
+    /// Operations that have ended.
+    pub(super) changes: u32,
     /// The operation that runs on it.
     pub(super) operation: Option<String>,
 }
@@ -126,6 +128,8 @@ pub trait Disks: Send {
     fn close(&self, snapshot: &str);
     /// A disk or a snapshot is gone.
     fn remove(&self, id: &str);
+    /// A page blob becomes the disk of a VM, which leases it until the VM is gone.
+    fn lease(&self, uri: &str, is_leased: bool);
 }
 
 #[derive(Default)]
@@ -143,6 +147,18 @@ impl Contents {
             && (id.contains("/disks/") || id.contains("/snapshots/"))
         {
             disks.remove(id);
+        }
+    }
+
+    /// Leases the page blobs of a VM, or gives them free.
+    fn lease(&self, vm: &Value, is_leased: bool) {
+        let Some(disks) = &self.0 else { return };
+        let system = vm.pointer("/properties/storageProfile/osDisk").into_iter();
+        for disk in system.chain(list(vm, "/properties/storageProfile/dataDisks")) {
+            let uri = text(disk, "/vhd/uri");
+            if !uri.is_empty() {
+                disks.lease(uri, is_leased);
+            }
         }
     }
 }
@@ -239,12 +255,15 @@ impl State {
             return;
         }
         "Succeeded".clone_into(&mut entry.state);
+        entry.changes += 1;
         match operation.effect {
             Effect::Settle => {}
             Effect::Power(power) => entry.power = power,
             Effect::Delete => {
                 self.contents.removed(&operation.target);
-                self.resources.remove(&operation.target);
+                if let Some(gone) = self.resources.remove(&operation.target) {
+                    self.contents.lease(&gone.body, false);
+                }
             }
         }
     }
@@ -252,6 +271,7 @@ impl State {
     /// Puts a resource there, or its new body.
     pub(super) fn put(&mut self, id: &str, body: Value) {
         let key = id.to_lowercase();
+        self.contents.lease(&body, true);
         if let Some(entry) = self.resources.get_mut(&key) {
             entry.body = body;
             return;
@@ -262,6 +282,7 @@ impl State {
             body,
             state: "Succeeded".to_owned(),
             power: "deallocated",
+            changes: 0,
             operation: None,
         };
         self.resources.insert(key, entry);

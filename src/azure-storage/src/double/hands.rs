@@ -1,8 +1,9 @@
 //! What happens to blobs behind the service's back: guests write to disks, other services keep disks in containers of their own.
 
 use std::ops::Range;
+use std::time::Duration;
 
-use super::blobs::Data;
+use super::blobs::{Data, Lease};
 use super::pages::Pages;
 use super::server::{Double, lock};
 
@@ -54,6 +55,21 @@ impl Double {
             .split_once('/')
             .and_then(|(container, name)| account.containers.get(container)?.blobs.get(name));
         blob.map_or(0, |blob| blob.snapshots.len())
+    }
+
+    /// Compute leases the blob of a VM's disk without end, or gives it free.
+    pub fn lease(&self, path: &str, is_leased: bool) {
+        let mut account = lock(&self.shared.account);
+        if let Some((container, name)) = path.split_once('/')
+            && let Some(keep) = account.containers.get_mut(container)
+            && let Some(blob) = keep.blobs.get_mut(name)
+        {
+            blob.lease = is_leased.then(|| Lease {
+                id: "compute".to_owned(),
+                seconds: 0,
+                until: Duration::MAX,
+            });
+        }
     }
 
     /// A guest writes whole pages to a page blob of `container/name`.

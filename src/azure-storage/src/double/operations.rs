@@ -133,6 +133,14 @@ fn container(shared: &Shared, account: &mut Account, call: &Received) -> Outcome
             xml.push_str("</Metadata>");
         }
         xml.push_str("</Blob>");
+        let lists = call.query("include").contains("snapshots");
+        for snapshot in blob.snapshots.keys().filter(|_| lists) {
+            let _ = write!(
+                xml,
+                "<Blob><Name>{}</Name><Snapshot>{snapshot}</Snapshot><Properties><BlobType>{kind}</BlobType></Properties></Blob>",
+                escape(name)
+            );
+        }
     }
     let next = names.get(size).map_or(String::new(), |name| escape(name));
     let _ = write!(
@@ -176,7 +184,9 @@ fn blob(shared: &Shared, account: &mut Account, call: &Received, now: Duration) 
     }
     let writes = call.method != "GET" && call.method != "HEAD";
     let existing = keep.blobs.get(&call.blob);
-    if writes && !matches!(call.query("comp"), "lease" | "snapshot" | "block") {
+    // A snapshot has no part in the lease of its blob.
+    let of_blob = call.query("snapshot").is_empty();
+    if writes && of_blob && !matches!(call.query("comp"), "lease" | "snapshot" | "block") {
         leased(existing, call)?;
     }
     let comp = call.query("comp");

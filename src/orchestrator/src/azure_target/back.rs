@@ -10,9 +10,10 @@
 //! Promises: "stopped" is said only when Azure says `deallocated` and the rest is in the store. A snapshot carries the recovery's id and the
 //! number of its round; a round that was cut is never gone on with, its snapshots are removed by the next step, whoever takes it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use azure_compute::{Place, Power};
+use azure_compute::{InstanceView, Place, Power};
 
 use super::blobs::{self, Reach};
 use super::frozen::{self, Frozen};
@@ -23,9 +24,13 @@ use super::trouble::Trouble;
 use super::wish::{Goal, Wish};
 use crate::store::records::Stored;
 
-/// From one round to the next while the VM runs: snapshots of disks cost more than bitmaps do.
-const SHORTEST: Duration = Duration::from_secs(30);
+/// From one round to the next while the VM runs. Of a managed disk Azure takes seven incremental snapshots in five minutes.
+const SHORTEST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(300);
+/// Premium page blobs: one snapshot in ten minutes.
+const PREMIUM: Duration = Duration::from_secs(630);
+/// Signatures live for hours, a round may take longer.
+const RENEW: Duration = Duration::from_secs(600);
 /// How often it is looked whether a VM that is kept is still off.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -96,7 +101,13 @@ impl Work<'_> {
     /// Off, and what is not in the replica yet is shipped.
     async fn keep_off(&mut self, wish: &Wish, stored: Stored<AzureVm>) -> Result<Next, Trouble> {
         let vm = &stored.record;
+        let plan = plan_of(vm)?;
+        let seen = self.target.view(&plan.vm_id, &vm.id).await?;
         if !vm.off {
+            // Better said while it runs than when nothing does.
+            if let Some(seen) = seen.as_ref().filter(|_| wish.ships > 0) {
+                frozen::check_disks(vm, &seen.disks)?;
+            }
             let mut next = AzureVm {
                 off: true,
                 ..vm.clone()
@@ -107,9 +118,7 @@ impl Work<'_> {
             record::keep(self.app, &stored, next).await?;
             return Ok(Next::Again);
         }
-        let plan = plan_of(vm)?;
-        let seen = self.target.view(&plan.vm_id, &vm.id).await?;
-        if seen.is_none_or(|seen| seen.power != Power::Deallocated) {
+        if seen.is_none_or(|seen| !seen.is_off()) {
             if is_shipped(vm, wish.ships) {
                 tracing::warn!(vm = %vm.id, "somebody has started a VM that its failback keeps off; it is stopped again");
                 let mut next = vm.clone();
@@ -121,7 +130,7 @@ impl Work<'_> {
             }
             self.target.stop(&plan.vm_id, &vm.id, &self.cancel).await?;
             let seen = self.target.view(&plan.vm_id, &vm.id).await?;
-            if seen.is_none_or(|seen| seen.power != Power::Deallocated) {
+            if seen.is_none_or(|seen| !seen.is_off()) {
                 return Ok(Next::Later);
             }
         }
@@ -229,12 +238,14 @@ impl Work<'_> {
             record::keep(self.app, &stored, next).await?;
             return Ok(Next::Again);
         };
-        if guest == Guest::On && self.turn.is_none() {
-            self.turn = tokio::select! {
+        let turn = match guest {
+            Guest::On => tokio::select! {
                 () = self.cancel.cancelled() => return Err(Trouble::interrupted()),
-                turn = std::sync::Arc::clone(&self.turns).acquire_owned() => turn.ok(),
-            };
-        }
+                turn = Arc::clone(&self.turns.rounds).acquire_owned() => turn.ok(),
+            },
+            // The rest of one that is off waits for nobody.
+            Guest::Off => None,
+        };
         self.sweep(vm, &frozen::names(vm, back)).await?;
         let begun = WayBack {
             round: back.round + 1,
@@ -246,44 +257,57 @@ impl Work<'_> {
             ..vm.clone()
         };
         let stored = record::keep(self.app, &stored, next).await?;
-        let cancel = self.cancel.clone();
-        let shipped = tokio::select! {
-            () = cancel.cancelled() => Err(Trouble::interrupted()),
-            shipped = self.round(&stored.record, guest) => shipped,
-        };
-        self.turn = None;
+        let shipped = self.round(&stored.record, guest).await;
+        drop(turn);
         let mut next = stored.record.clone();
-        let (shipped, sent_bytes) = shipped?;
+        let round = shipped?;
         if let Some(back) = &mut next.back {
-            back.shipped = Some(shipped);
-            back.sent_bytes += sent_bytes;
-            back.rest = guest == Guest::Off;
+            back.shipped = Some(round.shipped);
+            back.sent_bytes += round.sent_bytes;
+            back.rest = round.is_rest;
         }
-        record::keep(self.app, &stored, next).await?;
+        let stored = record::keep(self.app, &stored, next).await?;
         Ok(match guest {
             Guest::Off => Next::Again,
-            Guest::On => Next::In(self.interval(wish).await?),
+            Guest::On => Next::In(self.interval(wish, &stored.record).await?),
         })
     }
 
-    async fn round(&self, vm: &AzureVm, guest: Guest) -> Result<(record::Shipped, u64), Trouble> {
+    async fn round(&self, vm: &AzureVm, guest: Guest) -> Result<Round, Trouble> {
         let back = vm.back.as_ref().ok_or_else(overtaken)?;
+        let before = self.look(vm).await?;
+        frozen::check_disks(vm, &before.disks)?;
         let reach = Reach::of(self.app, vm).await?;
+        // Opened first: where the store can't be reached, nothing is frozen for nothing. What somebody else appends meanwhile lies at
+        // the position that ours is to have.
+        let ground = Ground::open(self.app, &reach, vm, back.generation).await?;
+        let now_ms = self.app.now_ms();
         let frozen = Frozen::take(self, &reach, vm, guest).await?;
         let shipped = async {
-            let ground = Ground::open(self.app, &reach, vm, back.generation).await?;
-            // Who froze later has raised the round first. So whatever is appended behind this head is newer than ours, and stands
-            // in our way; or it is older, and is compared with.
+            // Who froze later has raised the round first, and is newer than we are.
             let now = record::get(self.app, &vm.id).await?;
             let now = now.and_then(|now| now.record.back);
             if now.is_none_or(|now| (now.generation, now.round) != (back.generation, back.round)) {
                 return Err(overtaken());
             }
-            ship::ship(&ground, &frozen, vm, back, self.app.now_ms()).await
-        }
-        .await;
+            ship::ship(&ground, &frozen, vm, back, now_ms).await
+        };
+        // Requests of Compute are not cut, so that none of them leaves something behind that nobody knows.
+        let shipped = tokio::select! {
+            () = self.cancel.cancelled() => Err(Trouble::interrupted()),
+            () = self.renew(&reach, vm) => Err(Trouble::interrupted()),
+            shipped = shipped => shipped,
+        };
         frozen.close(self, vm).await;
         let (position, point_ms, sent_bytes, replica) = shipped?;
+        // It may have been started behind our back while this was read: then it is no rest, whatever it is now.
+        let is_rest = match guest {
+            Guest::On => false,
+            Guest::Off => {
+                let after = self.look(vm).await?;
+                after.is_off() && before.is_off() && after.changed == before.changed
+            }
+        };
         // A process that dies here finds that a round was begun and not noted: it compares.
         frozen.replace(back).await?;
         let shipped = record::Shipped {
@@ -293,25 +317,58 @@ impl Work<'_> {
             round: back.round,
             snapshots: frozen.snapshots(),
         };
-        Ok((shipped, sent_bytes))
+        Ok(Round {
+            shipped,
+            sent_bytes,
+            is_rest,
+        })
+    }
+
+    async fn look(&self, vm: &AzureVm) -> Result<InstanceView, Trouble> {
+        let seen = self.target.view(&plan_of(vm)?.vm_id, &vm.id).await?;
+        seen.ok_or_else(|| {
+            Trouble::lasting(
+                "RecoveredVirtualMachineGone",
+                "the VM in Azure is gone",
+                "Look who removed it; its disks may still be there. Or cancel the failback.",
+            )
+        })
+    }
+
+    /// Renews signatures for as long as somebody works with them. Never ends.
+    async fn renew(&self, reach: &Reach, vm: &AzureVm) {
+        loop {
+            tokio::time::sleep(RENEW).await;
+            if let Err(trouble) = reach.renew(self.app, vm).await {
+                tracing::warn!(vm = %vm.id, trouble = trouble.text, "the way to the storage account was not renewed; it is tried again");
+            }
+        }
     }
 
     /// The policy's interval, within what snapshots bear and downtime allows.
-    async fn interval(&self, wish: &Wish) -> Result<Duration, Trouble> {
+    async fn interval(&self, wish: &Wish, vm: &AzureVm) -> Result<Duration, Trouble> {
         let policy = blobs::policy(self.app, &wish.item).await?;
         let seconds = policy.map_or(0, |policy| policy.details.replication_interval);
-        Ok(Duration::from_secs(seconds.into()).clamp(SHORTEST, LONGEST))
+        let interval = Duration::from_secs(seconds.into()).clamp(SHORTEST, LONGEST);
+        let is_premium =
+            frozen::is_of_blobs(vm) && Reach::of(self.app, vm).await?.base.is_premium();
+        Ok(if is_premium { PREMIUM } else { interval })
     }
 
     /// Removes what failbacks have frozen of a VM and nobody needs any more.
     pub(super) async fn sweep(&self, vm: &AzureVm, keep: &[String]) -> Result<(), Trouble> {
-        let Some(back) = vm.back.as_ref().filter(|back| back.has_snapshots) else {
+        if vm.back.as_ref().is_none_or(|back| !back.has_snapshots) {
             return Ok(());
-        };
+        }
         if frozen::is_of_blobs(vm) {
             let reach = Reach::of(self.app, vm).await?;
-            return frozen::sweep_blobs(&reach, vm, back, keep).await;
+            return frozen::sweep_blobs(&reach, vm, keep).await;
         }
+        self.sweep_managed(vm, keep).await
+    }
+
+    /// Snapshots of managed disks, whether or not the record knows of any. Those of page blobs go with the blobs.
+    pub(super) async fn sweep_managed(&self, vm: &AzureVm, keep: &[String]) -> Result<(), Trouble> {
         let place = place_of(vm)?;
         for id in self.target.snapshots(place, &vm.id).await? {
             let name = id.rsplit('/').next().unwrap_or_default();
@@ -323,6 +380,14 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// What became of a round.
+struct Round {
+    shipped: record::Shipped,
+    sent_bytes: u64,
+    /// The VM was off from before it was frozen until it was shipped.
+    is_rest: bool,
 }
 
 fn lost(what: &str) -> Trouble {

@@ -100,6 +100,11 @@ impl Reached {
         Container::open(&self.options).map_err(Trouble::from)
     }
 
+    /// Whether it is a premium account.
+    pub(super) fn is_premium(&self) -> bool {
+        self.message.premium
+    }
+
     fn target(&self) -> AzureTarget {
         let azure = &self.message;
         AzureTarget::new(

@@ -8,6 +8,7 @@
 //!
 //! Disks of a VM that runs are frozen one beside the other, not at one instant; those of one that is off are.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use azure_compute::Kind;
@@ -72,25 +73,73 @@ pub(super) fn names(vm: &AzureVm, back: &WayBack) -> Vec<String> {
         .collect()
 }
 
-/// Removes snapshots of page blobs. Those of a round that was cut may have no known name: then all of them go, and the next round compares.
+/// Removes snapshots of page blobs, but these.
 pub(super) async fn sweep_blobs(
     reach: &Reach,
     vm: &AzureVm,
-    back: &WayBack,
     keep: &[String],
 ) -> Result<(), Trouble> {
-    let is_whole = back
-        .shipped
-        .as_ref()
-        .is_some_and(|shipped| shipped.round == back.round);
-    if is_whole && !keep.is_empty() {
-        return Ok(());
-    }
     let container = reach.base.container()?;
     for blob in &vm.blobs {
-        container.delete_snapshots(&blob.blob).await?;
+        container.delete_snapshots(&blob.blob, keep).await?;
     }
     Ok(())
+}
+
+/// Managed disks of a VM, in the order of its page blobs, which they were made of: ARM ids.
+pub(super) fn managed_disks(vm: &AzureVm) -> Result<Vec<String>, Trouble> {
+    let plan = plan_of(vm)?;
+    let managed = |blob: &DiskBlob| {
+        let uri = spec::uri(vm, &blob.blob);
+        let mut all = plan.resources.iter();
+        let found = all.find(|resource| {
+            resource.kind == Kind::Disk
+                && resource
+                    .body
+                    .pointer("/properties/creationData/sourceUri")
+                    .is_some_and(|source| source == uri.as_str())
+        });
+        found.map(|resource| resource.id.clone()).ok_or_else(|| {
+            Trouble::lasting(
+                "AzureTargetNotPossible",
+                format!("the plan of the VM has no managed disk for `{}`", blob.name),
+                "Restore the orchestrator's data folder.",
+            )
+        })
+    };
+    vm.blobs.iter().map(managed).collect()
+}
+
+/// Refuses a VM that has other disks than it was made with: what is on those would be lost.
+pub(super) fn check_disks(vm: &AzureVm, attached: &[String]) -> Result<(), Trouble> {
+    let made = match is_of_blobs(vm) {
+        true => plan_of(vm)?.blobs.clone(),
+        false => managed_disks(vm)?,
+    };
+    let made: BTreeSet<String> = made.iter().map(|disk| disk.to_ascii_lowercase()).collect();
+    let attached: BTreeSet<String> = attached.iter().cloned().collect();
+    let named = |these: &BTreeSet<String>, those: &BTreeSet<String>| {
+        let names = these.difference(those);
+        let names = names.map(|disk| disk.rsplit('/').next().unwrap_or_default().to_owned());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let (added, gone) = (named(&attached, &made), named(&made, &attached));
+    if added.is_empty() && gone.is_empty() {
+        return Ok(());
+    }
+    let said = |word, names: String| match names.as_str() {
+        "" => String::new(),
+        names => format!(" ({word}: {names})"),
+    };
+    Err(Trouble::lasting(
+        "RecoveredDisksChanged",
+        format!(
+            "the VM in Azure has other disks than it was recovered with{}{}",
+            said("attached since", added),
+            said("not attached any more", gone)
+        ),
+        "Attach the disks that it was made with and move data of others to them; or cancel the failback.",
+    ))
 }
 
 // === impl Frozen ===
@@ -107,26 +156,8 @@ impl Frozen {
         if is_of_blobs(vm) {
             return Self::of_blobs(reach, vm, back, guest).await;
         }
-        let (place, plan) = (place_of(vm)?, plan_of(vm)?);
-        let managed = |blob: &DiskBlob| {
-            let uri = spec::uri(vm, &blob.blob);
-            let mut all = plan.resources.iter();
-            let found = all.find(|resource| {
-                resource.kind == Kind::Disk
-                    && resource
-                        .body
-                        .pointer("/properties/creationData/sourceUri")
-                        .is_some_and(|source| source == uri.as_str())
-            });
-            found.map(|resource| resource.id.clone()).ok_or_else(|| {
-                Trouble::lasting(
-                    "AzureTargetNotPossible",
-                    format!("the plan of the VM has no managed disk for `{}`", blob.name),
-                    "Restore the orchestrator's data folder.",
-                )
-            })
-        };
-        let ids: Vec<String> = vm.blobs.iter().map(managed).collect::<Result<_, _>>()?;
+        let place = place_of(vm)?;
+        let ids = managed_disks(vm)?;
         let taken = ids.iter().enumerate().map(|(index, disk)| {
             let name = name_of(vm, index, back, back.round);
             async move {
@@ -204,11 +235,7 @@ impl Frozen {
                 snapshot,
             ));
         }
-        // Of a round that was cut in between all snapshots were removed.
-        let known = back
-            .shipped
-            .as_ref()
-            .filter(|shipped| shipped.round + 1 == back.round);
+        let known = back.shipped.as_ref();
         for (index, disk) in disks.iter_mut().enumerate() {
             disk.look().await?;
             if let Some(older) = known.and_then(|shipped| shipped.snapshots.get(index)) {
@@ -266,8 +293,10 @@ impl FrozenDisk {
     async fn look(&mut self) -> Result<(), Trouble> {
         let known = self.container.properties(&self.blob).await;
         let known = known.map_err(|error| self.unreadable(error))?;
-        let length = known.map_or(0, |known| known.length);
-        let end = length.saturating_sub(FOOTER_LENGTH);
+        let Some(known) = known else {
+            return Err(self.gone("it is not there"));
+        };
+        let end = known.length.saturating_sub(FOOTER_LENGTH);
         if end < self.bytes {
             return Err(self.misfit("is smaller than the source's"));
         }
@@ -300,16 +329,20 @@ impl FrozenDisk {
     /// freezes anew.
     fn unreadable(&self, error: azure_storage::Error) -> Trouble {
         match error.kind() {
-            ErrorKind::NotFound | ErrorKind::Forbidden => Trouble::passing(
-                "FrozenDiskGone",
-                format!(
-                    "the frozen state of disk `{}` can't be read any more: {error}",
-                    self.name
-                ),
-                "It tries again by itself, with another one.",
-            ),
+            ErrorKind::NotFound | ErrorKind::Forbidden => self.gone(error),
             _ => error.into(),
         }
+    }
+
+    fn gone(&self, why: impl std::fmt::Display) -> Trouble {
+        Trouble::passing(
+            "FrozenDiskGone",
+            format!(
+                "the frozen state of disk `{}` can't be read any more: {why}",
+                self.name
+            ),
+            "It tries again by itself, with another one.",
+        )
     }
 
     fn misfit(&self, what: &str) -> Trouble {
@@ -339,8 +372,10 @@ impl FrozenDisk {
 
     /// Its bytes.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes, Trouble> {
-        let mut held = self.held.iter();
-        if !held.any(|held| held.start < range.end && held.end > range.start) {
+        // They are in order, and there may be very many.
+        let first = self.held.partition_point(|held| held.end <= range.start);
+        let held = self.held.get(first);
+        if held.is_none_or(|held| held.start >= range.end) {
             let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
             return Ok(Bytes::from(vec![0; length]));
         }

@@ -11,7 +11,6 @@ use azure_compute::Target;
 use engine_protocol::orders;
 use engine_protocol::v1::{self, recovered_vm_status::State};
 use protection::life::{RecoveryOrder, RecoverySaid};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +19,7 @@ use tracing::{debug, warn};
 use super::ENGINE;
 use super::back;
 use super::record::{self, AzureVm, Stage};
-use super::steps::{self, Next, Work};
+use super::steps::{self, Next, Turns, Work};
 use super::trouble::Trouble;
 use super::wish::{self, Goal, Wish};
 use crate::app::App;
@@ -78,7 +77,7 @@ pub(super) struct Host {
     target: Arc<Target>,
     intake: Intake,
     workers: BTreeMap<String, Worker>,
-    turns: Arc<Semaphore>,
+    turns: Turns,
     reported: Option<(v1::EngineReport, Instant)>,
 }
 
@@ -142,7 +141,7 @@ impl Host {
         Self {
             intake: Intake::new(ENGINE),
             workers: BTreeMap::new(),
-            turns: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
+            turns: Turns::new(SIDE_BY_SIDE),
             reported: None,
             target,
             app,
@@ -277,7 +276,7 @@ impl Host {
         let handle = tokio::spawn(work(
             Arc::clone(&self.app),
             Arc::clone(&self.target),
-            Arc::clone(&self.turns),
+            self.turns.clone(),
             id.to_owned(),
             task.clone(),
             cancel.clone(),
@@ -425,7 +424,7 @@ fn said(wish: &Wish, vm: Option<&AzureVm>, absent: bool) -> Option<v1::RecoveryR
 async fn work(
     app: Arc<App>,
     target: Arc<Target>,
-    turns: Arc<Semaphore>,
+    turns: Turns,
     id: String,
     task: Task,
     cancel: CancellationToken,

@@ -48,9 +48,27 @@ pub(super) struct Work<'a> {
     pub(super) target: &'a Target,
     pub(super) cancel: CancellationToken,
     claimed: Option<Claimed>,
-    /// Who copies takes a turn: the bytes pass through this process. Nothing else waits for one, removal least of all.
-    pub(super) turns: Arc<Semaphore>,
-    pub(super) turn: Option<OwnedSemaphorePermit>,
+    pub(super) turns: Turns,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+/// Who moves bytes through this process takes a turn. Nothing else waits for one, removal least of all.
+#[derive(Debug, Clone)]
+pub(super) struct Turns {
+    /// Recovery points that become page blobs.
+    pub(super) copies: Arc<Semaphore>,
+    /// Rounds of failbacks whose VMs run: turns of their own, as they last for hours, and a failover can't wait.
+    pub(super) rounds: Arc<Semaphore>,
+}
+
+impl Turns {
+    /// So many of each at once.
+    pub(super) fn new(side_by_side: usize) -> Self {
+        Self {
+            copies: Arc::new(Semaphore::new(side_by_side)),
+            rounds: Arc::new(Semaphore::new(side_by_side)),
+        }
+    }
 }
 
 /// Whether a VM is where its wish leads, and nothing has to be looked after.
@@ -75,7 +93,7 @@ impl<'a> Work<'a> {
     pub(super) fn new(
         app: &'a App,
         target: &'a Target,
-        turns: Arc<Semaphore>,
+        turns: Turns,
         cancel: CancellationToken,
     ) -> Self {
         Self {
@@ -145,7 +163,7 @@ impl<'a> Work<'a> {
         let Some(claimed) = &self.claimed else {
             self.turn = tokio::select! {
                 () = self.cancel.cancelled() => return Err(Trouble::interrupted()),
-                turn = Arc::clone(&self.turns).acquire_owned() => turn.ok(),
+                turn = Arc::clone(&self.turns.copies).acquire_owned() => turn.ok(),
             };
             let (claimed, _) = materialise::claim(self.app, stored).await?;
             self.claimed = Some(claimed);
@@ -283,7 +301,7 @@ impl<'a> Work<'a> {
         let vm = &stored.record;
         if vm.stage != Stage::Left {
             if let Some(place) = &vm.place {
-                self.sweep(vm, &[]).await?;
+                self.sweep_managed(vm, &[]).await?;
                 self.target.remove(place, &vm.id, &self.cancel).await?;
                 if let Some(job) = self.last_of_drill(vm).await? {
                     let drill = Drill {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::blobs::{self, Reach};
 use super::host::{Host, Task};
 use super::record::{self, AzureVm, Stage};
-use super::steps::{Next, Work};
+use super::steps::{Next, Turns, Work};
 use super::trouble::Trouble;
 use super::wish::{Drill, Goal, Wish};
 use crate::app::{App, Parts, Patience};
@@ -239,7 +239,7 @@ impl Bench {
 
     /// With so many that may copy at once.
     fn work_with(&self, turns: usize) -> Work<'_> {
-        let turns = Arc::new(Semaphore::new(turns));
+        let turns = Turns::new(turns);
         Work::new(&self.app, &self.target, turns, CancellationToken::new())
     }
 

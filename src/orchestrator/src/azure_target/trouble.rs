@@ -110,6 +110,15 @@ impl From<azure_storage::Error> for Trouble {
             "the page blobs of the VM can't be read or written: {}",
             chain(&error)
         );
+        // The service spells one of these words in a way of its own.
+        let is_rate = |code: &str| code.ends_with("OperationRateExceeded");
+        if error.code().is_some_and(is_rate) {
+            return Self::passing(
+                "TooManySnapshots",
+                text,
+                "Wait: it goes on when the storage account takes another snapshot.",
+            );
+        }
         if error.is_retryable() || error.kind() == azure_storage::ErrorKind::Unauthorized {
             return Self::passing(
                 "StorageAccountNotReachable",

@@ -73,6 +73,12 @@ impl Disks for Managed {
             .drop_container(&format!("md-{}", hash(snapshot)));
     }
 
+    fn lease(&self, uri: &str, is_leased: bool) {
+        let path = uri.strip_prefix(&format!("{}/", self.storage.endpoint()));
+        self.storage
+            .lease(path.expect("a blob of the double"), is_leased);
+    }
+
     fn remove(&self, id: &str) {
         self.storage.drop_blob(&path_of(id));
     }

@@ -4,7 +4,7 @@
 mod disks;
 
 use azure_compute::double::Fault;
-use azure_storage::double::{Fault as StorageFault, Rule as StorageRule};
+use azure_storage::double::{Call as StorageCall, Fault as StorageFault, Rule as StorageRule};
 
 use super::*;
 
@@ -360,5 +360,138 @@ async fn a_replica_that_somebody_newer_owns_is_not_written_to() {
     let trouble = back.bench.life(&back.runs(1, TAKES, TAKES), 9).await;
     let trouble = trouble.expect_err("fenced");
     assert_eq!((trouble.code, trouble.is_final), ("ReplicaTakenOver", true));
+    back.gone().await;
+}
+
+/// Runs towards a wish until a call is held, and dies there.
+async fn dies_at(back: &Back, wish: &Wish, at: impl Fn(&StorageCall) -> bool + Send + 'static) {
+    let gate = Arc::new(Semaphore::new(0));
+    let rule = StorageRule::once(StorageFault::Hold(gate), at);
+    back.bench.storage.faults().add(rule);
+    let mut work = back.bench.work();
+    let goes_on = async { while work.towards(wish).await.is_ok() {} };
+    let held = async {
+        while !back.bench.storage.faults().used_up() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = goes_on => panic!("it went on"),
+        () = held => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cut_round_wrote_and_the_guest_took_back_since_is_taken_back_in_the_replica() {
+    for managed in [true, false] {
+        let mut back = Back::new(managed).await;
+        back.trim(1 << 20, 64 << 10);
+        let wish = back.runs(1, TAKES, TAKES);
+        back.until(&wish, 3, shipped(0)).await;
+        // It is in the journal when the process dies, and no point says so.
+        back.write(1 << 20, 50, 4096);
+        dies_at(&back, &wish, |call| {
+            call.method == "PUT" && call.blob.contains("/points/")
+        })
+        .await;
+        // For Azure nothing has happened there since the round before.
+        back.trim(1 << 20, 64 << 10);
+        back.until(&back.kept(2, TAKES), 2, rest).await;
+        back.check_head(TAKES).await;
+        back.gone().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_somebody_starts_while_its_rest_is_read_is_not_said_to_be_shipped() {
+    for (managed, power) in [
+        (true, "running"),
+        (true, "deallocated"),
+        (false, "running"),
+        (false, "deallocated"),
+    ] {
+        let mut back = Back::new(managed).await;
+        back.write(0, 3, 512);
+        back.until(&back.runs(1, TAKES, TAKES), 3, shipped(0)).await;
+        let gate = Arc::new(Semaphore::new(0));
+        let hold = StorageFault::Hold(Arc::clone(&gate));
+        // What is read of a frozen disk is told before it is compared: whatever is written now is not in it.
+        let rule = StorageRule::once(hold, |call| {
+            call.method == "PUT" && call.blob.contains("/points/")
+        });
+        back.bench.storage.faults().add(rule);
+        back.write(8192, 7, 512);
+        back.image[4096..4608].fill(4);
+        let wish = back.kept(2, TAKES);
+        let somebody = async {
+            while !back.bench.storage.faults().used_up() {
+                tokio::task::yield_now().await;
+            }
+            let vm = &back.bench.vms()[0];
+            back.bench.compute.set_power(vm, "running");
+            back.bench.storage.write(&back.disk, 4096, &[4; 512]);
+            back.bench.compute.set_power(vm, power);
+            gate.add_permits(1);
+        };
+        let says = |vm: &AzureVm| vm.back.as_ref().is_some_and(|back| back.rest);
+        tokio::join!(back.until(&wish, 1, says), somebody);
+        back.check_head(TAKES).await;
+        back.until(&wish, 1, rest).await;
+        assert_eq!(back.vm_power(), "deallocated");
+        back.gone().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_disks_were_changed_in_azure_is_not_stopped_for_a_failback_that_would_lose_them()
+{
+    let back = Back::new(true).await;
+    let vm = &back.bench.vms()[0];
+    let of_it = "/properties/storageProfile";
+    let before = back.bench.compute.body(vm).expect("VM");
+    let added = json!({ "lun": 3, "managedDisk": { "id": "/…/disks/data-of-later" } });
+    back.bench.compute.change(vm, |body| {
+        body.pointer_mut(of_it).expect("disks")["dataDisks"] = json!([added]);
+    });
+    let wishes = [back.runs(1, TAKES, TAKES), back.kept(2, TAKES)];
+    for wish in &wishes {
+        let trouble = back.bench.life(wish, 9).await.expect_err("refused");
+        assert_eq!(
+            (trouble.code, trouble.is_final),
+            ("RecoveredDisksChanged", true)
+        );
+        assert!(trouble.text.contains("data-of-later"), "{}", trouble.text);
+        assert_eq!(back.vm_power(), "running");
+    }
+    back.bench.compute.change(vm, |body| *body = before);
+    back.until(&wishes[1], 2, rest).await;
+    back.check_head(TAKES).await;
+    back.gone().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_takes_no_snapshot_now_is_asked_again_and_the_round_before_stays_of_use() {
+    let mut back = Back::new(false).await;
+    let wish = back.runs(1, TAKES, TAKES);
+    back.until(&wish, 3, shipped(0)).await;
+    back.write(512, 77, 512);
+    let refusal = StorageFault::Refuse {
+        status: 409,
+        code: "SnaphotOperationRateExceeded",
+        retry_after_seconds: None,
+    };
+    let rule = StorageRule::once(refusal, |call| call.comp == "snapshot");
+    back.bench.storage.faults().add(rule);
+    let trouble = back.bench.life(&wish, 3).await.expect_err("refused");
+    assert_eq!(
+        (trouble.code, trouble.is_final),
+        ("TooManySnapshots", false)
+    );
+    let vm = back.bench.vm().await;
+    let known = vm.back.and_then(|back| back.shipped).expect("shipped");
+    assert_eq!(back.snapshots(), 1);
+    back.until(&wish, 1, shipped(known.round)).await;
+    back.check_head(TAKES).await;
+    assert_eq!(back.snapshots(), 1, "the older one is gone");
     back.gone().await;
 }
