@@ -162,7 +162,10 @@ pub async fn send_cycle(
 pub async fn image_of(view: &ReplicaView) -> Result<Image, StoreError> {
     let mut image = Vec::new();
     for spec in view.disks().to_vec() {
-        let mut data = view.read(spec.id, 0, spec.size_bytes as usize).await?.to_vec();
+        let mut data = view
+            .read(spec.id, 0, spec.size_bytes as usize)
+            .await?
+            .to_vec();
         image.push(data.clone());
         for range in view.not_zero(spec.id, std::slice::from_ref(&(0..spec.size_bytes))) {
             data[range.start as usize..range.end as usize].fill(0);
