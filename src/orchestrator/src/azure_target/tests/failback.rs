@@ -396,6 +396,7 @@ async fn what_a_cut_round_wrote_and_the_guest_took_back_since_is_taken_back_in_t
         .await;
         // For Azure nothing has happened there since the round before.
         back.trim(1 << 20, 64 << 10);
+        back.write(12288, 70, 512);
         back.until(&back.kept(2, TAKES), 2, rest).await;
         back.check_head(TAKES).await;
         back.gone().await;
