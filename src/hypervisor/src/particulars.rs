@@ -120,12 +120,20 @@ fn volume_name(path: &Path) -> String {
 
 #[cfg(not(unix))]
 fn volume_name(path: &Path) -> String {
-    // A drive, a share or a volume of a cluster.
-    let mut parts = path.components();
-    let prefix = parts.next();
-    prefix.map_or_else(String::new, |first| {
-        first.as_os_str().to_string_lossy().to_lowercase()
-    })
+    windows_volume(&path.to_string_lossy())
+}
+
+/// A drive, a share, or a volume of a cluster, which is a folder of the system's drive.
+#[cfg(any(not(unix), test))]
+fn windows_volume(path: &str) -> String {
+    let path = path.to_lowercase();
+    let parts: Vec<&str> = path.split('\\').collect();
+    let count = match parts.as_slice() {
+        ["", "", _, _, ..] => 4,
+        [_, "clusterstorage", _, _, ..] => 3,
+        _ => 1,
+    };
+    parts.into_iter().take(count).collect::<Vec<_>>().join("\\")
 }
 
 /// Looks at images, and remembers what they said: an image that nobody has written since is not read again, one that is
@@ -210,4 +218,28 @@ fn read_once(path: &Path) -> Result<Look, ImageError> {
         _ => DiskImage::open(path, Access::ReadOnly)?,
     };
     boot::look(&image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::windows_volume;
+
+    #[test]
+    fn a_path_of_windows_names_its_drive_its_share_or_its_volume_of_a_cluster() {
+        for (path, volume) in [
+            (r"D:\VMs\a.vhdx", "d:"),
+            (
+                r"C:\ClusterStorage\Volume1\a.vhdx",
+                r"c:\clusterstorage\volume1",
+            ),
+            (
+                r"C:\ClusterStorage\Volume2\vm\a.vhdx",
+                r"c:\clusterstorage\volume2",
+            ),
+            (r"C:\ClusterStorage\a.vhdx", "c:"),
+            (r"\\Server\Share\vm\a.vhdx", r"\\server\share"),
+        ] {
+            assert_eq!(windows_volume(path), volume, "{path}");
+        }
+    }
 }

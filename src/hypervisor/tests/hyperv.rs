@@ -11,7 +11,7 @@ use hypervisor::hyperv::host::Value;
 use hypervisor::{
     Changes, Consistency, DiskId, DiskSource, ErrorKind, Extent, FrozenPoint, Generation,
     HypervDriver, Hypervisor, HypervisorError, LostDisk, LostVirtualMachine, NewDisk, NewNetwork,
-    NewVirtualMachine, PowerState, Quiescence, Stop, TrackingId, VmId, conformance,
+    NewVirtualMachine, PowerState, Presence, Quiescence, Stop, TrackingId, VmId, conformance,
 };
 use uuid::Uuid;
 
@@ -132,6 +132,62 @@ async fn the_inventory_tells_what_the_host_has() {
     assert_eq!(names, ["web-1.vhdx", "web-0.vhdx"]);
     assert!(vm.disks[0].operating_system && !vm.disks[1].operating_system);
     assert!(lab.driver.agent_answers(lab.vm).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_checks_want_to_know_is_told_and_what_nobody_said_stays_unknown() {
+    let lab = Lab::new().await;
+    let other = lab.double.running_vm("db", 2, "vhd", "9.0");
+    lab.double.furnish(lab.vm, other);
+    let all = lab.driver.particulars().await.unwrap();
+    let of = |vm| all.iter().find(|one| one.vm == vm).unwrap();
+    let (web, db) = (of(lab.vm), of(other));
+    assert_eq!(web.os_name, "Windows Server 2022");
+    assert_eq!(
+        (web.os_version.as_str(), web.architecture.as_str()),
+        ("", "")
+    );
+    assert_eq!(
+        (web.secure_boot, db.secure_boot),
+        (Presence::Present, Presence::Unknown)
+    );
+    assert_eq!(
+        (web.virtual_tpm, db.virtual_tpm),
+        (Presence::Present, Presence::Unknown)
+    );
+    assert_eq!(web.fibre_channel, Presence::NotPresent);
+    assert_eq!(web.checkpoints, Presence::NotPresent);
+
+    let disk = |name: &str| web.disks.iter().find(|disk| disk.name == name).unwrap();
+    let own = disk("web-0.vhdx");
+    assert!(own.id.is_some_and(|id| lab.disks.contains(&id)));
+    assert_eq!(
+        (own.format.as_str(), own.controller.as_str()),
+        ("VHDX", "SCSI")
+    );
+    assert_eq!(
+        (own.shared, own.pass_through),
+        (Presence::NotPresent, Presence::NotPresent)
+    );
+    assert!(own.volume_free_bytes.is_some_and(|free| free > 0) && !own.volume.is_empty());
+    assert_eq!(own.look, None);
+    let borrowed = disk("db-1.vhd");
+    assert_eq!(
+        (borrowed.format.as_str(), borrowed.shared),
+        ("VHD", Presence::Present)
+    );
+    let shared: Vec<bool> = db
+        .disks
+        .iter()
+        .map(|one| one.shared == Presence::Present)
+        .collect();
+    assert_eq!(shared, [false, true]);
+    let of_host = disk("Physical Disk Drive");
+    assert_eq!(
+        (of_host.id, of_host.pass_through),
+        (None, Presence::Present)
+    );
+    assert_eq!(of_host.controller, "SCSI");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   HypervDriver ─► survey  VMs, disks, adapters      ┐
+//!                   particulars  for checks           │
 //!                   points  checkpoints, RCT          ├─► Host ─► system  WMI through COM, virtdisk.dll (Windows only)
 //!                   power   start, stop, heartbeat    │       └─► a double that tests bring
 //!                   make    DefineSystem ...          ┘
@@ -14,6 +15,7 @@ pub mod host;
 mod jobs;
 mod make;
 mod names;
+mod particulars;
 mod points;
 mod power;
 mod reader;
@@ -32,8 +34,8 @@ use async_trait::async_trait;
 
 use crate::{
     Consistency, DiskId, ErrorKind, FrozenPoint, HostFacts, Hypervisor, HypervisorError,
-    LostVirtualMachine, NewVirtualMachine, PowerState, Stop, TrackingId, VirtualMachine, VmId,
-    Volume,
+    LostVirtualMachine, NewVirtualMachine, Particulars, PowerState, Stop, TrackingId,
+    VirtualMachine, VmId, Volume,
 };
 use host::Host;
 use points::{Session, Wish};
@@ -146,6 +148,11 @@ impl Hypervisor for HypervDriver {
             Ok(all.into_iter().map(|one| one.vm).collect())
         })
         .await
+    }
+
+    async fn particulars(&self) -> Result<Vec<Particulars>, HypervisorError> {
+        self.with("look at the virtual machines", particulars::all)
+            .await
     }
 
     async fn freeze(

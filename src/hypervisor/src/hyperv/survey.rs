@@ -265,7 +265,7 @@ pub(super) fn power_state(enabled_state: i64) -> PowerState {
 }
 
 /// File name of a path as Windows or, in tests, Linux writes it.
-fn file_name(path: &std::path::Path) -> String {
+pub(super) fn file_name(path: &std::path::Path) -> String {
     let text = path.to_string_lossy();
     text.rsplit(['\\', '/'])
         .next()

@@ -194,6 +194,52 @@ impl Double {
         VmId(id)
     }
 
+    /// Gives a VM secure boot, a TPM, a disk of the host on its controller, and the second disk of another VM.
+    pub fn furnish(&self, vm: VmId, other: VmId) {
+        let mut state = self.state();
+        let [settings, others] =
+            [vm, other].map(|vm| state.settings_of(&computer_path(&vm.to_string())));
+        let object = state.object_mut(&settings);
+        let secure = ("SecureBootEnabled".to_owned(), Value::Bool(true));
+        object.properties.extend([secure]);
+        state.component(
+            &settings,
+            "Msvm_SecuritySettingData",
+            &[("TpmEnabled", Value::Bool(true))],
+        );
+        let class = "Msvm_ResourceAllocationSettingData";
+        let controller = state.linked(&settings, class)[0].path.clone();
+        state.resource(
+            &settings,
+            class,
+            "host disk",
+            &[
+                (
+                    "ResourceSubType",
+                    "Microsoft:Hyper-V:Physical Disk Drive".into(),
+                ),
+                ("ElementName", "Physical Disk Drive".into()),
+                ("Parent", Value::Text(controller)),
+            ],
+        );
+        let (_, file) = state.disk_files(&others)[1].clone();
+        state.resource(
+            &settings,
+            "Msvm_StorageAllocationSettingData",
+            "borrowed",
+            &[
+                (
+                    "ResourceSubType",
+                    "Microsoft:Hyper-V:Virtual Hard Disk".into(),
+                ),
+                (
+                    "HostResource",
+                    Value::Texts(vec![file.display().to_string()]),
+                ),
+            ],
+        );
+    }
+
     /// Writes as the guest would.
     pub fn write(
         &self,
