@@ -25,3 +25,17 @@ resource "siterecovery_hyperv_host" "this" {
     end_time                         = "18:00"
   }
 }
+
+# Another machine, over SSH. Secrets (passphrase, password) are given in the provider block.
+resource "siterecovery_hyperv_host" "over_ssh" {
+  name           = "hv2"
+  hyperv_site_id = var.hyperv_site_id
+  roles          = ["recovery"]
+
+  host_connection = {
+    type             = "ssh"
+    host             = "hv2.example.com"
+    private_key_path = pathexpand("~/.ssh/id_ed25519")
+    known_hosts_path = pathexpand("~/.ssh/known_hosts")
+  }
+}

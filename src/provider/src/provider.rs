@@ -19,10 +19,10 @@ use crate::resources::{
     Association, DrillSchedule, HypervHost, NetworkMapping, Policy, ProtectedVm, RecoveryPlan,
     Site, StorageAccount, TestFailover, Vault, VirtualNetwork,
 };
-use crate::session::Session;
+use crate::session::{Session, SshSecrets};
 
 /// Arguments that an environment variable may give, with the variable and what the argument is.
-pub(crate) const ARGUMENTS: [(&str, &str, &str); 8] = [
+pub(crate) const ARGUMENTS: [(&str, &str, &str); 11] = [
     (
         "endpoint",
         "SITERECOVERY_ENDPOINT",
@@ -63,6 +63,29 @@ pub(crate) const ARGUMENTS: [(&str, &str, &str); 8] = [
         "SITERECOVERY_ENGINE_PATH",
         "The engine that is put onto hosts. Default: `siterecovery-engine` beside the provider's executable.",
     ),
+    (
+        "ssh_private_key",
+        "SITERECOVERY_SSH_PRIVATE_KEY",
+        "Private key (OpenSSH, PEM) for hosts that are reached over SSH, in place of a `private_key_path` of each. Never stored.",
+    ),
+    (
+        "ssh_private_key_passphrase",
+        "SITERECOVERY_SSH_PRIVATE_KEY_PASSPHRASE",
+        "Passphrase of that key, and of the keys of all `private_key_path`. Never stored.",
+    ),
+    (
+        "ssh_password",
+        "SITERECOVERY_SSH_PASSWORD",
+        "Password for hosts that are reached over SSH, tried when keys were refused. Never stored.",
+    ),
+];
+
+/// What Terraform hides.
+const SENSITIVE: [&str; 4] = [
+    "client_secret",
+    "ssh_private_key",
+    "ssh_private_key_passphrase",
+    "ssh_password",
 ];
 
 /// The provider.
@@ -83,7 +106,7 @@ impl Provider for SiteRecovery {
             let mut attribute = Attribute::string()
                 .optional()
                 .describe(format!("{text} Environment variable: `{variable}`."));
-            if name == "client_secret" {
+            if SENSITIVE.contains(&name) {
                 attribute = attribute.sensitive();
             }
             schema = schema.attribute(name, attribute);
@@ -249,11 +272,17 @@ async fn configure(
         }
         report
     })?;
+    let hidden = |name: &str| given(name).map(host_deploy::Secret::new);
     let engine_path = given("engine_path").map_or_else(beside_this, PathBuf::from);
     Ok(Some(Session {
         api,
         subscription_id,
         engine_path,
+        ssh: SshSecrets {
+            private_key: hidden("ssh_private_key"),
+            passphrase: hidden("ssh_private_key_passphrase"),
+            password: hidden("ssh_password"),
+        },
     }))
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use arm_client::Client;
 use arm_model::ResourceGroupId;
+use host_deploy::Secret;
 
 /// A configured provider.
 #[derive(Debug)]
@@ -14,6 +15,16 @@ pub struct Session {
     pub(crate) subscription_id: String,
     /// The engine that is put onto hosts.
     pub(crate) engine_path: PathBuf,
+    /// What hosts are signed in to with.
+    pub(crate) ssh: SshSecrets,
+}
+
+/// Secrets for hosts that are reached over SSH. None of them is ever stored.
+#[derive(Debug, Default)]
+pub(crate) struct SshSecrets {
+    pub(crate) private_key: Option<Secret>,
+    pub(crate) passphrase: Option<Secret>,
+    pub(crate) password: Option<Secret>,
 }
 
 impl Session {

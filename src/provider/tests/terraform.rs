@@ -285,11 +285,17 @@ fn bad_input_is_refused_at_plan_time_at_the_attribute() {
             base(&lab)
         )
     };
-    terraform.write(&host(
-        "  vm_folder = \"/srv/vms\"\n  host_connection = {\n    type = \"ssh\"\n  }",
-    ));
-    let problem = terraform.one_error("plan", "host_connection");
-    assert!(problem.detail.contains("local"), "{problem:?}");
+    for (kind, said) in [
+        ("winrm", "local"),
+        ("ssh", "needs host"),
+        ("ssh", "host's key"),
+    ] {
+        terraform.write(&host(&format!(
+            "  vm_folder = \"/srv/vms\"\n  host_connection = {{\n    type = \"{kind}\"\n  }}",
+        )));
+        let problem = terraform.one_error("plan", "host_connection");
+        assert!(problem.detail.contains(said), "{problem:?}");
+    }
     terraform.write(&host("  host_connection = {\n    type = \"local\"\n  }"));
     terraform.one_error("plan", "resource \"siterecovery_hyperv_host\"");
     let plan = |action: &str| {

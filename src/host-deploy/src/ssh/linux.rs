@@ -41,7 +41,8 @@ if [ -f "$2" ] && "$1" status --config "$2" >/dev/null 2>&1; then printf 'runnin
 return 0
 "#;
 
-/// Seconds to wait. Holds the lock of this host's deployments, a lock of the kernel on the user's home, until its input ends.
+/// Seconds to wait, seconds to live. Holds the lock of this host's deployments, a lock of the kernel on the user's home, until its
+/// input ends or no line has come for that long: a client that lost its power says no good-bye.
 pub(crate) const LOCK: &str = r#"
 command -v flock >/dev/null || { echo 'flock: not found' >&2; return 127; }
 home=${HOME:-/}
@@ -54,7 +55,7 @@ until flock -n 9; do
   sleep 1
 done
 echo locked
-cat >/dev/null
+while timeout "$2" sh -c 'IFS= read -r beat'; do :; done
 "#;
 
 /// Pairs of mode and folder. Makes each with what is missing above it, and prints what it made.
@@ -87,7 +88,7 @@ if [ "$4" = keep ] && [ -f "$3" ] && [ ! -e "$3.previous" ]; then
   ln -- "$3" "$3.previous" || return 1
 fi
 mv -f -- "$1" "$3" || return 1
-sync
+sync -- "${3%/*}/" 2>/dev/null || sync
 "#;
 
 /// install folder, name of the engine: removes beginnings of uploads.
@@ -106,10 +107,10 @@ found=3
 for one; do
   if [ -f "$one.previous" ]; then
     mv -f -- "$one.previous" "$one" || return 1
+    sync -- "${one%/*}/" 2>/dev/null || sync
     found=0
   fi
 done
-sync
 return $found
 "#;
 

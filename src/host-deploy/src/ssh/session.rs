@@ -149,13 +149,18 @@ impl SshSession {
         &self.label
     }
 
+    /// For one command.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// Fingerprint of the key that the host has shown.
     pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
     /// Says good-bye. What is still open on the host ends with the connection anyway.
-    pub(crate) async fn close(self) {
+    pub(crate) async fn close(&self) {
         let _ = self
             .handle
             .disconnect(Disconnect::ByApplication, "done", "en")

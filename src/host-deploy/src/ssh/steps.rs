@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use russh::{Channel, client};
 use russh_sftp::client::SftpSession;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{OpenFlags, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
 
 use super::connection::SshConnection;
 use super::linux::{self, SystemdFolders};
@@ -22,8 +23,11 @@ use crate::recovered::{Recovered, name_in};
 use crate::service::{UNIT, unit_text};
 use crate::{Deployment, ENGINE_BINARY, RegistrationKey};
 
-/// Seconds that a deployment waits for another one on the same host.
-const LOCK_LIMIT: u32 = 300;
+/// How long a deployment waits for another one on the same host, unless a command may not take that long.
+const LOCK_LIMIT: Duration = Duration::from_secs(300);
+/// The host lets go of the lock of a client that it has not heard of for so many seconds.
+const LOCK_LIFE: &str = "90";
+const BEAT: Duration = Duration::from_secs(15);
 /// No file that is read as a whole is longer.
 const MOST: u64 = 1 << 20;
 
@@ -50,7 +54,13 @@ pub(crate) struct Host<'a> {
     data: String,
     install: String,
     recovery: String,
-    lock: Mutex<Option<Channel<client::Msg>>>,
+    lock: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Host<'_> {
+    fn drop(&mut self) {
+        self.unlock();
+    }
 }
 
 impl<'a> Host<'a> {
@@ -89,19 +99,22 @@ impl<'a> Host<'a> {
         })
     }
 
+    /// Says good-bye. What is still open on the host ends with the connection anyway.
     pub(crate) async fn close(self) {
+        self.unlock();
+        let _ = self.sftp.close().await;
+        self.session.close().await;
+    }
+
+    fn unlock(&self) {
         let held = self
             .lock
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(held) = held {
-            // The lock goes with the connection in any case.
-            let _ = held.eof().await;
-            let _ = held.close().await;
+            held.abort();
         }
-        let _ = self.sftp.close().await;
-        self.session.close().await;
     }
 
     pub(crate) fn label(&self) -> &str {
@@ -133,17 +146,24 @@ impl<'a> Host<'a> {
     /// Keeps other deployments of this user away until the connection ends.
     pub(crate) async fn lock(&self) -> Result<(), DeployError> {
         let step = "locking";
-        let seconds = LOCK_LIMIT.to_string();
-        match self.session.hold(step, linux::LOCK, &[&seconds]).await? {
+        let seconds = LOCK_LIMIT.min(self.session.limit() * 3 / 4).as_secs();
+        let wait = seconds.to_string();
+        let arguments = [wait.as_str(), LOCK_LIFE];
+        match self.session.hold(step, linux::LOCK, &arguments).await? {
             Ok(channel) => {
-                *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
+                let beats = tokio::spawn(async move {
+                    while channel.data(&b"\n"[..]).await.is_ok() {
+                        tokio::time::sleep(BEAT).await;
+                    }
+                });
+                *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(beats);
                 Ok(())
             }
             Err(ended) if ended.code == 75 => Err(DeployError::new(
                 DeployErrorKind::InUse,
                 step,
                 self.label(),
-                format!("another deployment has been at work there for {LOCK_LIMIT} seconds"),
+                format!("another deployment has been at work there for {seconds} seconds"),
                 "wait for it to end, then run this again",
             )),
             Err(ended) => Err(linux::fault(step, "the deployments", &ended).on(self.label())),

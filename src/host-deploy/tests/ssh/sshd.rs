@@ -77,7 +77,8 @@ impl Sshd {
         Self::listen(folder, port)
     }
 
-    fn listen(folder: &Path, port: u16) -> Self {
+    /// A server of before, started again.
+    pub fn listen(folder: &Path, port: u16) -> Self {
         let at = |name: &str| folder.join(name).display().to_string();
         fs::write(
             folder.join("sshd_config"),

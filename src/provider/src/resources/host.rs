@@ -11,6 +11,7 @@
 //! difference that the next apply mends. Heartbeat and connection are not: they change by themselves.
 
 mod checks;
+mod connection;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,23 +21,26 @@ use arm_model::fabric::RegistrationKeyProperties;
 use arm_model::services_provider::{CONNECTED, ServicesProviderProperties};
 use arm_model::{FabricId, Resource as Answer, ServicesProviderId, validate};
 use async_trait::async_trait;
-use host_deploy::{Deployer, Deployment, EngineSettings, HostConnection, RegistrationKey};
+use host_deploy::{DeployError, Deployer, Deployment, EngineSettings, Inspection, RegistrationKey};
 use serde_json::json;
 use tf_provider::{
-    Attribute, Change, Context, Diagnostics, IdentitySchema, ImportKey, Nesting, Object, Plan,
+    Attribute, Change, Context, Diagnostic, Diagnostics, IdentitySchema, ImportKey, Object, Plan,
     Presence, Resource, ResourceState, Schema, Type, Value,
 };
 
-use self::checks::{absolute, check, generations, generations_of, reachable, recovered_in};
+use self::checks::{absolute, check, generations, generations_of, recovered_in};
+use self::connection::{can_wait, channel, is_ssh, trusts_first_use};
 use super::association::site_id;
 use crate::Session;
-use crate::errors::{Fields, deploy_failed};
+use crate::errors::{Fields, deploy_failed, sentence};
 use crate::plain::{identity, import_stub, stored_id};
 use crate::remote::Remote;
 use crate::{fields, limits, timeouts};
 
 const WHAT: &str = "Hyper-V host";
 const FIELDS: Fields = &[("name", "name"), ("throttles", "throttle")];
+const HOST_KEY: &str = "host_key_fingerprint";
+const LOOKING: &str = "Looking at the engine on the host failed";
 const READY: Duration = Duration::from_secs(60);
 /// Unix sockets in these folders have short addresses.
 const LONGEST_DATA_FOLDER: usize = 95;
@@ -59,9 +63,6 @@ impl Resource<Session> for HypervHost {
                 .check(absolute)
                 .describe(text)
         };
-        let connection = Attribute::string()
-            .required()
-            .describe("Channel to the host. `local`: the machine that runs Terraform.");
         let name = Attribute::string().required();
         Schema::new()
             .describe(
@@ -80,14 +81,7 @@ impl Resource<Session> for HypervHost {
                     .requires_replace()
                     .describe("Id of the site. Changing it makes a new host."),
             )
-            .attribute(
-                "host_connection",
-                Attribute::nested(Nesting::Single, [("type", connection)])
-                    .required()
-                    .check(reachable)
-                    .requires_replace()
-                    .describe("How the host is reached. Changing it makes a new host."),
-            )
+            .attribute("host_connection", connection::attribute())
             .attribute(
                 "roles",
                 Attribute::set(Type::String)
@@ -144,6 +138,13 @@ impl Resource<Session> for HypervHost {
                 "engine_running",
                 Attribute::bool().computed().use_state_for_unknown().describe("Whether the engine runs. A stopped engine is started by the next apply."),
             )
+            .attribute(
+                HOST_KEY,
+                Attribute::string()
+                    .computed()
+                    .use_state_for_unknown()
+                    .describe("SHA-256 fingerprint of the key that the host has shown, where it is reached over SSH."),
+            )
             .attribute("timeouts", timeouts::attribute(timeouts::QUICK))
             .block("throttle", limits::throttle_blocks("all VMs of the host together"))
     }
@@ -169,6 +170,10 @@ impl Resource<Session> for HypervHost {
         let Some(prior) = plan.prior.clone() else {
             return Ok(());
         };
+        let shown_anew = plan.changed("host_connection") || prior.is_null(HOST_KEY);
+        if is_ssh(&plan.planned) && shown_anew {
+            plan.planned.set(HOST_KEY, Value::unknown());
+        }
         if prior.bool("engine_running") != Some(true) {
             plan.planned.set("engine_running", true);
         }
@@ -203,10 +208,19 @@ impl Resource<Session> for HypervHost {
         report.into_result()?;
         let site = site_id(&change.planned)?;
         let deployment = deployment(&remote.session, &change.planned)?;
-        let deployer = HostConnection::Local.deployer();
+        let mut deployer = channel(&remote.session, &change.planned)?.deployer();
         let cannot = |error| deploy_failed("Putting the engine onto the host failed", &error);
 
         let before = deployer.inspect(&deployment).await.map_err(cannot)?;
+        if let Some(shown) = &before.host_key_fingerprint {
+            let first = trusts_first_use(&change.planned);
+            state.value.set(HOST_KEY, shown.as_str());
+            if first {
+                // From here on it is this key or none.
+                deployer = channel(&remote.session, &state.value)?.deployer();
+                cx.warn(first_use(&state.value.string("name"), shown));
+            }
+        }
         if let Some(id) = &before.engine_id
             && before.owner.as_deref() == Some(deployment.owner.as_str())
             && remote
@@ -258,12 +272,15 @@ impl Resource<Session> for HypervHost {
         };
         fill(&id, &host, &mut state.value);
         let deployment = deployment(&remote.session, &state.value)?;
-        observe(
-            HostConnection::Local.deployer().as_ref(),
-            &deployment,
-            &mut state.value,
-        )
-        .await?;
+        let deployer = channel(&remote.session, &state.value)?.deployer();
+        match deployer.inspect(&deployment).await {
+            Ok(seen) => note(seen, &mut state.value),
+            // What the last look has found stands.
+            Err(error) if can_wait(&error) => {
+                cx.warn(not_seen(&state.value.string("name"), &error))
+            }
+            Err(error) => return Err(deploy_failed(LOOKING, &error)),
+        }
         Ok(Presence::Present)
     }
 
@@ -290,7 +307,7 @@ impl Resource<Session> for HypervHost {
         {
             return Ok(());
         }
-        let deployer = HostConnection::Local.deployer();
+        let deployer = channel(&remote.session, &change.planned)?.deployer();
         let cannot = |error| deploy_failed("Updating the engine on the host failed", &error);
         deployer.upgrade(&deployment).await.map_err(cannot)?;
         deployer
@@ -306,6 +323,12 @@ impl Resource<Session> for HypervHost {
         let limit = timeouts::of(&prior, "delete", timeouts::QUICK.delete);
         let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
         let deployment = deployment(&remote.session, &prior)?;
+        let deployer = channel(&remote.session, &prior)?.deployer();
+        let cannot = |error| deploy_failed("Removing the engine from the host failed", &error);
+        if is_ssh(&prior) {
+            // Before the record goes: without it nothing would remember the engine of a host that can't be reached now.
+            deployer.inspect(&deployment).await.map_err(cannot)?;
+        }
         // A creation that was cut short before the engine had an identity has no record.
         if prior.str("id").is_some() {
             let id: ServicesProviderId = stored_id(&prior)?;
@@ -320,12 +343,7 @@ impl Resource<Session> for HypervHost {
                 remote.remove(Method::Delete, id.as_str(), None).await?;
             }
         }
-        let cannot = |error| deploy_failed("Removing the engine from the host failed", &error);
-        HostConnection::Local
-            .deployer()
-            .uninstall(&deployment)
-            .await
-            .map_err(cannot)
+        deployer.uninstall(&deployment).await.map_err(cannot)
     }
 
     async fn import(
@@ -472,9 +490,36 @@ async fn observe(
     let seen = deployer
         .inspect(deployment)
         .await
-        .map_err(|error| deploy_failed("Looking at the engine on the host failed", &error))?;
+        .map_err(|error| deploy_failed(LOOKING, &error))?;
+    note(seen, object);
+    Ok(())
+}
+
+fn note(seen: Inspection, object: &mut Object) {
     object.set("engine_sha256", seen.engine_sha256);
     object.set("engine_version", seen.engine_version);
     object.set("engine_running", seen.running);
-    Ok(())
+    object.set(HOST_KEY, seen.host_key_fingerprint);
+}
+
+fn first_use(name: &str, shown: &str) -> Diagnostic {
+    Diagnostic::warning(
+        format!("The key of host {name} was trusted at first use"),
+        format!(
+            "The host has shown {shown}. Nobody has checked that it is the host's.\nWhat to do: compare it at the host's console \
+             (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub). From now on the host must show this key."
+        ),
+    )
+    .at("host_connection")
+}
+
+fn not_seen(name: &str, error: &DeployError) -> Diagnostic {
+    Diagnostic::warning(
+        format!("Host {name} could not be looked at"),
+        format!(
+            "{}\nWhat to do: {}\nVersion, hash and state of its engine are those of the last look.",
+            sentence(&error.to_string()),
+            sentence(error.next_step())
+        ),
+    )
 }

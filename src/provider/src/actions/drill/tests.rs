@@ -76,6 +76,7 @@ impl Service {
             api: Client::new(client).unwrap(),
             subscription_id: "s".to_owned(),
             engine_path: PathBuf::new(),
+            ssh: crate::session::SshSecrets::default(),
         };
         Context::new(
             Some(Arc::new(session)),

@@ -59,6 +59,7 @@ impl Service {
             api: Client::new(config).unwrap(),
             subscription_id: "s".to_owned(),
             engine_path: PathBuf::new(),
+            ssh: crate::session::SshSecrets::default(),
         };
         Context::new(
             Some(Arc::new(session)),

@@ -20,19 +20,6 @@ pub(super) fn absolute(value: &Value) -> Result<(), String> {
     }
 }
 
-/// Checked at the whole argument: Terraform shows the line of an argument, but not that of a member.
-pub(super) fn reachable(value: &Value) -> Result<(), String> {
-    match value
-        .as_object()
-        .and_then(|connection| connection.str("type"))
-    {
-        Some(other) if other != "local" => Err(format!(
-            "can't have the type {other:?}: this version deploys the engine onto the machine that runs Terraform only, type = \"local\""
-        )),
-        _ => Ok(()),
-    }
-}
-
 pub(super) fn generations(value: &Value) -> Result<(), String> {
     let Some(elements) = value.as_elements() else {
         return Ok(());

@@ -1,0 +1,118 @@
+//! Real Terraform puts the real engine onto a host behind a real OpenSSH server, and takes it away again.
+
+#[path = "../../host-deploy/tests/ssh/sshd.rs"]
+#[allow(dead_code, reason = "each test program uses its part")]
+mod sshd;
+mod support;
+
+use std::fs;
+
+use sshd::Sshd;
+use support::{Lab, binary};
+
+const CONFIGURATION: &str = r#"
+resource "siterecovery_vault" "this" {
+  name                = "vault-dr"
+  resource_group_name = "rg-dr"
+  location            = "northeurope"
+}
+
+resource "siterecovery_hyperv_site" "this" {
+  name              = "site-oslo"
+  recovery_vault_id = siterecovery_vault.this.id
+}
+
+resource "siterecovery_hyperv_host" "this" {
+  name           = "hv1"
+  hyperv_site_id = siterecovery_hyperv_site.this.id
+  roles          = ["recovery"]
+
+  host_connection = {
+    type             = "ssh"
+    host             = "127.0.0.1"
+    port             = PORT
+    user             = "USER"
+    private_key_path = "ROOT/sshd/user"
+    TRUST
+  }
+
+  data_folder    = "ROOT/e"
+  install_folder = "ROOT/bin"
+}
+"#;
+
+#[test]
+fn a_host_over_ssh_lives_its_whole_life_and_no_secret_is_stored() {
+    let lab = Lab::start();
+    let mut terraform = lab.terraform("ssh");
+    binary("siterecovery-engine", "engine");
+    let root = lab.folder.path();
+    let server = Sshd::start(&root.join("sshd"));
+    let (port, fingerprint) = (server.port, server.fingerprint());
+    terraform.environment.insert(
+        "SITERECOVERY_SSH_PRIVATE_KEY_PASSPHRASE".into(),
+        "open sesame".into(),
+    );
+    let with = |trust: &str| {
+        CONFIGURATION
+            .replace("PORT", &port.to_string())
+            .replace("USER", &server.connection().user)
+            .replace("ROOT", &root.display().to_string())
+            .replace("TRUST", trust)
+    };
+
+    let stranger = format!("host_key_fingerprint = \"SHA256:{}\"", "a".repeat(43));
+    terraform.write(&with(&stranger));
+    let problem = &terraform.errors("apply")[0];
+    assert!(problem.detail.contains(&fingerprint), "{problem:?}");
+    assert!(
+        !root.join("e").exists(),
+        "nothing is done on a host that is not trusted"
+    );
+
+    terraform.write(&with("trust_on_first_use = true"));
+    let told = terraform.apply();
+    assert!(told.contains("trusted at first use"), "{told}");
+    terraform.plan_is_empty();
+    let state = &terraform.state()["siterecovery_hyperv_host.this"];
+    assert_eq!(state["host_key_fingerprint"], fingerprint.as_str());
+    assert_eq!(state["engine_running"], true);
+    let stored = terraform.state_text();
+    for secret in ["open sesame", "srk1.", "PRIVATE KEY"] {
+        assert!(!stored.contains(secret), "{secret} is in the state");
+    }
+
+    // A change of the connection alone makes no other host and changes nothing on it.
+    let known = server.known_hosts();
+    terraform.write(&with(&format!(
+        "known_hosts_path = \"{}\"",
+        known.display()
+    )));
+    terraform.apply();
+    terraform.plan_is_empty();
+    assert_eq!(
+        terraform.state()["siterecovery_hyperv_host.this"]["id"],
+        state["id"]
+    );
+
+    // With the host down a plan is possible and says so; a destroy is not, and says why.
+    let folder = server.folder.clone();
+    drop(server);
+    let (code, text) = terraform.run(&["plan", "-detailed-exitcode", "-no-color"]);
+    assert!(
+        code == 0 && text.contains("could not be looked at"),
+        "{code}: {text}"
+    );
+    let (code, text) = terraform.run(&["destroy", "-auto-approve", "-no-color"]);
+    assert!(
+        code != 0 && text.contains("Check that the host is on"),
+        "{text}"
+    );
+    assert!(root.join("bin/siterecovery-engine").exists());
+
+    let _again = Sshd::listen(&folder, port);
+    terraform.destroy();
+    assert!(!root.join("e").exists() && !root.join("bin").exists());
+    let left = fs::read_dir(folder.join("home")).unwrap().count();
+    assert_eq!(left, 0);
+}
