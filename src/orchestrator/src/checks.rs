@@ -68,13 +68,17 @@ impl Asked {
     pub fn of_item(item: &Item, log_quota_percent: u32) -> Self {
         Self {
             disks: Some(item.disk_ids.clone()),
-            target: Some(if azure_target::is_wanted(item) {
-                Target::Azure
-            } else {
-                Target::RecoveryHost
-            }),
+            target: Some(target_of_item(item)),
             ..Self::of(&item.request, log_quota_percent)
         }
+    }
+}
+
+fn target_of_item(item: &Item) -> Target {
+    if azure_target::is_wanted(item) {
+        Target::Azure
+    } else {
+        Target::RecoveryHost
     }
 }
 
@@ -169,15 +173,16 @@ pub fn allow(machine: &v1::VirtualMachine, asked: &Asked, target: &str) -> Resul
     Err(Fault::refuse(400, error))
 }
 
-/// Whether an enable names nothing that is not protected by now. Such a one is never refused: what stands in its way is told as health,
-/// and a rule that is newer than the protection takes nothing away.
+/// Whether an enable names nothing that is not protected by now, and for the same target. Such a one is never refused: what stands in its
+/// way is told as health, and a rule that is newer than the protection takes nothing away.
 #[must_use]
-pub fn is_repeated(present: &Item, vm_id: &str, disk_ids: &[String]) -> bool {
+pub fn is_repeated(present: &Item, asked: &Asked, vm_id: &str, disk_ids: &[String]) -> bool {
     let is_there = |id: &String| {
         let mut known = present.disk_ids.iter();
         known.any(|known| known.eq_ignore_ascii_case(id))
     };
     present.life.item.copied_once
+        && asked.target == Some(target_of_item(present))
         && present.vm_id.eq_ignore_ascii_case(vm_id)
         && disk_ids.iter().all(is_there)
 }

@@ -264,7 +264,12 @@ async fn what_comes_up_after_protection_is_a_health_error_until_it_is_gone() {
             !errors.is_empty() && errors != ["PassThroughDisk"]
         })
         .await;
-    world.done(&world.put(&item, without).await).await;
+    world.done(&world.put(&item, without.clone()).await).await;
+    // One for another target is none: what it needs was never looked at.
+    let mut elsewhere = without;
+    elsewhere["properties"]["providerSpecificDetails"]["recoveryTarget"] = json!("Azure");
+    let refused = world.put(&item, elsewhere).await;
+    assert_eq!(refused.code(), "FourKNative", "{refused:?}");
 
     engine.behave(|engine| {
         engine.facts.insert(DB, plain);

@@ -81,7 +81,7 @@ pub async fn put(call: &Call<'_>) -> Result<Reply, Fault> {
     let asked = checks::Asked::of(&details, policy.details.log_quota_in_percent);
     let is_repeated = stored.as_ref().is_some_and(|present| {
         disks(&details, &machine)
-            .is_ok_and(|wanted| checks::is_repeated(&present.record, &machine.id, &wanted))
+            .is_ok_and(|wanted| checks::is_repeated(&present.record, &asked, &machine.id, &wanted))
     });
     if !is_repeated {
         checks::allow(&machine, &asked, "properties.protectableItemId")?;

@@ -177,15 +177,12 @@ async fn preflight(app: &App, wanted: &Item) -> Result<Outcome, Fault> {
     };
     let key = wanted.id.to_ascii_lowercase();
     let present = records::get::<Item>(app.store.as_ref(), &key).await?;
+    let asked = checks::Asked::of_item(wanted, log_quota(app, wanted).await?);
     let is_repeated = present.is_some_and(|present| {
-        checks::is_repeated(&present.record, &wanted.vm_id, &wanted.disk_ids)
+        checks::is_repeated(&present.record, &asked, &wanted.vm_id, &wanted.disk_ids)
     });
     if !is_repeated {
-        checks::allow(
-            machine,
-            &checks::Asked::of_item(wanted, log_quota(app, wanted).await?),
-            "properties.protectableItemId",
-        )?;
+        checks::allow(machine, &asked, "properties.protectableItemId")?;
     }
     if !any_mapping(app, wanted).await? {
         return Err(Fault::refuse(

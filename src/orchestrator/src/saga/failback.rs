@@ -255,7 +255,7 @@ fn is_off(item: &Item, live: &Live) -> Result<(), Fault> {
 /// Makes the named host the source, and waits until it has confirmed that nothing of the VM runs there.
 async fn arrive(run: &mut Run<'_>, input: &FailbackInput, to: &str) -> Result<Outcome, Fault> {
     let app = run.app;
-    let mut outcome = Outcome::Done;
+    let mut texts = Vec::new();
     for id in &input.items {
         let item = run.item(id).await?;
         if !matches!(item.life.phase, Phase::Committed(_)) {
@@ -275,9 +275,21 @@ async fn arrive(run: &mut Run<'_>, input: &FailbackInput, to: &str) -> Result<Ou
             let error = from_finding(finding, &item.id);
             return Err(Fault::refuse(409, error));
         }
-        outcome = Outcome::Wait;
+        let mut held = status
+            .map(|status| status.findings.iter())
+            .into_iter()
+            .flatten();
+        let host = live.host_name();
+        texts.push(match held.next() {
+            Some(finding) => format!("{}: {host} ({})", item.vm_name, finding.summary),
+            None => format!("{}: {host} has not confirmed yet", item.vm_name),
+        });
     }
-    Ok(outcome)
+    if texts.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    tell(run, &texts);
+    Ok(Outcome::Wait)
 }
 
 /// Without the wish to make it again the VM must be on its host, with its disks.
@@ -415,11 +427,16 @@ async fn follow(
     if texts.is_empty() {
         return Ok(Outcome::Done);
     }
+    tell(run, &texts);
+    Ok(Outcome::Wait)
+}
+
+/// What the job's task says while it waits.
+fn tell(run: &mut Run<'_>, texts: &[String]) {
     let node = run.job.node;
     if let Some(task) = run.job.properties.tasks.get_mut(node) {
         task.state_description = format!("InProgress, {}", texts.join("; "));
     }
-    Ok(Outcome::Wait)
 }
 
 /// How far an item is, and what holds it up: engines try again by themselves, and a person may cancel.
