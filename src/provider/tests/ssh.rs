@@ -53,10 +53,11 @@ fn a_host_over_ssh_lives_its_whole_life_and_no_secret_is_stored() {
         "SITERECOVERY_SSH_PRIVATE_KEY_PASSPHRASE".into(),
         "open sesame".into(),
     );
+    let user = server.connection().user;
     let with = |trust: &str| {
         CONFIGURATION
             .replace("PORT", &port.to_string())
-            .replace("USER", &server.connection().user)
+            .replace("USER", &user)
             .replace("ROOT", &root.display().to_string())
             .replace("TRUST", trust)
     };
@@ -80,6 +81,16 @@ fn a_host_over_ssh_lives_its_whole_life_and_no_secret_is_stored() {
     let stored = terraform.state_text();
     for secret in ["open sesame", "srk1.", "PRIVATE KEY"] {
         assert!(!stored.contains(secret), "{secret} is in the state");
+    }
+
+    // Another key is refused from then on, also where the connection was changed.
+    let server = server.with_new_host_key();
+    terraform.write(&with(
+        "trust_on_first_use = true\n    connect_timeout_in_seconds = 20",
+    ));
+    let problem = &terraform.errors("apply")[0];
+    for part in [&fingerprint, &server.fingerprint()] {
+        assert!(problem.detail.contains(part.as_str()), "{problem:?}");
     }
 
     // A change of the connection alone makes no other host and changes nothing on it.

@@ -307,7 +307,12 @@ impl Resource<Session> for HypervHost {
         {
             return Ok(());
         }
-        let deployer = channel(&remote.session, &change.planned)?.deployer();
+        let mut reached = change.planned.clone();
+        if let Some(prior) = &change.prior {
+            // A change of the connection is no first use: the key that was seen once is demanded, or the one that is named now.
+            reached.set(HOST_KEY, prior.str(HOST_KEY));
+        }
+        let deployer = channel(&remote.session, &reached)?.deployer();
         let cannot = |error| deploy_failed("Updating the engine on the host failed", &error);
         deployer.upgrade(&deployment).await.map_err(cannot)?;
         deployer
