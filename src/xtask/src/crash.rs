@@ -2,24 +2,22 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// Cuts the power everywhere; the program prints the table.
 pub fn run(component: Option<&str>, seed: u64) -> Result<()> {
-    let seed = seed.to_string();
-    let mut arguments = vec![
-        "run",
-        "--quiet",
-        "--package",
-        "crash-tests",
-        "--bin",
-        "crash",
-        "--",
-        "--seed",
-        &seed,
-    ];
-    arguments.extend(component);
-    crate::cargo(&arguments)
+    // With the workspace's features, as everything else that tests build: those of one package would build most of it again.
+    crate::cargo(&["build", "--quiet", "--workspace", "--bins", "--examples"])?;
+    let status = Command::new(crate::built("crash")?)
+        .args(["--seed", &seed.to_string()])
+        .args(component)
+        .status()
+        .context("the crash enumeration can't be started")?;
+    ensure!(
+        status.success(),
+        "the crash enumeration failed; what it printed above names the cut that breaks a promise"
+    );
+    Ok(())
 }
 
 /// What to simulate.
@@ -39,8 +37,7 @@ pub fn simulate(seeds: &Seeds, threads: u64) -> Result<()> {
     let arguments = [
         "test",
         "--quiet",
-        "--package",
-        "engine",
+        "--workspace",
         "--test",
         "simulation",
         "--",

@@ -209,6 +209,12 @@ fn root() -> Result<PathBuf> {
         .context("xtask lies two folders below the workspace")
 }
 
+/// A program of the workspace that was built beside this one.
+fn built(name: &str) -> Result<PathBuf> {
+    let here = std::env::current_exe().context("the path of this program is not known")?;
+    Ok(here.with_file_name(name))
+}
+
 fn cargo(arguments: &[&str]) -> Result<()> {
     let status = Command::new(env!("CARGO"))
         .args(arguments)
