@@ -35,6 +35,7 @@ pub mod memory;
 pub mod platform;
 pub mod profile;
 pub mod progress;
+pub mod qualify;
 pub mod receive;
 pub mod reconcile;
 pub mod recovered;

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use engine::config::Config;
-use engine::{bench, control, convert, inspect, platform, profile, replicate, verify, vm_command};
+use engine::{
+    bench, control, convert, inspect, platform, profile, qualify, replicate, verify, vm_command,
+};
 #[cfg(unix)]
 use engine::{daemon, supervisor};
 use tokio_util::sync::CancellationToken;
@@ -79,6 +81,8 @@ enum Command {
     Verify(verify::Options),
     /// Measure this machine's ceilings: disk, hash, compression, encryption, TLS, store.
     Bench(bench::Options),
+    /// Try what the driver takes for granted of this host, on a throw-away virtual machine. Exit code 5 when something is broken.
+    Qualify(qualify::Options),
     /// Record how much the disks of VMs change, and what bandwidth and room that needs.
     Profile(profile::Options),
     /// Replicate image files of VMs that are off into a store, without an orchestrator.
@@ -252,6 +256,12 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Bench(options) => show(&bench::run(&options).await?, options.json)?,
+        Command::Qualify(options) => {
+            engine_protocol::tls::install_crypto();
+            let (text, code) = qualify::run(&options).await?;
+            say(text.trim_end())?;
+            return Ok(ExitCode::from(code));
+        }
         Command::Profile(options) => show(&profile::run(&options).await?, options.json)?,
         Command::Replicate(options) => replicate(&options).await?,
         Command::Convert(options) => show(&convert::convert(&options)?, options.json)?,

@@ -116,7 +116,9 @@ impl State {
         let checkpoint = self.put(&format!("{SETTINGS}.InstanceID=\"{key}\""), checkpoint);
         self.link(&vm, &checkpoint);
         for (disk, file) in self.disk_files(&settings) {
-            let child = folder.join(format!(
+            // Beside its parent, as Hyper-V does.
+            let beside = file.parent().unwrap_or(folder);
+            let child = beside.join(format!(
                 "{}.{}",
                 Uuid::new_v4(),
                 if is_vhd(&file) { "avhd" } else { "avhdx" }
@@ -129,7 +131,7 @@ impl State {
             let id = disks::id_of(&file);
             let mut options = CreateOptions::new(format, 0);
             options.id = Some(id);
-            let gate = disk_image::FolderGate::new([folder]).unwrap();
+            let gate = disk_image::FolderGate::new([beside]).unwrap();
             DiskImage::create_differencing(&child, &file, &options, &gate)
                 .unwrap()
                 .close()
