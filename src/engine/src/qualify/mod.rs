@@ -11,6 +11,7 @@ pub mod assumptions;
 pub mod guest;
 mod hyperv;
 mod ledger;
+mod power;
 mod protect;
 mod record;
 pub mod report;

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use futures::future::try_join_all;
 use hypervisor::{
     Changes, Consistency, DiskId, DiskSource, ErrorKind, FrozenPoint, Generation, HypervDriver,
-    Hypervisor, NewDisk, NewVirtualMachine, PowerState, Quiescence, Stop as Off, TrackingId,
-    VirtualMachine, VmId,
+    Hypervisor, NewDisk, NewVirtualMachine, PowerState, TrackingId, VirtualMachine, VmId,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -20,8 +19,6 @@ use super::ledger::{Figures, Ledger, Problem, Stop};
 use super::record::Record;
 use super::witness::{Witness, hash};
 
-/// How long a guest that does not listen is asked to shut down.
-const SHUT_DOWN: Duration = Duration::from_secs(3);
 /// Between two looks.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const MEMORY: u64 = 64 << 20;
@@ -52,7 +49,7 @@ pub(super) struct Run<'a> {
     pub host: Option<Value>,
 }
 
-type Done = Result<(), Stop>;
+pub(super) type Done = Result<(), Stop>;
 pub(super) type Proof<T> = Result<(T, Figures), Problem>;
 
 impl<'a> Run<'a> {
@@ -285,7 +282,7 @@ impl<'a> Run<'a> {
         self.ledger.prove(&["hyperv-start", "start"], start).await
     }
 
-    async fn frozen(
+    pub(super) async fn frozen(
         &mut self,
         since: Option<TrackingId>,
         consistency: Consistency,
@@ -500,113 +497,6 @@ impl<'a> Run<'a> {
             }
         };
         self.ledger.prove(&["abandon-clean-up"], judged).await
-    }
-
-    async fn application(&mut self) -> Done {
-        let frozen = self.frozen(None, Consistency::Application).await;
-        let released = match frozen {
-            Ok(point) => {
-                let said = point.quiescence.clone();
-                self.driver.release(point).await.map(|()| said)
-            }
-            Err(error) => Err(error),
-        };
-        let judged = async {
-            match released? {
-                Quiescence::NotConfirmed { reason, .. } => {
-                    let mut figures = Figures::default();
-                    figures.add("reason", format!("{reason:?}"));
-                    Ok(((), figures))
-                }
-                other => Err(Problem::wrong(format!("{other:?} of a guest that can't"))),
-            }
-        };
-        self.ledger.prove(&["application-honest"], judged).await
-    }
-
-    async fn shut_down(&mut self) -> Done {
-        let (driver, vm) = (self.driver.clone(), self.vm());
-        let asked = async {
-            let refused = match driver.shut_down(vm, SHUT_DOWN).await {
-                Ok(()) => return Err(Problem::wrong("it is told to be off")),
-                Err(error) => error,
-            };
-            let mut figures = Figures::default();
-            figures.add("told", format!("{:?}", refused.kind()));
-            driver.clean_up(vm).await?;
-            match driver.power_state(vm).await? {
-                PowerState::Running => Ok(((), figures)),
-                PowerState::Off => Err(Problem::wrong(
-                    "it is off, although the driver said otherwise",
-                )),
-            }
-        };
-        let done = self.ledger.prove(&["shut-down-honest"], asked).await;
-        if done.is_err() {
-            // The steps after this one want it running.
-            self.driver.start(self.vm()).await.ok();
-        }
-        done
-    }
-
-    async fn power_off(&mut self) -> Done {
-        let (driver, vm) = (self.driver.clone(), self.vm());
-        let off = async {
-            driver.stop(vm, Off::TurnOff).await?;
-            match driver.power_state(vm).await? {
-                PowerState::Off => Ok(((), Figures::default())),
-                PowerState::Running => Err(Problem::wrong("it runs")),
-            }
-        };
-        self.ledger
-            .prove(&["hyperv-turn-off", "turn-off"], off)
-            .await
-    }
-
-    async fn freeze_off(&mut self) -> Done {
-        let next = self.next();
-        let (driver, vm, disks) = (self.driver.clone(), self.vm(), self.disks);
-        let images = self.images("source");
-        let frozen = async {
-            let point = driver.freeze_off(vm, &disks, None, next).await?;
-            let hashes = try_join_all(point.disks.iter().map(hash)).await;
-            driver.release(point).await?;
-            let mut figures = Figures::default();
-            figures.add("bytes", SIZES.iter().sum::<u64>());
-            Ok((hashes?, figures))
-        };
-        let ids = ["hyperv-reference-point-off", "freeze-off"];
-        let hashes = self.ledger.prove(&ids, frozen).await?;
-        let ours = async {
-            let read = tokio::task::spawn_blocking(move || {
-                images
-                    .iter()
-                    .map(|file| super::protect::hash_of_file(file))
-                    .collect()
-            });
-            let own: anyhow::Result<Vec<blake3::Hash>> =
-                read.await.map_err(|error| anyhow!(error))?;
-            equal(&hashes, &own?, "the image file holds other bytes")
-        };
-        soft(self.ledger.prove(&["freeze-off-equal"], ours).await)
-    }
-
-    async fn remove(&mut self) -> Done {
-        let (driver, vm) = (self.driver.clone(), self.vm());
-        let folder = self.folder.join("vms/source");
-        // Of a VM that is off, whatever the steps before came to.
-        driver.stop(vm, Off::TurnOff).await.ok();
-        let gone = async {
-            driver.forget_all(vm).await?;
-            driver.remove(vm).await?;
-            driver.remove(vm).await?;
-            let all = driver.virtual_machines().await?;
-            if all.iter().any(|one| one.id == vm) || folder.exists() {
-                return Err(Problem::wrong("something of it is left"));
-            }
-            Ok(((), Figures::default()))
-        };
-        self.ledger.prove(&["hyperv-destroy", "remove"], gone).await
     }
 }
 
