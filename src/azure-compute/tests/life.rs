@@ -530,7 +530,7 @@ async fn a_snapshot_is_opened_again_after_any_lost_answer_and_removed_though_it_
     double.add_resource(&stranger, json!({ "location": "westeurope" }));
     assert_eq!(double.open_snapshots().len(), 1);
     let found = target.snapshots(&wish.place, RECOVERY).await.unwrap();
-    assert_eq!(found, [snapshot.clone()]);
+    assert_eq!(found, std::slice::from_ref(&snapshot));
     for _ in 0..2 {
         target
             .remove_snapshot(&snapshot, RECOVERY, &go())

@@ -314,8 +314,8 @@ async fn snapshots_are_compared_by_name_or_by_address_and_removed_one_by_one() {
     let second = container.snapshot("b").await.expect("a snapshot");
     world.double.write(&path, 512, &[9; 512]);
     let expected = azure_storage::ChangedRanges {
-        written: vec![4096..4608],
-        cleared: vec![8192..8704],
+        written: std::iter::once(4096..4608).collect(),
+        cleared: std::iter::once(8192..8704).collect(),
     };
     let by_name = container
         .page_ranges_between("b", Some(&second), Older::Snapshot(&first))
@@ -348,7 +348,7 @@ async fn snapshots_are_compared_by_name_or_by_address_and_removed_one_by_one() {
     }
     assert_eq!(
         container.snapshots("b").await.expect("list"),
-        [second.clone()]
+        std::slice::from_ref(&second)
     );
     // The disk of a VM: Compute leases it.
     world.double.lease(&path, true);
