@@ -52,6 +52,11 @@ impl InstanceLock {
         Ok(Self { _file: file })
     }
 
+    /// The lock's file.
+    pub fn file(data_folder: &Path) -> PathBuf {
+        lock_path(data_folder)
+    }
+
     /// Whether some process holds the lock of `data_folder`.
     pub fn is_held(data_folder: &Path) -> bool {
         match File::open(lock_path(data_folder)) {

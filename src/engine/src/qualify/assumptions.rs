@@ -92,8 +92,8 @@ impl Step {
             Step::Host | Step::Elsewhere => &[],
             Step::Create => &[Step::Host],
             Step::Start | Step::Remove => &[Step::Create],
-            Step::Freeze | Step::Application | Step::ShutDown | Step::PowerOff => &[Step::Start],
-            Step::Track | Step::Abandon | Step::Protect => &[Step::Freeze],
+            Step::Freeze | Step::ShutDown | Step::PowerOff => &[Step::Start],
+            Step::Track | Step::Abandon | Step::Application | Step::Protect => &[Step::Freeze],
             Step::FreezeOff => &[Step::PowerOff],
             Step::FailBack => &[Step::Protect, Step::Remove],
         }
@@ -199,18 +199,6 @@ const COMMON: &[Assumption] = &[
         DRIVERS,
     ),
     common(
-        "frozen-still",
-        Step::Freeze,
-        "a frozen disk reads the same a second time, although the guest writes",
-        DRIVERS,
-    ),
-    common(
-        "frozen-parallel",
-        Step::Freeze,
-        "four readers at once read what one reads",
-        DRIVERS,
-    ),
-    common(
         "release",
         Step::Freeze,
         "a point is given back, and changes are tracked from it on",
@@ -232,6 +220,18 @@ const COMMON: &[Assumption] = &[
         "track-complete",
         Step::Track,
         "it tells the blocks that the guest wrote and no others, and none of a disk that nobody wrote to",
+        DRIVERS,
+    ),
+    common(
+        "frozen-still",
+        Step::Track,
+        "a frozen disk reads the same a second time, although the guest writes",
+        DRIVERS,
+    ),
+    common(
+        "frozen-parallel",
+        Step::Track,
+        "four readers at once read what one reads",
         DRIVERS,
     ),
     common(

@@ -2,6 +2,7 @@
 //! a generation 1 VM does, and needs no image of an operating system.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -39,6 +40,11 @@ const CODE: [u8; 112] = [
 /// What writes to the VM's first disk, in [`WRITTEN`] only.
 #[async_trait]
 pub trait Guest: Send + Sync {
+    /// In which it surely writes by itself.
+    fn period(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
     /// Lets it write once. A guest that writes all the time has nothing to do.
     ///
     /// # Errors

@@ -109,8 +109,10 @@ impl Run<'_> {
         let folder = self.folder.join("vms/source");
         // Of a VM that is off, whatever the steps before came to.
         driver.stop(vm, Off::TurnOff).await.ok();
+        if let Err(error) = driver.forget_all(vm).await {
+            tracing::warn!(?error, "tracking is left to the deletion");
+        }
         let gone = async {
-            driver.forget_all(vm).await?;
             driver.remove(vm).await?;
             driver.remove(vm).await?;
             let all = driver.virtual_machines().await?;

@@ -92,10 +92,8 @@ impl Run<'_> {
         let replicator = match started.await {
             Ok(replicator) => replicator,
             Err(problem) => {
-                return self
-                    .ledger
-                    .prove(&["protect-first"], async { Err(problem) })
-                    .await;
+                let ids = ["hyperv-destroy-reference-point", "protect-first"];
+                return self.ledger.prove(&ids, async { Err(problem) }).await;
             }
         };
         let done = self.follow(&board).await;

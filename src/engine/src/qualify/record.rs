@@ -51,6 +51,11 @@ impl Record {
         }
     }
 
+    fn is_of_us(&self) -> bool {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        self.run.len() == 8 && self.run.bytes().all(is_digit)
+    }
+
     /// Name of a VM of this run.
     pub fn name(&self, which: &str) -> String {
         format!("{PREFIX}{}-{which}", self.run)
@@ -107,6 +112,12 @@ impl Place {
                 file.display(),
                 record.version
             ),
+            // It becomes a path that is deleted, and the folder may be one that others write to.
+            Some(record) if !record.is_of_us() => bail!(
+                "read {}: {:?} is no name of a run; somebody else wrote it, so nothing is touched",
+                file.display(),
+                record.run
+            ),
             other => Ok(other),
         }
     }
@@ -133,7 +144,9 @@ impl Place {
     /// What could not be taken away, and why.
     pub async fn clean_up(&self, record: &Record, driver: &dyn Hypervisor) -> anyhow::Result<()> {
         for (id, which) in [(record.source, "source"), (record.back, "back")] {
-            remove(driver, VmId(id), &record.name(which)).await?;
+            let name = record.name(which);
+            remove(driver, VmId(id), &name).await?;
+            is_gone(driver, &name, &self.of(record).join("vms").join(which)).await?;
         }
         let folder = self.of(record);
         match std::fs::remove_dir_all(&folder) {
@@ -154,12 +167,54 @@ impl Place {
         if folder.join("record.json").exists() {
             return;
         }
-        // On Windows a file that is held open can't be deleted.
+        // On Windows a file that is held open can't be deleted. A run that begins right now keeps what it makes: only the lock's file and
+        // an empty folder go.
         drop(lock);
-        if let Err(error) = std::fs::remove_dir_all(&folder) {
+        let done = durable::remove(&InstanceLock::file(&folder))
+            .and_then(|()| std::fs::remove_dir(&folder));
+        if let Err(error) = done {
             tracing::warn!(%error, "the folder of qualify stays");
         }
     }
+}
+
+/// That a VM which is listed no more is not there under another id either, as one is whose marks were lost: its disks would go.
+async fn is_gone(driver: &dyn Hypervisor, name: &str, folder: &Path) -> anyhow::Result<()> {
+    let all = driver.virtual_machines().await;
+    let all = all.with_context(|| format!("look whether {name} is gone"))?;
+    if all.iter().any(|one| one.name == name) {
+        bail!("{name} is still there, under another id; delete it by hand, then clean up again");
+    }
+    // Configurations of Hyper-V, which a listing may not show to this account.
+    for file in walk(folder).with_context(|| format!("look into {}", folder.display()))? {
+        let end = file.extension().unwrap_or_default();
+        if end.eq_ignore_ascii_case("vmcx") {
+            bail!(
+                "{name} has a configuration, {}, although it is not listed; run as an account that may list it, then clean up again",
+                file.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// All files below a folder; none when it is not there.
+fn walk(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        let entries = match std::fs::read_dir(&next) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => folders.push(entry.path()),
+                false => files.push(entry.path()),
+            }
+        }
+    }
+    Ok(files)
 }
 
 async fn remove(driver: &dyn Hypervisor, vm: VmId, name: &str) -> anyhow::Result<()> {
@@ -175,8 +230,16 @@ async fn remove(driver: &dyn Hypervisor, vm: VmId, name: &str) -> anyhow::Result
             found.name
         );
     }
-    driver.clean_up(vm).await.with_context(step)?;
-    driver.forget_all(vm).await.with_context(step)?;
+    // Where these are what is broken, the VM goes all the same.
+    for done in [driver.clean_up(vm).await, driver.forget_all(vm).await] {
+        if let Err(error) = done {
+            tracing::warn!(
+                ?error,
+                name,
+                "a throw-away VM is deleted with what is left in it"
+            );
+        }
+    }
     if found.power_state == PowerState::Running {
         driver.stop(vm, Stop::TurnOff).await.with_context(step)?;
     }

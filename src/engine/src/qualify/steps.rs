@@ -1,5 +1,6 @@
 //! The steps on the throw-away VM, in order; what each proves stands in [`super::assumptions`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::assumptions::Step;
 use super::guest::{self, Guest, SIZES, WRITTEN};
 use super::ledger::{Figures, Ledger, Problem, Stop};
 use super::record::Record;
-use super::witness::{Witness, hash};
+use super::witness::{BLOCK, Witness, hash};
 
 /// Between two looks.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
@@ -45,6 +46,8 @@ pub(super) struct Run<'a> {
     pub tracking: u64,
     /// The last point that was given back: changes since it are known.
     since: TrackingId,
+    /// When the points were taken, by their numbers.
+    taken: BTreeMap<u64, i64>,
     /// Told of the host, for the head of the report.
     pub host: Option<Value>,
 }
@@ -75,6 +78,7 @@ impl<'a> Run<'a> {
                 generation: 1,
                 number: 0,
             },
+            taken: BTreeMap::new(),
             host: None,
         }
     }
@@ -288,9 +292,12 @@ impl<'a> Run<'a> {
         consistency: Consistency,
     ) -> Result<FrozenPoint, hypervisor::HypervisorError> {
         let next = self.next();
-        self.driver
+        let point = self
+            .driver
             .freeze(self.vm(), &self.disks, since, next, consistency)
-            .await
+            .await?;
+        self.taken.insert(next.number, point.taken_unix_ms);
+        Ok(point)
     }
 
     async fn freeze(&mut self) -> Done {
@@ -358,33 +365,15 @@ impl<'a> Run<'a> {
     }
 
     async fn read(&mut self, point: &FrozenPoint) -> Done {
-        let (guest, vm, first) = (self.guest, self.vm(), self.disks[0]);
         let read = async {
             let begin = Instant::now();
-            let hashes = try_join_all(point.disks.iter().map(hash)).await?;
+            try_join_all(point.disks.iter().map(hash)).await?;
             let mut figures = Figures::default();
             figures.rate(SIZES.iter().sum(), begin.elapsed());
-            Ok((hashes, figures))
-        };
-        let hashes = self.ledger.prove(&["frozen-read"], read).await?;
-        let again = async {
-            guest.write(vm, first).await?;
-            let again = try_join_all(point.disks.iter().map(hash)).await?;
-            equal(&hashes, &again, "the second time other bytes came")
-        };
-        soft(self.ledger.prove(&["frozen-still"], again).await)?;
-        let parallel = async {
-            let begin = Instant::now();
-            let readers = (0..4).map(|_| try_join_all(point.disks.iter().map(hash)));
-            let all = try_join_all(readers).await?;
-            for one in &all {
-                equal(&hashes, one, "one of four readers read other bytes")?;
-            }
-            let mut figures = Figures::default();
-            figures.rate(4 * SIZES.iter().sum::<u64>(), begin.elapsed());
             Ok(((), figures))
         };
-        soft(self.ledger.prove(&["frozen-parallel"], parallel).await)
+        self.ledger.prove(&["frozen-read"], read).await?;
+        Ok(())
     }
 
     /// The first point since `since` that has changes of the guest, given back, and what changed on each disk.
@@ -412,6 +401,75 @@ impl<'a> Run<'a> {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Reads a point again and again while the guest, which writes by now, writes on.
+    async fn read_again(&mut self) -> Done {
+        let (guest, vm, first) = (self.guest, self.vm(), self.disks[0]);
+        let since = self.since;
+        let frozen = self.frozen(Some(since), Consistency::Crash).await;
+        let point = self.ledger.prove(&["frozen-still"], async {
+            Ok((frozen?, Figures::default()))
+        });
+        let point = point.await?;
+        let still = async {
+            let hashes = try_join_all(point.disks.iter().map(hash)).await?;
+            tokio::time::sleep(guest.period()).await;
+            guest.write(vm, first).await?;
+            let again = try_join_all(point.disks.iter().map(hash)).await?;
+            equal(&hashes, &again, "the second time other bytes came")?;
+            Ok((hashes, Figures::default()))
+        };
+        let hashes = self.ledger.prove(&["frozen-still"], still).await;
+        let parallel = async {
+            let begin = Instant::now();
+            let readers = (0..4).map(|_| try_join_all(point.disks.iter().map(hash)));
+            let all = try_join_all(readers).await?;
+            for one in &all {
+                equal(&all[0], one, "one of four readers read other bytes")?;
+            }
+            let mut figures = Figures::default();
+            figures.rate(4 * SIZES.iter().sum::<u64>(), begin.elapsed());
+            Ok(((), figures))
+        };
+        let parallel = self.ledger.prove(&["frozen-parallel"], parallel).await;
+        self.driver.release(point).await.map_err(|error| {
+            tracing::warn!(
+                ?error,
+                "a point that was read again could not be given back"
+            );
+            Stop("frozen-still")
+        })?;
+        self.since = self.id();
+        soft(hashes.map(drop))?;
+        soft(parallel)
+    }
+
+    /// What differs between two points and was not told.
+    fn missed(&self, since: TrackingId, told: &[Changes]) -> Result<(), Problem> {
+        let times = self
+            .taken
+            .get(&since.number)
+            .zip(self.taken.get(&self.tracking));
+        for (index, disk) in self.disks.into_iter().enumerate() {
+            let blocks =
+                times.and_then(|(before, after)| self.driver.differing(disk, *before, *after));
+            let Some(blocks) = blocks else {
+                return Err(Problem::wrong(
+                    "nobody has seen the points that it is between",
+                ));
+            };
+            let is_told = |block: u64| {
+                let mut all = extents(told).filter(|one| one.0 == index);
+                all.any(|(_, offset, length)| offset < block + BLOCK && offset + length > block)
+            };
+            if let Some(block) = blocks.into_iter().find(|block| !is_told(*block)) {
+                return Err(Problem::wrong(format!(
+                    "the block at {block} of disk {index} differs from the point before, and is not told"
+                )));
+            }
+        }
+        Ok(())
     }
 
     async fn track(&mut self) -> Done {
@@ -445,7 +503,9 @@ impl<'a> Run<'a> {
                 return self.ledger.prove(&ids, async { Err(problem) }).await;
             }
         };
+        let missed = self.missed(since, &known);
         let complete = async {
+            missed?;
             for (disk, offset, length) in extents(&known) {
                 let inside = WRITTEN.start <= offset && offset + length <= WRITTEN.end;
                 if disk != 0 || !inside {
@@ -457,6 +517,7 @@ impl<'a> Run<'a> {
             Ok(((), Figures::default()))
         };
         soft(self.ledger.prove(&["track-complete"], complete).await)?;
+        self.read_again().await?;
         let (driver, vm, last) = (self.driver.clone(), self.vm(), self.id());
         let forgotten = async {
             driver.forget(vm, last).await?;
@@ -488,14 +549,14 @@ impl<'a> Run<'a> {
             Ok(()) => self.changed(since).await,
             Err(error) => Err(error.into()),
         };
-        let judged = async {
-            match cleaned? {
-                all if all.contains(&Changes::Unknown) => {
-                    Err(Problem::wrong("after it, tracking can't tell"))
-                }
-                _ => Ok(((), Figures::default())),
+        let judged = match cleaned {
+            Ok(all) if all.contains(&Changes::Unknown) => {
+                Err(Problem::wrong("after it, tracking can't tell"))
             }
+            Ok(all) => self.missed(since, &all),
+            Err(problem) => Err(problem),
         };
+        let judged = async { judged.map(|()| ((), Figures::default())) };
         self.ledger.prove(&["abandon-clean-up"], judged).await
     }
 }

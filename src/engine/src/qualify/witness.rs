@@ -20,23 +20,41 @@ const PIECE: u64 = 1 << 20;
 /// # Errors
 /// Those of the reader.
 pub async fn hash(disk: &FrozenDisk) -> Result<blake3::Hash, HypervisorError> {
-    hash_of(disk.reader.as_ref(), disk.size_bytes).await
+    let content = content_of(disk.reader.as_ref(), disk.size_bytes).await?;
+    Ok(content.whole)
 }
 
-async fn hash_of(reader: &dyn FrozenReader, size: u64) -> Result<blake3::Hash, HypervisorError> {
+/// Unit in which two points are compared: no larger than what a guest writes at once, so that what is told can be too little by one.
+pub const BLOCK: u64 = 4 << 10;
+
+/// What a disk held at an instant.
+#[derive(Clone)]
+struct Content {
+    whole: blake3::Hash,
+    /// Of each block.
+    blocks: Arc<Vec<blake3::Hash>>,
+}
+
+async fn content_of(reader: &dyn FrozenReader, size: u64) -> Result<Content, HypervisorError> {
     let mut hasher = blake3::Hasher::new();
-    let mut offset = 0;
+    let (mut blocks, mut offset) = (Vec::new(), 0);
     while offset < size {
         let length = PIECE.min(size - offset);
         let data = reader.read(offset, usize::try_from(length).unwrap_or_default());
-        hasher.update(&data.await?);
+        let data = data.await?;
+        hasher.update(&data);
+        let block = usize::try_from(BLOCK).unwrap_or(4096);
+        blocks.extend(data.chunks(block).map(blake3::hash));
         offset += length;
     }
-    Ok(hasher.finalize())
+    Ok(Content {
+        whole: hasher.finalize(),
+        blocks: Arc::new(blocks),
+    })
 }
 
-/// Instant of a point in milliseconds, and disk → hash.
-type Seen = HashMap<(i64, DiskId), blake3::Hash>;
+/// By instant of a point in milliseconds, and disk.
+type Seen = HashMap<(i64, DiskId), Content>;
 
 /// A driver whose points are remembered.
 pub struct Witness {
@@ -56,15 +74,25 @@ impl Witness {
     /// What a disk held at a frozen instant.
     pub fn saw(&self, taken_unix_ms: i64, disk: DiskId) -> Option<blake3::Hash> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(&(taken_unix_ms, disk)).copied()
+        seen.get(&(taken_unix_ms, disk))
+            .map(|content| content.whole)
+    }
+
+    /// Offsets of the blocks of a disk that differ between two frozen instants; `None` when one of them is not known.
+    pub fn differing(&self, disk: DiskId, before: i64, after: i64) -> Option<Vec<u64>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, after) = (seen.get(&(before, disk))?, seen.get(&(after, disk))?);
+        let pairs = before.blocks.iter().zip(after.blocks.iter());
+        let offsets = pairs.enumerate().filter(|(_, (old, new))| old != new);
+        Some(offsets.map(|(index, _)| index as u64 * BLOCK).collect())
     }
 
     async fn note(&self, point: FrozenPoint) -> Result<FrozenPoint, HypervisorError> {
         for disk in &point.disks {
-            match hash(disk).await {
-                Ok(hash) => {
+            match content_of(disk.reader.as_ref(), disk.size_bytes).await {
+                Ok(content) => {
                     let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                    seen.insert((point.taken_unix_ms, disk.disk), hash);
+                    seen.insert((point.taken_unix_ms, disk.disk), content);
                 }
                 Err(error) => {
                     self.driver.release(point).await?;

@@ -253,12 +253,13 @@ fn make_steps(host: &dyn Host, plan: &Plan<'_>) -> Result<(), HypervisorError> {
         .iter()
         .map(|network| switch(host, network))
         .collect::<Result<Vec<_>, _>>()?;
-    let own = vec![
+    let own = [
         format!("{MADE_AS}{}", plan.id),
         format!("{MADE_IN}{}", plan.folder.display()),
     ];
-    let mut notes = own.clone();
-    notes.push(UNFINISHED.to_owned());
+    // One element of several lines.
+    let notes = vec![format!("{}\n{UNFINISHED}", own.join("\n"))];
+    let own = vec![own.join("\n")];
     let settings = Instance::new(SETTINGS)
         .with("ElementName", Value::from(plan.name))
         .with("Notes", Value::Texts(notes))

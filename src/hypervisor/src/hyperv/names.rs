@@ -105,9 +105,10 @@ pub(super) const MADE_IN: &str = "site-recovery folder ";
 /// And that it is not finished.
 pub(super) const UNFINISHED: &str = "site-recovery unfinished";
 
-/// What follows `prefix` in one of the notes.
+/// What follows `prefix` in one of the notes' lines. Lines, not elements: it is not documented that several elements are kept apart.
 pub(super) fn note<'a>(notes: &'a [String], prefix: &str) -> Option<&'a str> {
-    notes.iter().find_map(|line| line.strip_prefix(prefix))
+    let mut lines = notes.iter().flat_map(|note| note.lines());
+    lines.find_map(|line| line.strip_prefix(prefix))
 }
 
 /// The id under which a VM is known to us.
