@@ -144,7 +144,7 @@ impl Deployer for LocalDeployer {
             return Err(error);
         }
         stop_drills(deployment).await?;
-        self.manager.forget().await?;
+        self.manager.forget(deployment).await?;
         let wanted = deployment.clone();
         blocking(move || remove(&wanted)).await
     }

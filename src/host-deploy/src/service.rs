@@ -41,6 +41,15 @@ impl ServiceManager {
             ServiceManager::Systemd(folder) => {
                 let unit = folder.join(UNIT);
                 let text = unit_text(deployment);
+                if unit.exists() && !is_ours(&unit, deployment)? {
+                    return Err(DeployError::new(
+                        DeployErrorKind::InUse,
+                        "starting",
+                        UNIT,
+                        "it runs an engine of another data folder",
+                        "a host has one engine: remove that one first",
+                    ));
+                }
                 if !files::holds(&unit, &text)? {
                     files::replace(&unit, 0o644, &mut text.as_bytes())?;
                     systemctl(&["daemon-reload"]).await?;
@@ -65,7 +74,7 @@ impl ServiceManager {
     /// Stops the engine; one that doesn't run is fine.
     pub(crate) async fn stop(&self, deployment: &Deployment) -> Result<(), DeployError> {
         if let ServiceManager::Systemd(folder) = self
-            && folder.join(UNIT).exists()
+            && is_ours(&folder.join(UNIT), deployment)?
         {
             systemctl(&["disable", "--now", UNIT]).await?;
         }
@@ -99,10 +108,10 @@ impl ServiceManager {
     }
 
     /// Takes away what start has added.
-    pub(crate) async fn forget(&self) -> Result<(), DeployError> {
+    pub(crate) async fn forget(&self, deployment: &Deployment) -> Result<(), DeployError> {
         if let ServiceManager::Systemd(folder) = self {
             let unit = folder.join(UNIT);
-            if unit.exists() {
+            if is_ours(&unit, deployment)? {
                 files::remove_file(&unit)?;
                 systemctl(&["daemon-reload"]).await?;
             }
@@ -123,15 +132,31 @@ fn engine_log(deployment: &Deployment) -> PathBuf {
     deployment.settings.data_folder.join("engine.log")
 }
 
+/// A path as one word of a unit. Variables are expanded in arguments, not in the program's own path (systemd.service(5)).
+fn unit_word(path: &Path) -> String {
+    let escaped = path
+        .display()
+        .to_string()
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"");
+    format!("\"{}\"", escaped.replace('%', "%%"))
+}
+
+/// The configuration as it stands in the unit: what tells our unit from another engine's.
+pub(crate) fn config_word(deployment: &Deployment) -> String {
+    unit_word(&deployment.config_path()).replace('$', "$$")
+}
+
+/// Whether the unit is there and runs the engine of this data folder.
+fn is_ours(unit: &Path, deployment: &Deployment) -> Result<bool, DeployError> {
+    match std::fs::read_to_string(unit) {
+        Ok(text) => Ok(text.contains(&config_word(deployment))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(DeployError::io("reading", unit, error)),
+    }
+}
+
 pub(crate) fn unit_text(deployment: &Deployment) -> String {
-    let quote = |path: &Path| {
-        let escaped = path
-            .display()
-            .to_string()
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"");
-        format!("\"{}\"", escaped.replace('%', "%%"))
-    };
     format!(
         "# Written by Terraform.\n\
          [Unit]\n\
@@ -146,8 +171,8 @@ pub(crate) fn unit_text(deployment: &Deployment) -> String {
          KillMode=process\n\n\
          [Install]\n\
          WantedBy=multi-user.target\n",
-        quote(&deployment.engine_path()),
-        quote(&deployment.config_path()),
+        unit_word(&deployment.engine_path()),
+        config_word(deployment),
     )
 }
 
@@ -258,24 +283,42 @@ mod tests {
     use super::*;
     use crate::EngineSettings;
 
-    #[test]
-    fn a_unit_quotes_folders_with_blanks_and_percent_signs() {
-        let deployment = Deployment {
+    fn deployment() -> Deployment {
+        Deployment {
             bundled_engine: "/b".into(),
             install_folder: "/opt/my tools".into(),
             settings: EngineSettings {
                 vm_folder: None,
-                data_folder: "/var/50%".into(),
+                data_folder: "/var/50%$X".into(),
                 recovery_folder: "/var/r".into(),
                 recovery_role: true,
                 recovery_generations: None,
                 host_name: "hv1".into(),
             },
             owner: "site".into(),
-        };
-        let text = unit_text(&deployment);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_unit_of_another_data_folder_is_neither_taken_nor_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let unit = folder.path().join(UNIT);
+        let mut other = deployment();
+        other.settings.data_folder = "/var/other".into();
+        std::fs::write(&unit, unit_text(&other)).unwrap();
+        let manager = ServiceManager::Systemd(folder.path().to_owned());
+        let error = manager.start(&deployment()).await.unwrap_err();
+        assert_eq!(error.kind(), DeployErrorKind::InUse);
+        manager.stop(&deployment()).await.unwrap();
+        manager.forget(&deployment()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&unit).unwrap(), unit_text(&other));
+    }
+
+    #[test]
+    fn a_unit_quotes_folders_with_blanks_percent_signs_and_variables() {
+        let text = unit_text(&deployment());
         assert!(text.contains(
-            "ExecStart=\"/opt/my tools/siterecovery-engine\" run --config \"/var/50%%/engine.toml\"\n"
+            "ExecStart=\"/opt/my tools/siterecovery-engine\" run --config \"/var/50%%$$X/engine.toml\"\n"
         ));
     }
 }

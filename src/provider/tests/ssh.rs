@@ -106,6 +106,27 @@ fn a_host_over_ssh_lives_its_whole_life_and_no_secret_is_stored() {
         state["id"]
     );
 
+    // A key's file that has moved since is no reason to refuse a plan.
+    fs::rename(root.join("sshd/user"), root.join("sshd/moved")).unwrap();
+    let (code, text) = terraform.run(&["plan", "-detailed-exitcode", "-no-color"]);
+    assert!(
+        code == 0 && text.contains("could not be looked at"),
+        "{code}: {text}"
+    );
+    fs::rename(root.join("sshd/moved"), root.join("sshd/user")).unwrap();
+
+    // Another engine behind the address is neither upgraded nor removed.
+    let identity = root.join("e/identity/engine_id");
+    let own = fs::read_to_string(&identity).unwrap();
+    fs::write(&identity, "99999999-0000-4000-8000-000000000009").unwrap();
+    let problem = &terraform.errors("apply")[0];
+    assert!(problem.detail.contains("is engine 99999999"), "{problem:?}");
+    let (code, text) = terraform.run(&["destroy", "-auto-approve", "-no-color"]);
+    assert!(code != 0 && text.contains("99999999-0000"), "{text}");
+    fs::write(&identity, own).unwrap();
+    terraform.apply();
+    terraform.plan_is_empty();
+
     // With the host down a plan is possible and says so; a destroy is not, and says why.
     let folder = server.folder.clone();
     drop(server);
@@ -122,6 +143,24 @@ fn a_host_over_ssh_lives_its_whole_life_and_no_secret_is_stored() {
     assert!(root.join("bin/siterecovery-engine").exists());
 
     let _again = Sshd::listen(&folder, port);
+    // A destroy that fails behind the removal of the record, here for the sake of a failed-over VM, remembers the engine.
+    let vm = "22222222-0000-4000-8000-000000000002";
+    let recovered = root.join("e/recovered");
+    let record = recovered.join(format!("failovers/vault/item/{vm}.json"));
+    fs::create_dir_all(record.parent().unwrap()).unwrap();
+    fs::create_dir_all(recovered.join(vm)).unwrap();
+    fs::write(recovered.join(vm).join("vm.toml"), "").unwrap();
+    fs::write(
+        &record,
+        format!(r#"{{"version":1,"id":"{vm}","name":"web01"}}"#),
+    )
+    .unwrap();
+    let (code, text) = terraform.run(&["destroy", "-auto-approve", "-no-color"]);
+    assert!(code != 0 && text.contains("web01"), "{text}");
+    fs::remove_dir_all(&recovered).unwrap();
+    let text = terraform.plan_has_changes();
+    assert!(text.contains("has no record any more"), "{text}");
+    assert!(text.contains("must be replaced"), "{text}");
     terraform.destroy();
     assert!(!root.join("e").exists() && !root.join("bin").exists());
     let left = fs::read_dir(folder.join("home")).unwrap().count();

@@ -49,7 +49,9 @@ home=${HOME:-/}
 if [ ! -d "$home" ] || [ ! -r "$home" ]; then home=/; fi
 exec 9<"$home" || return 1
 waited=0
-until flock -n 9; do
+while :; do
+  flock -n 9
+  case $? in 0) break ;; 1) ;; *) echo "flock: can't lock $home" >&2; return 1 ;; esac
   if [ "$waited" -ge "$1" ]; then return 75; fi
   waited=$((waited + 1))
   sleep 1
@@ -83,6 +85,7 @@ printf '%s\n' "${sum%% *}"
 /// there stays as `.previous`, unless one that was confirmed is kept already.
 pub(crate) const PLACE: &str = r#"
 if [ -d "$3" ]; then echo "$3: Is a directory" >&2; return 1; fi
+if [ ! -O "$1" ]; then rm -f -- "$1"; echo "$1: another user's file was in the way; it is gone" >&2; return 1; fi
 chmod "$2" -- "$1" || return 1
 if [ "$4" = keep ] && [ -f "$3" ] && [ ! -e "$3.previous" ]; then
   ln -- "$3" "$3.previous" || return 1
@@ -128,15 +131,18 @@ rm -f -- "$words"
 return $code
 "#;
 
-/// engine, configuration, data folder, unit or nothing. An engine that runs without the unit is stopped, too, and one whose
-/// executable is damaged or gone by the pid files it has left, if the process is really one with this configuration.
+/// engine, configuration, data folder, unit or nothing, the configuration as it stands in a unit of ours. An engine that runs without the
+/// unit is stopped, too, and one whose executable is damaged or gone by the pid files it has left, if the process is really one with
+/// this configuration.
 pub(crate) const STOP: &str = r#"
 siterecovery_ours() {
   pid=$(cat -- "$1" 2>/dev/null) || return 1
   case $pid in '' | *[!0-9]*) return 1 ;; esac
-  tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF -- "$2"
+  # The engine knows its configuration without the links on the way to it.
+  real=$(readlink -f -- "$2") || real=$2
+  tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF -e "$2" -e "$real"
 }
-if [ -n "$4" ] && [ -e "$4" ]; then systemctl disable --now -- "${4##*/}" || return 1; fi
+if [ -n "$4" ] && [ -e "$4" ] && grep -qF -- "$5" "$4"; then systemctl disable --now -- "${4##*/}" || return 1; fi
 if [ -f "$2" ]; then
   for one in "$1" "$1.previous"; do
     if [ -f "$one" ] && "$one" stop --config "$2" >&2; then break; fi
@@ -157,14 +163,19 @@ done
 return 0
 "#;
 
-/// unit: forgets it.
+/// unit, the configuration as it stands in a unit of ours: forgets it, unless it is another engine's.
 pub(crate) const FORGET: &str = r#"
 [ -e "$1" ] || return 0
-rm -f -- "$1" && systemctl daemon-reload
+grep -qF -- "$2" "$1" || return 0
+rm -f -- "$1" "${1%/*}/.${1##*/}.new" && systemctl daemon-reload
 "#;
 
 /// A recovery folder: the paths that `Recovered::of` judges.
 pub(crate) const LIST_RECOVERED: &str = r#"
+# A folder that can't be read is not one without failed-over machines.
+for one in "$1" "$1"/* "$1"/failovers/* "$1"/failovers/*/*; do
+  if [ -d "$one" ]; then ls -A -- "$one" >/dev/null || return 1; fi
+done
 for one in "$1"/* "$1"/*/vm.toml "$1"/failovers/*/*/*; do
   if [ -e "$one" ] || [ -L "$one" ]; then printf '%s\0' "$one"; fi
 done
@@ -209,7 +220,9 @@ pub(crate) fn remove() -> String {
         .collect();
     format!(
         r#"
-for path in "$1/$2" "$1/$2.previous" "$1/.$2-"*.part; do rm -f -- "$path" || return 1; done
+if [ ! -f "$1/.$2.owner" ] || grep -qxF -- "$3" "$1/.$2.owner"; then
+  for path in "$1/$2" "$1/$2.previous" "$1/.$2-"*.part "$1/.$2.owner"; do rm -f -- "$path" || return 1; done
+fi
 data=$3
 record=$4
 shift 4

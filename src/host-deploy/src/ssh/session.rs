@@ -260,6 +260,17 @@ impl SshSession {
         let Some(code) = code else {
             return Err(self.lost(step, "the command's end was not heard of"));
         };
+        if out.len() >= MOST_OUTPUT {
+            // What is missing must not look as if it were not there.
+            return Err(DeployError::new(
+                DeployErrorKind::Other,
+                step,
+                self.label.clone(),
+                format!("the host answers with more than {} MiB", MOST_OUTPUT >> 20),
+                "look what fills the engine's folders on the host, then run it again",
+            ));
+        }
+        let out = shell::of_script(&out).unwrap_or_default().to_vec();
         Ok(Ended {
             code,
             out,
@@ -279,11 +290,14 @@ impl SshSession {
             let mut channel = self.exec(step).await?;
             let lost = |error: russh::Error| self.lost(step, error);
             channel.data(input.as_bytes()).await.map_err(lost)?;
-            let mut err = Vec::new();
+            let (mut out, mut err) = (Vec::new(), Vec::new());
             loop {
                 match channel.wait().await {
-                    Some(ChannelMsg::Data { data }) if data.contains(&b'\n') => {
-                        return Ok(Ok(channel));
+                    Some(ChannelMsg::Data { data }) => {
+                        keep(&mut out, &data);
+                        if shell::of_script(&out).is_some_and(|said| said.contains(&b'\n')) {
+                            return Ok(Ok(channel));
+                        }
                     }
                     Some(ChannelMsg::ExtendedData { data, .. }) => keep(&mut err, &data),
                     Some(ChannelMsg::ExitStatus { exit_status }) => {

@@ -7,6 +7,16 @@ use std::path::Path;
 
 use crate::error::{DeployError, DeployErrorKind};
 
+/// Begins what a script prints: what login shells print before it is not the script's.
+pub(crate) const BEGINS: &str = "siterecovery-output-begins\n";
+
+/// What came behind [`BEGINS`].
+pub(crate) fn of_script(out: &[u8]) -> Option<&[u8]> {
+    let mark = BEGINS.as_bytes();
+    let at = out.windows(mark.len()).position(|part| part == mark)?;
+    out.get(at + mark.len()..)
+}
+
 /// One word for `sh`, whatever is in it.
 pub(crate) fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
@@ -28,7 +38,8 @@ pub(crate) fn holding_program(script: &str, arguments: &[&str]) -> Result<String
 fn called(script: &str, arguments: &[&str]) -> Result<String, DeployError> {
     let mut text = format!(
         "siterecovery_step() {{\nLC_ALL=C\nPATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin\nexport LC_ALL PATH\n\
-         umask 077\n{script}\n}}\n{{\nsiterecovery_step"
+         umask 077\n{script}\n}}\n{{\nprintf '\\n%s\\n' {}\nsiterecovery_step",
+        BEGINS.trim_end()
     );
     for argument in arguments {
         if argument.contains('\0') {
@@ -86,6 +97,11 @@ mod tests {
         (output.status.success(), output.stdout)
     }
 
+    /// What the script itself prints.
+    fn said(out: &[u8]) -> Vec<u8> {
+        of_script(out).unwrap().to_vec()
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -96,7 +112,7 @@ mod tests {
             let (success, out) = sh(&text);
             let expected: String = words.iter().flat_map(|word| [*word, "\0"]).collect();
             prop_assert!(success);
-            prop_assert_eq!(String::from_utf8(out).unwrap(), expected);
+            prop_assert_eq!(String::from_utf8(said(&out)).unwrap(), expected);
         }
     }
 
@@ -108,7 +124,16 @@ mod tests {
             let (_, out) = sh(&text[..cut]);
             assert!(out.is_empty(), "cut at {cut}");
         }
-        assert_eq!(sh(&text).1, b"begun\ndone\n");
+        assert_eq!(said(&sh(&text).1), b"begun\ndone\n");
+    }
+
+    #[test]
+    fn what_a_login_shell_prints_is_not_the_scripts() {
+        let text = program("echo begun", &[]).unwrap();
+        let noisy = [b"Welcome\nto hv1".to_vec(), sh(&text).1].concat();
+        assert_eq!(said(&noisy), b"begun\n");
+        assert_eq!(of_script(b"Welcome\n"), None);
+        assert_eq!(said(&sh(&program("true", &[]).unwrap()).1), b"");
     }
 
     #[test]

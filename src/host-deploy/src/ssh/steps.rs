@@ -20,7 +20,7 @@ use super::upload;
 use crate::error::{DeployError, DeployErrorKind};
 use crate::record::{RECORD, RECOVERED, Record, config_text, version_in};
 use crate::recovered::{Recovered, name_in};
-use crate::service::{UNIT, unit_text};
+use crate::service::{UNIT, config_word, unit_text};
 use crate::{Deployment, ENGINE_BINARY, RegistrationKey};
 
 /// How long a deployment waits for another one on the same host, unless a command may not take that long.
@@ -305,6 +305,8 @@ impl<'a> Host<'a> {
             .map_err(|error| error.on(self.label()))?;
         let ended = self.look().await?;
         self.check_platform(&ended)?;
+        self.refuse_neighbour(linux::facts(&ended.text()).contains_key("systemd"))
+            .await?;
         let before = record.clone();
         record.owner.clone_from(&self.deployment.owner);
         let mut folders = vec!["700", &self.data, "755", &self.install];
@@ -323,6 +325,11 @@ impl<'a> Host<'a> {
             let path = format!("{}/{RECORD}", self.data);
             let bytes = record.render(Path::new(&path))?;
             self.write(&path, 0o600, &bytes, false).await?;
+        }
+        let owner = format!("{}/.{ENGINE_BINARY}.owner", self.install);
+        let wanted = format!("{}\n{}\n", self.deployment.owner, self.data);
+        if self.read(&owner).await?.as_deref() != Some(wanted.as_bytes()) {
+            self.write(&owner, 0o644, wanted.as_bytes(), false).await?;
         }
         let mut changed = false;
         let out = ended.text();
@@ -356,6 +363,44 @@ impl<'a> Host<'a> {
         Ok(changed)
     }
 
+    /// One service a host, and one engine in a folder: those of another data folder are not replaced under it.
+    async fn refuse_neighbour(&self, systemd: bool) -> Result<(), DeployError> {
+        let in_use = |cause: String, next: &str| {
+            DeployError::new(
+                DeployErrorKind::InUse,
+                "installing on",
+                self.label(),
+                cause,
+                next,
+            )
+        };
+        let owner = format!("{}/.{ENGINE_BINARY}.owner", self.install);
+        if let Some(found) = self.read(&owner).await? {
+            let found = String::from_utf8_lossy(&found).into_owned();
+            let data = found.lines().nth(1).unwrap_or_default();
+            if data != self.data {
+                return Err(in_use(
+                    format!(
+                        "the engine in {} is that of data folder {data}",
+                        self.install
+                    ),
+                    "choose another install_folder; or remove that engine first",
+                ));
+            }
+        }
+        let unit = format!("{}/{UNIT}", self.systemd.units);
+        if systemd
+            && let Some(found) = self.read(&unit).await?
+            && !String::from_utf8_lossy(&found).contains(&config_word(self.deployment))
+        {
+            return Err(in_use(
+                format!("{UNIT} runs an engine of another data folder"),
+                "a host has one engine: remove that one first, or give this one its data_folder",
+            ));
+        }
+        Ok(())
+    }
+
     fn check_platform(&self, looked: &Ended) -> Result<(), DeployError> {
         let local = &self.deployment.bundled_engine;
         let mut header = [0; 64];
@@ -376,6 +421,7 @@ impl<'a> Host<'a> {
 
     pub(crate) async fn start(&self) -> Result<(), DeployError> {
         let unit = self.probe().await?.unit.unwrap_or_default();
+        self.refuse_neighbour(!unit.is_empty()).await?;
         if !unit.is_empty() {
             let wanted = unit_text(self.deployment);
             if self.read(&unit).await?.as_deref() != Some(wanted.as_bytes()) {
@@ -402,7 +448,14 @@ impl<'a> Host<'a> {
 
     pub(crate) async fn stop(&self) -> Result<(), DeployError> {
         let unit = self.probe().await?.unit.unwrap_or_default();
-        let arguments = [self.engine.as_str(), &self.config, &self.data, &unit];
+        let config = config_word(self.deployment);
+        let arguments = [
+            self.engine.as_str(),
+            &self.config,
+            &self.data,
+            &unit,
+            &config,
+        ];
         self.run("stopping", &self.engine, linux::STOP, &arguments)
             .await?;
         Ok(())
@@ -473,7 +526,13 @@ impl<'a> Host<'a> {
     /// All that was installed, the record last: until then a second run still knows it all.
     pub(crate) async fn remove(&self) -> Result<(), DeployError> {
         if let Some(unit) = self.probe().await?.unit {
-            self.run("removing", &unit, linux::FORGET, &[&unit]).await?;
+            self.run(
+                "removing",
+                &unit,
+                linux::FORGET,
+                &[&unit, &config_word(self.deployment)],
+            )
+            .await?;
         }
         let record = self.record().await?;
         let settings = &self.deployment.settings;

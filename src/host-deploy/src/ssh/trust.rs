@@ -30,10 +30,12 @@ pub(crate) struct Expected {
 
 impl Expected {
     pub(crate) fn of(connection: &SshConnection) -> Result<Self, DeployError> {
+        // Names of hosts have no case.
         let lookup = match connection.port {
             22 => connection.host.clone(),
             port => format!("[{}]:{port}", connection.host),
-        };
+        }
+        .to_ascii_lowercase();
         let known = match &connection.trust {
             HostKeyTrust::KnownHosts(path) => {
                 let text = std::fs::read_to_string(path)
@@ -60,7 +62,7 @@ impl Expected {
         let known = |algorithm: &Algorithm| {
             self.known
                 .iter()
-                .any(|known| plain(&known.key.algorithm()) == plain(algorithm))
+                .any(|known| !known.revoked && plain(&known.key.algorithm()) == plain(algorithm))
         };
         // SHA-1 is no proof of anything.
         let usual = usual
@@ -193,16 +195,13 @@ fn matches_names(names: &str, lookup: &str) -> bool {
     let mut matched = false;
     for name in names.split(',') {
         if let Some(pattern) = name.strip_prefix('!') {
-            if glob(pattern.as_bytes(), lookup.as_bytes()) {
+            if glob(pattern.to_ascii_lowercase().as_bytes(), lookup.as_bytes()) {
                 return false;
             }
         } else if let Some(hashed) = name.strip_prefix("|1|") {
             matched |= hashed_name(hashed, lookup).unwrap_or(false);
         } else {
-            matched |= glob(
-                name.to_ascii_lowercase().as_bytes(),
-                lookup.to_ascii_lowercase().as_bytes(),
-            );
+            matched |= glob(name.to_ascii_lowercase().as_bytes(), lookup.as_bytes());
         }
     }
     matched
@@ -279,7 +278,7 @@ mod tests {
         for (names, host, port) in [
             ("hv1", "hv1", 22),
             ("HV1,10.0.0.1", "hv1", 22),
-            ("hv?,!hv9", "hv1", 22),
+            ("hv?,!hv9", "HV1", 22),
             ("*.example.com", "a.b.example.com", 22),
             ("[hv1]:2222", "hv1", 2222),
             // From russh's own tests, made by OpenSSH.
@@ -302,7 +301,7 @@ mod tests {
         for (names, host, port) in [
             ("hv10", "hv1", 22),
             ("hv1", "hv1", 2222),
-            ("hv?,!hv1", "hv1", 22),
+            ("hv?,!HV1", "hv1", 22),
             ("|1|O33ESRMWPVkMYIwJ1Uw+n877jTo=|AAAA", "example.com", 22),
             ("@cert-authority hv1", "hv1", 22),
         ] {

@@ -118,7 +118,9 @@ async fn send(
     let failed = |error: std::io::Error| write_failed(session, part, &error);
     let mut flags = OpenFlags::WRITE | OpenFlags::CREATE;
     if begun == 0 {
-        flags |= OpenFlags::TRUNCATE;
+        // Whoever may write to the folder may have put a link or a file of his own there.
+        let _ = sftp.remove_file(part).await;
+        flags |= OpenFlags::EXCLUDE;
     }
     let mut target = create(session, sftp, part, flags, 0o600).await?;
     source.seek(SeekFrom::Start(begun)).await.map_err(read)?;

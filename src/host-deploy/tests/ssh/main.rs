@@ -32,6 +32,9 @@ esac
 exit
 "#;
 
+/// What lies in the install folder once nothing is under way.
+const INSTALLED: [&str; 2] = [".siterecovery-engine.owner", "siterecovery-engine"];
+
 struct Lab {
     folder: tempfile::TempDir,
     server: Sshd,
@@ -198,7 +201,7 @@ async fn a_new_engine_is_an_upgrade_and_one_that_does_not_come_up_is_rolled_back
         (good.engine_version.as_deref(), good.running),
         (Some("1.2.4"), true)
     );
-    assert_eq!(names(&deployment.install_folder), ["siterecovery-engine"]);
+    assert_eq!(names(&deployment.install_folder), INSTALLED);
 
     let broken = SCRIPT
         .replace("VERSION", "2.0.0")
@@ -218,7 +221,7 @@ async fn a_new_engine_is_an_upgrade_and_one_that_does_not_come_up_is_rolled_back
     );
     assert_eq!(back.engine_sha256, good.engine_sha256);
     assert!(back.config_current, "the old configuration is back, too");
-    assert_eq!(names(&deployment.install_folder), ["siterecovery-engine"]);
+    assert_eq!(names(&deployment.install_folder), INSTALLED);
     deployer.uninstall(deployment).await.unwrap();
 }
 
@@ -274,7 +277,7 @@ async fn an_upload_that_was_cut_goes_on_where_it_stopped() {
     let there = names(&deployment.install_folder);
     let part = deployment.install_folder.join(&there[0]);
     assert!(
-        there.len() == 1 && part == seen_part(deployment),
+        there.len() == 2 && there[1] == INSTALLED[0] && part == seen_part(deployment),
         "{there:?}"
     );
 
@@ -286,7 +289,7 @@ async fn an_upload_that_was_cut_goes_on_where_it_stopped() {
         "sent {} of {whole} after a cut at 4 MiB",
         open.sent()
     );
-    assert_eq!(names(&deployment.install_folder), ["siterecovery-engine"]);
+    assert_eq!(names(&deployment.install_folder), INSTALLED);
     let seen = lab.deployer().inspect(deployment).await.unwrap();
     assert_eq!(seen.engine_sha256, seen.bundled_sha256);
 
@@ -370,7 +373,7 @@ async fn two_deployments_at_once_end_as_one() {
     let (left, right) = tokio::join!(left.upgrade(deployment), right.upgrade(deployment));
     let changed = [left.unwrap(), right.unwrap()];
     assert_eq!(changed.iter().filter(|changed| **changed).count(), 1);
-    assert_eq!(names(&deployment.install_folder), ["siterecovery-engine"]);
+    assert_eq!(names(&deployment.install_folder), INSTALLED);
     let seen = lab.deployer().inspect(deployment).await.unwrap();
     assert!(seen.is_current() && seen.running);
     lab.deployer().uninstall(deployment).await.unwrap();
@@ -388,6 +391,39 @@ async fn the_engine_of_another_owner_is_neither_replaced_nor_removed() {
     deployer.uninstall(&other).await.unwrap();
     let seen = deployer.inspect(&other).await.unwrap();
     assert_eq!((seen.owner.as_deref(), seen.running), (Some("site"), true));
+    deployer.uninstall(deployment).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_engine_with_another_data_folder_takes_nothing_of_the_one_that_is_there() {
+    let lab = Lab::new();
+    let (deployer, deployment) = (lab.deployer(), &lab.deployment);
+    deployer.upgrade(deployment).await.unwrap();
+    let mut other = deployment.clone();
+    other.owner = "another site".into();
+    other.settings.data_folder = lab.folder.path().join("data/other");
+    let error = deployer.install(&other, None).await.unwrap_err();
+    assert_eq!(error.kind(), DeployErrorKind::InUse, "{error}");
+    assert!(error.to_string().contains("data/engine"), "{error}");
+    deployer.uninstall(&other).await.unwrap();
+    let seen = deployer.inspect(deployment).await.unwrap();
+    assert!(seen.running && seen.is_current(), "{seen:?}");
+    deployer.uninstall(deployment).await.unwrap();
+    assert!(!deployment.engine_path().exists());
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_put_in_the_uploads_place_is_not_written_to() {
+    let lab = Lab::new();
+    let (deployer, deployment) = (lab.deployer(), &lab.deployment);
+    let bytes = fs::read(&deployment.bundled_engine).unwrap();
+    fs::create_dir_all(&deployment.install_folder).unwrap();
+    let victim = lab.folder.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    std::os::unix::fs::symlink(&victim, seen_part(deployment)).unwrap();
+    deployer.install(deployment, None).await.unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    assert_eq!(fs::read(deployment.engine_path()).unwrap(), bytes);
     deployer.uninstall(deployment).await.unwrap();
 }
 
@@ -467,7 +503,7 @@ async fn a_failed_over_vm_keeps_its_engine_drills_go_and_vms_left_to_themselves_
 const SYSTEMCTL: &str = r#"#!/bin/sh
 echo "$*" >> "FOLDER/calls"
 for unit; do :; done
-[ -f "FOLDER/units/$unit" ] && eval "set -- \"$1\" $(sed -n 's/^ExecStart=//p' "FOLDER/units/$unit" | sed 's/\$/\\$/g')"
+[ -f "FOLDER/units/$unit" ] && eval "set -- \"$1\" $(sed -n 's/^ExecStart=//p' "FOLDER/units/$unit" | sed -e 's/\$\$/\$/g' -e 's/\$/\\$/g')"
 case $1 in
   enable) "$2" start --config "$5" ;;
   disable) "$2" stop --config "$5" ;;
@@ -498,6 +534,20 @@ async fn where_systemd_runs_the_engine_is_a_unit_of_it() {
         calls(),
         "daemon-reload\nenable --now -- siterecovery-engine.service\n"
     );
+
+    // The unit is the host's only one: another data folder's engine neither takes it nor takes it away.
+    let mut other = lab.deployment.clone();
+    other.owner = "another site".into();
+    other.settings.data_folder = lab.folder.path().join("data/other");
+    other.install_folder = lab.folder.path().join("other bin");
+    let error = deployer.install(&other, None).await.unwrap_err();
+    assert_eq!(error.kind(), DeployErrorKind::InUse, "{error}");
+    deployer.uninstall(&other).await.unwrap();
+    assert!(!calls().contains("disable"), "{}", calls());
+    assert_eq!(names(&units), ["siterecovery-engine.service"]);
+    assert!(deployer.inspect(&lab.deployment).await.unwrap().running);
+
+    fs::write(units.join(".siterecovery-engine.service.new"), "cut").unwrap();
     deployer.uninstall(&lab.deployment).await.unwrap();
     assert_eq!(names(&units), [""; 0]);
     assert!(calls().ends_with("disable --now -- siterecovery-engine.service\ndaemon-reload\n"));

@@ -12,6 +12,7 @@
 
 mod checks;
 mod connection;
+mod elsewhere;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ use tf_provider::{
 
 use self::checks::{absolute, check, generations, generations_of, recovered_in};
 use self::connection::{can_wait, channel, is_ssh, trusts_first_use};
+use self::elsewhere::{Elsewhere, another_host, imported_elsewhere, still_there};
 use super::association::site_id;
 use crate::Session;
 use crate::errors::{Fields, deploy_failed, sentence};
@@ -174,6 +176,10 @@ impl Resource<Session> for HypervHost {
         if is_ssh(&plan.planned) && shown_anew {
             plan.planned.set(HOST_KEY, Value::unknown());
         }
+        imported_elsewhere(&prior, &plan.planned)?;
+        if prior.is_null("engine_running") && prior.str("id").is_some() {
+            plan.replace("engine_running");
+        }
         if prior.bool("engine_running") != Some(true) {
             plan.planned.set("engine_running", true);
         }
@@ -267,16 +273,31 @@ impl Resource<Session> for HypervHost {
         let remote = Remote::new(cx, WHAT, FIELDS, limit)?;
         let id: ServicesProviderId = stored_id(&state.value)?;
         let found: Option<Answer<ServicesProviderProperties>> = remote.find(id.as_str()).await?;
-        let Some(host) = found else {
-            return Ok(Presence::Gone);
-        };
-        fill(&id, &host, &mut state.value);
         let deployment = deployment(&remote.session, &state.value)?;
         let deployer = channel(&remote.session, &state.value)?.deployer();
-        match deployer.inspect(&deployment).await {
-            Ok(seen) => note(seen, &mut state.value),
-            // What the last look has found stands.
-            Err(error) if can_wait(&error) => {
+        let looked = deployer.inspect(&deployment).await;
+        let Some(host) = found else {
+            let Some(warning) = still_there(looked.as_ref(), &state.value) else {
+                return Ok(Presence::Gone);
+            };
+            // An engine without a record: the next apply makes both anew, a destroy takes it away.
+            state.value.set("engine_running", None::<bool>);
+            cx.warn(warning);
+            return Ok(Presence::Present);
+        };
+        fill(&id, &host, &mut state.value);
+        match looked {
+            Ok(seen) => {
+                let other = another_host(&seen, &state.value);
+                note(seen, &mut state.value);
+                if let Some(problem) = other {
+                    state.value.set("engine_running", false);
+                    cx.warn(problem.warned());
+                }
+            }
+            // What the last look has found stands. Over SSH also what is wrong on this side, as a key's file that has moved: it is
+            // the connection of before, and the one that is planned is tried when something is to be done.
+            Err(error) if is_ssh(&state.value) || can_wait(&error) => {
                 cx.warn(not_seen(&state.value.string("name"), &error))
             }
             Err(error) => return Err(deploy_failed(LOOKING, &error)),
@@ -314,6 +335,10 @@ impl Resource<Session> for HypervHost {
         }
         let deployer = channel(&remote.session, &reached)?.deployer();
         let cannot = |error| deploy_failed("Updating the engine on the host failed", &error);
+        let seen = deployer.inspect(&deployment).await.map_err(cannot)?;
+        if let Some(problem) = another_host(&seen, &state.value) {
+            return Err(problem.refused("update"));
+        }
         deployer.upgrade(&deployment).await.map_err(cannot)?;
         deployer
             .wait_ready(&deployment, READY)
@@ -330,9 +355,10 @@ impl Resource<Session> for HypervHost {
         let deployment = deployment(&remote.session, &prior)?;
         let deployer = channel(&remote.session, &prior)?.deployer();
         let cannot = |error| deploy_failed("Removing the engine from the host failed", &error);
-        if is_ssh(&prior) {
-            // Before the record goes: without it nothing would remember the engine of a host that can't be reached now.
-            deployer.inspect(&deployment).await.map_err(cannot)?;
+        // Before the record goes: without it nothing would remember the engine of a host that can't be reached now.
+        let seen = deployer.inspect(&deployment).await.map_err(cannot)?;
+        if let Some(Elsewhere::Other(problem)) = another_host(&seen, &prior) {
+            return Err(Elsewhere::Other(problem).refused("destroy"));
         }
         // A creation that was cut short before the engine had an identity has no record.
         if prior.str("id").is_some() {

@@ -12,9 +12,13 @@ pub(super) fn absolute(value: &Value) -> Result<(), String> {
         Some(text)
             if !text.starts_with('/')
                 || text == "/"
+                || text.chars().any(char::is_control)
                 || text.split('/').any(|part| part == "..") =>
         {
-            Err("must be an absolute path below the root, without ..".to_owned())
+            Err(
+                "must be an absolute path below the root, without .. and control characters"
+                    .to_owned(),
+            )
         }
         _ => Ok(()),
     }
@@ -143,6 +147,20 @@ mod tests {
         let mut report = Diagnostics::new();
         check(config, &mut report);
         report.iter().map(|d| d.attribute.to_string()).collect()
+    }
+
+    #[test]
+    fn a_path_that_would_break_a_unit_is_refused() {
+        assert!(absolute(&Value::from("/srv/a b$c%")).is_ok());
+        for wrong in [
+            "/srv/a\nExecStartPost=x",
+            "/srv/\u{1b}",
+            "srv",
+            "/",
+            "/a/../b",
+        ] {
+            assert!(absolute(&Value::from(wrong)).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
