@@ -44,7 +44,7 @@ pub fn simulate(seeds: &Seeds, threads: u64) -> Result<()> {
         "--nocapture",
         "every_point_equals_its_freeze_whatever_happened",
     ];
-    let status = Command::new(env!("CARGO"))
+    let status = crate::cargo_command()
         .args(arguments)
         .env(name, value.to_string())
         .env("SIMULATION_THREADS", threads.to_string())

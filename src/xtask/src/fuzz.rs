@@ -84,7 +84,7 @@ fn targets(folder: &Path, only: Option<&str>) -> Result<Vec<String>> {
 }
 
 fn build(root: &Path, folder: &Path) -> Result<()> {
-    let ended = Command::new(env!("CARGO"))
+    let ended = crate::cargo_command()
         .args(["build", "--release", "--quiet", "--locked", "--bins"])
         .args(["--target", &triple()])
         .arg("--manifest-path")

@@ -215,8 +215,27 @@ fn built(name: &str) -> Result<PathBuf> {
     Ok(here.with_file_name(name))
 }
 
+/// Cargo as a person starts it. What this process has from the cargo that runs it tells of this package, and build scripts that look at such
+/// variables (ring's) would be run anew, with all that is built on them, each time that cargo is started the one way and the other.
+fn cargo_command() -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let told = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+        ];
+        if told.iter().any(|prefix| text.starts_with(prefix)) || text == "CARGO_PRIMARY_PACKAGE" {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 fn cargo(arguments: &[&str]) -> Result<()> {
-    let status = Command::new(env!("CARGO"))
+    let status = cargo_command()
         .args(arguments)
         .status()
         .context("cargo can't be started")?;
