@@ -49,7 +49,36 @@ pub fn hosts(bodies: &[Value], json: bool) -> Result<()> {
                 property(body, "providerVersion"),
             ]
         },
-    )
+    )?;
+    if !json {
+        for line in host_troubles(bodies) {
+            println!("{line}");
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with hosts, below their table: nothing when nothing is.
+fn host_troubles(bodies: &[Value]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for body in bodies {
+        let errors = body.pointer("/properties/healthErrorDetails");
+        for error in errors.and_then(Value::as_array).into_iter().flatten() {
+            let part = |name: &str| text(error, &format!("/{name}"));
+            lines.push(String::new());
+            lines.push(format!(
+                "{}: {}: {}: {}",
+                property(body, "friendlyName"),
+                part("errorLevel"),
+                part("errorCode"),
+                part("errorMessage")
+            ));
+            let more = [part("possibleCauses"), part("recommendedAction")];
+            let more = more.into_iter().filter(|words| !words.is_empty());
+            lines.extend(more.map(|words| format!("  {words}")));
+        }
+    }
+    lines
 }
 
 /// Storage accounts.
@@ -373,6 +402,25 @@ mod tests {
         );
         assert_eq!(super::time("2026-11-25T00:55:30Z"), "2026-11-25T00:55:30Z");
         assert_eq!(super::time(""), "");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_host_is_said_below_the_table_with_its_cause_and_the_next_step() {
+        let whole = json!({ "properties": { "friendlyName": "hv1", "healthErrorDetails": [] } });
+        let away = json!({ "properties": { "friendlyName": "hv2", "healthErrorDetails": [{
+            "errorLevel": "Warning", "errorCode": "HostDisconnected", "errorMessage": "It has not reported.",
+            "possibleCauses": "The engine is stopped.", "recommendedAction": "Start it.",
+        }] } });
+        assert_eq!(super::host_troubles(&[whole.clone()]), [""; 0]);
+        assert_eq!(
+            super::host_troubles(&[whole, away]),
+            [
+                "",
+                "hv2: Warning: HostDisconnected: It has not reported.",
+                "  The engine is stopped.",
+                "  Start it.",
+            ]
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Promise: every change wakes the watchers, an unchanged value does not.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use engine_protocol::v1::{Evidence, RecoveredVmStatus, ReplicationStatus, ScriptStatus};
@@ -24,6 +25,8 @@ struct Content {
     recovered: BTreeMap<String, RecoveredVmStatus>,
     /// What the orchestrator has not acknowledged, by recovered VM.
     evidence: BTreeMap<String, Evidence>,
+    /// The recovered VM whose evidence was told last.
+    told_of: String,
     scripts: Vec<ScriptStatus>,
     /// What is to be asked of guests, by recovered VM.
     questions: BTreeMap<String, Questions>,
@@ -38,8 +41,6 @@ pub struct Snapshot {
     pub replications: Vec<ReplicationStatus>,
     /// By id.
     pub recovered: Vec<RecoveredVmStatus>,
-    /// Of one recovered VM whose evidence is not acknowledged.
-    pub evidence: Option<Evidence>,
     /// Of every order that is listed.
     pub scripts: Vec<ScriptStatus>,
 }
@@ -66,9 +67,20 @@ impl Board {
             observed_generation: content.observed_generation,
             replications: content.replications.values().cloned().collect(),
             recovered: content.recovered.values().cloned().collect(),
-            evidence: content.evidence.values().next().cloned(),
             scripts: content.scripts.clone(),
         }
+    }
+
+    /// What was seen of one recovered VM and is not acknowledged: of another one each time, so that evidence that is never
+    /// acknowledged keeps no other from being told.
+    pub fn evidence_in_turn(&self) -> Option<Evidence> {
+        let mut content = self.lock();
+        let behind = (Bound::Excluded(&content.told_of), Bound::Unbounded);
+        let mut later = content.evidence.range::<String, _>(behind);
+        let next = later.next().or_else(|| content.evidence.iter().next());
+        let next = next.map(|(_, evidence)| evidence.clone())?;
+        content.told_of.clone_from(&next.vm_id);
+        Some(next)
     }
 
     /// The status of one item.
@@ -223,7 +235,7 @@ mod tests {
             id: id.to_owned(),
             ..Evidence::default()
         };
-        let told = || board.snapshot().evidence.map(|evidence| evidence.id);
+        let told = || board.evidence_in_turn().map(|evidence| evidence.id);
         board.add_evidence(evidence("a", "1"));
         board.add_evidence(evidence("b", "2"));
         board.add_evidence(evidence("a", "3"));
@@ -232,7 +244,29 @@ mod tests {
         assert_eq!(told().as_deref(), Some("3"));
         board.evidence_received("a", "3");
         assert_eq!(told().as_deref(), Some("2"));
+        assert_eq!(told().as_deref(), Some("2"));
         board.drop_recovered("b");
         assert_eq!(told(), None);
+    }
+
+    #[test]
+    fn evidence_that_is_never_acknowledged_keeps_no_other_from_being_told() {
+        let board = Board::default();
+        for vm in ["a", "b", "c"] {
+            board.add_evidence(Evidence {
+                vm_id: vm.to_owned(),
+                id: vm.to_uppercase(),
+                ..Evidence::default()
+            });
+        }
+        let told = || board.evidence_in_turn().map(|evidence| evidence.id);
+        let turns: Vec<_> = (0..4).filter_map(|_| told()).collect();
+        assert_eq!(turns, ["A", "B", "C", "A"]);
+        board.evidence_received("b", "B");
+        assert_eq!(
+            told().as_deref(),
+            Some("C"),
+            "whose turn is over is left out"
+        );
     }
 }

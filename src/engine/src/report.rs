@@ -90,6 +90,7 @@ impl Reporter {
             recovery_role: self.recovery_role && self.recovery_hindrance.is_none(),
             recovery_generations: self.recovery_generations.clone(),
             findings: self.recovery_hindrance.clone().into_iter().collect(),
+            source_role: Some(self.source_role),
         };
         cache.host = Some((Instant::now(), host.clone()));
         Ok(host)
@@ -110,7 +111,7 @@ impl Reporter {
             virtual_machines,
             replications: snapshot.replications,
             recovered_vms: snapshot.recovered,
-            evidence: snapshot.evidence,
+            evidence: self.board.evidence_in_turn(),
             scripts: snapshot.scripts,
             ..v1::EngineReport::default()
         })

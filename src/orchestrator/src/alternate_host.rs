@@ -17,13 +17,13 @@ use crate::app::App;
 use crate::failover;
 use crate::fault::Fault;
 use crate::store::former::{FormerSource, LeftBehind, left_behind_key, left_behind_prefix};
-use crate::store::records::{self, Item, Stored};
+use crate::store::records::{self, EngineRecord, Item, Stored};
 use crate::store::{Change, Expect, StoreError};
 
 /// Makes another host the source of an item that runs at the recovery side for good. Repeating it changes nothing.
 ///
 /// # Errors
-/// 404 without the item; 409 when the VM isn't at the recovery side for good; failures of the store.
+/// 404 without the item; 409 when the VM isn't at the recovery side for good, or the host was removed; failures of the store.
 pub async fn move_source(app: &App, key: &str, to: &str) -> Result<Item, Fault> {
     loop {
         let stored = records::get::<Item>(app.store.as_ref(), key)
@@ -32,6 +32,13 @@ pub async fn move_source(app: &App, key: &str, to: &str) -> Result<Item, Fault> 
         let item = &stored.record;
         if item.engine_id == to {
             return Ok(stored.record);
+        }
+        let engine = records::engine_key(to);
+        if records::get::<EngineRecord>(app.store.as_ref(), &engine)
+            .await?
+            .is_none()
+        {
+            return Err(removed_meanwhile(item));
         }
         let moved = step(item.life, Event::SourceMoved)?;
         // Who becomes the source again is told newer orders than all that it knows.
@@ -56,6 +63,19 @@ pub async fn move_source(app: &App, key: &str, to: &str) -> Result<Item, Fault> 
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// The host was there when the failback was asked for: the VM stays with the host that it has.
+fn removed_meanwhile(item: &Item) -> Fault {
+    Fault::conflict(
+        "AlternateHostNotFound",
+        &item.id,
+        format!(
+            "The host that the failback of `{}` names was removed meanwhile.",
+            item.vm_name
+        ),
+        "Start it again with a host that is registered: `siterecovery host list` shows them.",
+    )
 }
 
 /// What goes into the store with the end of an item: its former sources still have to let go.

@@ -138,6 +138,13 @@ impl Live {
             .is_some_and(|host| host.recovery_role)
     }
 
+    /// Whether the host may hold VMs that are protected; yes of a host that doesn't tell.
+    #[must_use]
+    pub fn source_role(&self) -> bool {
+        let host = self.report.host.as_ref();
+        host.is_none_or(|host| host.source_role != Some(false))
+    }
+
     /// Whether the host runs a recovered VM of this generation as it is; yes of a host that doesn't tell.
     #[must_use]
     pub fn keeps_generation(&self, generation: u32) -> bool {

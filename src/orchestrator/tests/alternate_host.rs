@@ -37,6 +37,13 @@ fn back(data: &str, creation: &str, host: &str) -> Value {
     } })
 }
 
+/// Whether the item warns of a host that had the VM before.
+fn unconfirmed(item: &Value) -> bool {
+    let errors = property(item, "healthErrors").as_array();
+    let mut errors = errors.into_iter().flatten();
+    errors.any(|error| error["errorCode"] == "FormerHostNotConfirmed")
+}
+
 /// The orders that an engine was given, of one item.
 fn orders(engine: &Engine) -> Vec<source_order::Kind> {
     let seen = engine.seen.lock().expect("lock");
@@ -104,8 +111,28 @@ async fn a_vm_whose_host_is_lost_goes_back_to_another_one_and_stays_held_at_the_
     assert_eq!(status["error"]["code"], "SourceVirtualMachineNotFound");
     assert_eq!(orders(&target), [], "nothing was touched");
 
+    // A host that only recovers VMs can't become the host of one.
+    target.behave(|behaviour| behaviour.recovers_only = true);
+    let has_none = |host: &Value| property(host, "allowedScenarios") == &json!([]);
+    world.until(&target.provider_id, has_none).await;
+    let refused = world.post(&path, to("CreateVmIfNotFound")).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    let code = &refused.body["error"]["code"];
+    assert_eq!(
+        code, "AlternateHostHasNoVirtualMachines",
+        "{}",
+        refused.body
+    );
+    target.behave(|behaviour| behaviour.recovers_only = false);
+    let has_some = |host: &Value| !has_none(host);
+    world.until(&target.provider_id, has_some).await;
+
     let made = world.post(&path, to("CreateVmIfNotFound")).await;
     let item = world.done(&made).await;
+    assert!(
+        unconfirmed(&item),
+        "the lost host has said nothing yet: {item}"
+    );
     assert_eq!(property(&item, "protectionState"), "FailbackCommitRequired");
     assert_eq!(
         property(&item, "recoveryServicesProviderId"),
@@ -120,6 +147,7 @@ async fn a_vm_whose_host_is_lost_goes_back_to_another_one_and_stays_held_at_the_
     let lost = Engine::resume(id, identity, provider, &gateway, Behaviour::default());
     target.behave(|behaviour| behaviour.lacks = vec![DB, BROKEN]);
     until(&world, || !orders(&lost).is_empty()).await;
+    world.until(&web, |item| !unconfirmed(item)).await;
     let commit = format!("{web}/failoverCommit");
     world.done(&world.post(&commit, json!({})).await).await;
     let body = json!({ "properties": { "failoverDirection": "PrimaryToRecovery" } });

@@ -87,6 +87,7 @@ pub async fn answer(
             u64::from(policy.record.details.replication_interval)
         }),
     });
+    health_errors.extend(item_health::unconfirmed_formers(call.app, item, id.name()).await?);
     // Nothing is replicated while the VM runs elsewhere, and nothing is late then.
     let health = if item.life.is_at_recovery() {
         Health::None

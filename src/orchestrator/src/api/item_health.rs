@@ -2,11 +2,13 @@
 //! follows from its figures (tracking, cadence) or from our own side (host away, storage credential).
 
 use arm_model::health::HealthError;
+use engine_protocol::v1::source_report::Said;
 use engine_protocol::v1::{self, disk_status::Tracking};
 
 use crate::app::App;
 use crate::fleet::Live;
-use crate::store::records::Item;
+use crate::store::StoreError;
+use crate::store::records::{self, EngineRecord, Item};
 
 /// All of it, the worst first.
 #[must_use]
@@ -77,6 +79,55 @@ pub fn errors(
 #[must_use]
 pub fn needs_source(item: &Item) -> bool {
     item.life.item.is_active() && !item.life.is_at_recovery()
+}
+
+/// Hosts that had the VM before and have not said yet that they keep their copy of it off, each with its name.
+///
+/// That is no trouble of the replication, but whoever switches such a host on again should know. Who removes its
+/// registration has said that it never comes back.
+///
+/// # Errors
+/// Failures of the store.
+pub async fn unconfirmed_formers(
+    app: &App,
+    item: &Item,
+    entity: &str,
+) -> Result<Vec<HealthError>, StoreError> {
+    let mut errors = Vec::new();
+    for former in &item.formers {
+        let engine = records::engine_key(&former.engine_id);
+        let record = records::get::<EngineRecord>(app.store.as_ref(), &engine).await?;
+        if record.is_none() {
+            continue;
+        }
+        let live = app.fleet.get(&former.engine_id).unwrap_or_default();
+        let report = live
+            .replication(entity)
+            .and_then(|status| status.source.as_ref());
+        let holds = report.is_some_and(|report| {
+            report.said() == Said::Held && report.epoch == former.numbers.hold.0
+        });
+        if holds {
+            continue;
+        }
+        let host = match live.host_name() {
+            "" => former.engine_id.as_str(),
+            name => name,
+        };
+        errors.push(HealthError {
+            error_source: Some("Orchestrator".to_owned()),
+            ..warning(
+                entity,
+                "FormerHostNotConfirmed",
+                format!(
+                    "The host `{host}` had the VM before and has not confirmed that its copy stays off."
+                ),
+                "It has not reported since the VM went back to another host.".to_owned(),
+                "Let it connect once; or, when it never comes back, remove its registration. Its copy is never replicated over the one in use.",
+            )
+        });
+    }
+    Ok(errors)
 }
 
 fn warning(

@@ -13,7 +13,7 @@ const HOST: &str = "properties.providerSpecificDetails.providerIdForAlternateRec
 /// The engine of the named host, if that is another one than the item's.
 ///
 /// # Errors
-/// 400 for a host that isn't registered, or is of another site; 409 for one that doesn't report.
+/// 400 for a host that isn't registered, is of another site or holds no VMs of its own; 409 for one that doesn't report.
 pub async fn wanted(
     call: &Call<'_>,
     details: &PlannedFailoverDetails,
@@ -57,12 +57,20 @@ pub async fn wanted(
             "Name a host of the VM's site, or register the host there.",
         ));
     }
-    if !call
-        .app
-        .fleet
-        .connected(&engine.engine_id, call.app.now_ms())
-    {
+    let live = call.app.fleet.get(&engine.engine_id).unwrap_or_default();
+    if !live.connected(call.app.now_ms()) {
         return Err(host_disconnected(call.app, &engine.engine_id));
+    }
+    if !live.source_role() {
+        return Err(refuse(
+            "AlternateHostHasNoVirtualMachines",
+            format!(
+                "The host `{}` runs recovered VMs only, and a VM that goes back becomes one of its host's own.",
+                live.host_name()
+            ),
+            "Its engine has the recovery role without the source role.",
+            "Name another host of the site, or add `source` to the `roles` of this one.",
+        ));
     }
     Ok(Some(engine.engine_id))
 }

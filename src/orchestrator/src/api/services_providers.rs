@@ -245,7 +245,12 @@ async fn answer(
             last_heart_beat: arm_model::timestamp::from_unix_ms(live.last_seen_unix_ms),
             connection_status: if connected { CONNECTED } else { DISCONNECTED }.to_owned(),
             protected_item_count: items_of(call, engine).await?,
-            allowed_scenarios: vec![HYPER_V_REPLICA_AZURE.to_owned()],
+            // What only runs recovered VMs is the source of none.
+            allowed_scenarios: live
+                .source_role()
+                .then(|| HYPER_V_REPLICA_AZURE.to_owned())
+                .into_iter()
+                .collect(),
             health_error_details: fabrics::host_errors(&live, call.app.now_ms()),
             dra_identifier: engine.engine_id.clone(),
             machine_id: engine.engine_id.clone(),

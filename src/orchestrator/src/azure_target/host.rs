@@ -130,6 +130,7 @@ fn identity() -> v1::Host {
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         recovery_role: true,
         recovery_generations: vec![1, 2],
+        source_role: Some(false),
         ..v1::Host::default()
     }
 }

@@ -41,6 +41,8 @@ pub struct Behaviour {
     pub point_age_ms: i64,
     /// The host runs recovered VMs of these generations only; its own VMs are of generation 2.
     pub recovery_generations: Option<Vec<u32>>,
+    /// The host runs recovered VMs and has none of its own to protect.
+    pub recovers_only: bool,
     /// What runs in its VMs; Linux without a word.
     pub os_type: Option<&'static str>,
     /// Nothing is said of a source's order.
@@ -82,6 +84,7 @@ pub fn host(name: &str) -> v1::Host {
         recovery_role: true,
         recovery_generations: vec![1, 2],
         findings: Vec::new(),
+        source_role: Some(true),
     }
 }
 
@@ -317,6 +320,7 @@ fn report(
                 .recovery_generations
                 .clone()
                 .unwrap_or_else(|| vec![1, 2]),
+            source_role: Some(!behaviour.recovers_only),
             ..host("hv1.lab.example")
         }),
         virtual_machines: [

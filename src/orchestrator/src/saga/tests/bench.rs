@@ -23,6 +23,8 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{Expect, Query, ResourceStore as _};
 
 pub(super) const ENGINE: &str = "9d3c2f10-77aa-4c55-8a10-6b2f1d0e9a77";
+/// A host of the same site without VMs and without the recovery role.
+pub(super) const OTHER: &str = "4b8e6a52-0c1d-4e7f-9b3a-5d6c7e8f9a0b";
 const STORAGE: &str =
     "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/st";
 
@@ -75,9 +77,9 @@ impl Bench {
         };
         let fabric = bench.vault.fabric("f");
         let policy = bench.vault.policy("p");
-        let engine = EngineRecord {
-            engine_id: ENGINE.to_owned(),
-            provider_id: fabric.provider(ENGINE).to_string(),
+        let engine = |id: &str| EngineRecord {
+            engine_id: id.to_owned(),
+            provider_id: fabric.provider(id).to_string(),
             fabric_id: fabric.to_string(),
             site_id: "site".to_owned(),
             key_digest: String::new(),
@@ -110,7 +112,10 @@ impl Bench {
             records::put(bench.vault.key(), &vault, Expect::Absent).expect("record"),
             records::put(STORAGE.to_ascii_lowercase(), &storage, Expect::Absent).expect("record"),
             records::put(fabric.key(), &fabric_record, Expect::Absent).expect("record"),
-            records::put(records::engine_key(ENGINE), &engine, Expect::Absent).expect("record"),
+            records::put(records::engine_key(ENGINE), &engine(ENGINE), Expect::Absent)
+                .expect("record"),
+            records::put(records::engine_key(OTHER), &engine(OTHER), Expect::Absent)
+                .expect("record"),
             records::put(policy.key(), &policy_record, Expect::Absent).expect("record"),
             records::put(mapping.key(), &mapping_record, Expect::Absent).expect("record"),
         ];
@@ -146,9 +151,15 @@ impl Bench {
         app
     }
 
-    /// The engine does everything at once and reports it.
+    /// The engines do everything at once and report it.
     pub(super) async fn report(&mut self, app: &App) {
-        let wanted = desired::refresh(app, ENGINE).await.expect("desired state");
+        for engine in [ENGINE, OTHER] {
+            self.report_of(app, engine).await;
+        }
+    }
+
+    async fn report_of(&mut self, app: &App, engine: &str) {
+        let wanted = desired::refresh(app, engine).await.expect("desired state");
         let silent_console = self.silent_console;
         let answered = if self.deaf_guests { 0 } else { 3_000 };
         let (mute, pointless) = (self.mute_source, self.pointless.clone());
@@ -212,7 +223,11 @@ impl Bench {
                 ..Default::default()
             }
         });
-        let vms = ["vm-a", "vm-b"].map(|id| v1::VirtualMachine {
+        let listed: &[&str] = match engine {
+            ENGINE => &["vm-a", "vm-b"],
+            _ => &[],
+        };
+        let vms = listed.iter().map(|&id| v1::VirtualMachine {
             id: id.to_owned(),
             name: id.to_owned(),
             disks: vec![v1::Disk {
@@ -240,17 +255,17 @@ impl Bench {
         let report = v1::EngineReport {
             observed_generation: wanted.generation,
             host: Some(v1::Host {
-                name: "hv1".to_owned(),
-                recovery_role: true,
+                name: if engine == ENGINE { "hv1" } else { "hv2" }.to_owned(),
+                recovery_role: engine == ENGINE,
                 ..Default::default()
             }),
-            virtual_machines: vms.to_vec(),
+            virtual_machines: vms.collect(),
             replications: replications.collect(),
             recovered_vms: recovered_vms.collect(),
             scripts,
             ..Default::default()
         };
-        Intake::new(ENGINE).take(app, report).await.expect("report");
+        Intake::new(engine).take(app, report).await.expect("report");
     }
 
     pub(super) fn item_id(&self, name: &str) -> ArmId {

@@ -6,7 +6,7 @@ use protection::DrillState;
 use protection::life::{Kind, Phase};
 use serde_json::json;
 
-use super::bench::Bench;
+use super::bench::{Bench, ENGINE, OTHER};
 use super::run;
 use crate::saga::choose::PointChoice;
 use crate::saga::drill::DrillInput;
@@ -46,11 +46,12 @@ pub(super) enum Case {
     Migrate,
     Failback,
     FullDownload,
+    OtherHost,
     CommitFailback,
     ReProtect,
 }
 
-pub(super) const ALL: [Case; 23] = [
+pub(super) const ALL: [Case; 24] = [
     Case::Planned,
     Case::Unplanned,
     Case::UnplannedAttempt,
@@ -62,6 +63,7 @@ pub(super) const ALL: [Case; 23] = [
     Case::Migrate,
     Case::Failback,
     Case::FullDownload,
+    Case::OtherHost,
     Case::CommitFailback,
     Case::ReProtect,
     Case::Reshape,
@@ -93,6 +95,7 @@ impl Case {
             | Self::Migrate
             | Self::Failback
             | Self::FullDownload
+            | Self::OtherHost
             | Self::CommitFailback
             | Self::ReProtect
             | Self::Resynchronize => bench.protected("vm-a").await,
@@ -120,7 +123,7 @@ impl Case {
         let first: &[Self] = match self {
             Self::Cleanup => &[Self::PlanDrill],
             Self::Commit | Self::ChangePoint | Self::Cancel | Self::Migrate => &[Self::Planned],
-            Self::Failback | Self::FullDownload => &[Self::Planned, Self::Commit],
+            Self::Failback | Self::FullDownload | Self::OtherHost => &[Self::Planned, Self::Commit],
             Self::CommitFailback => &[Self::Planned, Self::Commit, Self::Failback],
             Self::ReProtect => &[
                 Self::Planned,
@@ -262,15 +265,16 @@ impl Case {
             }
             Self::Commit | Self::CommitFailback => step(Step::Commit),
             Self::ReProtect => step(Step::ReProtect),
-            Self::Failback | Self::FullDownload => {
+            Self::Failback | Self::FullDownload | Self::OtherHost => {
+                let to = (self == Self::OtherHost).then(|| OTHER.to_owned());
                 let input = FailbackInput {
                     plan: None,
                     steps: Vec::new(),
                     items: vec![text(&a)],
                     groups: Vec::new(),
-                    creates: false,
-                    to: None,
-                    minimise_downtime: self == Self::Failback,
+                    creates: to.is_some(),
+                    to,
+                    minimise_downtime: self != Self::FullDownload,
                 };
                 (a.clone(), "failback", json!(input), failback::tasks(&input))
             }
@@ -386,6 +390,17 @@ impl Case {
                 assert_eq!(item.life.phase, Phase::FailedBack(Kind::Planned));
                 assert!(item.recovery.is_some(), "the copy is kept until the commit");
             }
+            Self::OtherHost => {
+                let item = item.expect("item");
+                assert_eq!(item.life.phase, Phase::FailedBack(Kind::Planned));
+                assert_eq!(item.engine_id, OTHER);
+                let formers = item.formers.iter().map(|former| &former.engine_id);
+                assert_eq!(
+                    formers.collect::<Vec<_>>(),
+                    [ENGINE],
+                    "one host was left, however often nodes ran"
+                );
+            }
             Self::CommitFailback => {
                 let item = item.expect("item");
                 assert_eq!(
@@ -451,7 +466,7 @@ impl Case {
             | Self::Cancel
             | Self::CommitFailback
             | Self::ReProtect => 2,
-            Self::Failback | Self::FullDownload => 6,
+            Self::Failback | Self::FullDownload | Self::OtherHost => 6,
             Self::Enable | Self::PlanDrill => 5,
             Self::Planned
             | Self::Unplanned

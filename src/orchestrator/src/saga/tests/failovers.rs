@@ -5,12 +5,12 @@ use std::time::Duration;
 use arm_model::job::JobState;
 use protection::life::{Kind, Phase, Standing};
 
-use super::bench::Bench;
+use super::bench::{Bench, ENGINE, OTHER};
 use super::case::Case;
 use super::run;
 use crate::saga::runner::{Step, Trial, step_with};
-use crate::store::ResourceStore as _;
 use crate::store::records::{self, Item, JobRecord, Lock};
+use crate::store::{Change, Expect, ResourceStore as _};
 
 const MANY: usize = 200;
 
@@ -224,7 +224,7 @@ async fn the_recovery_host_hears_of_a_vm_only_when_its_group_is_due() {
 
 #[tokio::test]
 async fn a_failback_that_fails_leaves_the_vm_at_one_side_and_whole() {
-    for case in [Case::Failback, Case::FullDownload] {
+    for case in [Case::Failback, Case::FullDownload, Case::OtherHost] {
         for node in 0..case.tasks() - 1 {
             for (repeat, killed) in [(false, false), (true, true)] {
                 let mut bench = Bench::new().await;
@@ -251,6 +251,32 @@ async fn a_failback_that_fails_leaves_the_vm_at_one_side_and_whole() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_vm_stays_with_its_host_when_the_named_one_is_removed_before_it_becomes_the_source() {
+    let mut bench = Bench::new().await;
+    Case::OtherHost.prepare(&mut bench).await;
+    let key = Case::OtherHost.begin(&mut bench).await;
+    let app = bench.app().await;
+    step_with(&app, &key, Trial::default()).await.expect("step");
+    let removed = Change::Delete {
+        key: records::engine_key(OTHER),
+        expect: Expect::Any,
+    };
+    bench.store.apply(vec![removed]).await.expect("removed");
+    let mut steps = 0;
+    while step_with(&app, &key, Trial::default()).await.expect("step") != Step::Ended {
+        steps += 1;
+        assert!(steps < MANY, "the job doesn't end");
+    }
+    let job = records::get::<JobRecord>(&bench.store, &key).await;
+    let error = job.expect("get").expect("job").record.failure.expect("why");
+    assert_eq!(error.code, "AlternateHostNotFound");
+    let there = item(&bench, "vm-a").await;
+    assert_eq!(there.engine_id, ENGINE);
+    assert_eq!(there.life.phase, Phase::Committed(Kind::Planned));
+    assert!(there.formers.is_empty() && has_no_locks(&bench).await);
 }
 
 #[tokio::test]
