@@ -411,7 +411,7 @@ mod tests {
             "errorLevel": "Warning", "errorCode": "HostDisconnected", "errorMessage": "It has not reported.",
             "possibleCauses": "The engine is stopped.", "recommendedAction": "Start it.",
         }] } });
-        assert_eq!(super::host_troubles(&[whole.clone()]), [""; 0]);
+        assert_eq!(super::host_troubles(std::slice::from_ref(&whole)), [""; 0]);
         assert_eq!(
             super::host_troubles(&[whole, away]),
             [
