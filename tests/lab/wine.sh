@@ -33,6 +33,8 @@ if [[ ! -e $ready ]]; then
     flock 9
     if [[ ! -e $ready ]]; then
         "$wine" wineboot --init >/dev/null 2>&1
+        # The set-up goes on behind its end; a service that is installed meanwhile is lost.
+        /usr/lib/wine/wineserver64 --wait
         if ! grep -q ProcessPrng "$system/bcryptprimitives.dll" 2>/dev/null; then
             x86_64-w64-mingw32-gcc -shared -O1 -o "$system/bcryptprimitives.dll" "$root/tests/lab/process-prng.c" -ladvapi32
         fi
