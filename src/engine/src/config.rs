@@ -177,7 +177,7 @@ impl Config {
         }
         if self
             .log_level
-            .parse::<tracing_subscriber::EnvFilter>()
+            .parse::<tracing_subscriber::filter::Targets>()
             .is_err()
         {
             bail!(

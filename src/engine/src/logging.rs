@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Config, LogFormat};
 
@@ -24,11 +26,11 @@ const EXPECTED: &str = "typespec_client_core=warn,azure_core=warn";
 /// Sets up the process's log. `file` = `None` writes to standard error.
 pub fn set_up(config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
     // What a person asks for comes last, and wins.
-    let filter: EnvFilter = format!("{EXPECTED},{}", config.log_level)
+    let filter: Targets = format!("{EXPECTED},{}", config.log_level)
         .parse()
         .context("log_level")?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_target(true);
     let result = match file {
         Some(path) => {
@@ -37,8 +39,8 @@ pub fn set_up(config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
             );
             let builder = builder.with_ansi(false).with_writer(writer);
             match config.log_format {
-                LogFormat::Text => builder.try_init(),
-                LogFormat::Json => builder.json().try_init(),
+                LogFormat::Text => builder.finish().with(filter).try_init(),
+                LogFormat::Json => builder.json().finish().with(filter).try_init(),
             }
         }
         None => {
@@ -46,8 +48,8 @@ pub fn set_up(config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
                 .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
                 .with_writer(io::stderr);
             match config.log_format {
-                LogFormat::Text => builder.try_init(),
-                LogFormat::Json => builder.json().try_init(),
+                LogFormat::Text => builder.finish().with(filter).try_init(),
+                LogFormat::Json => builder.json().finish().with(filter).try_init(),
             }
         }
     };
