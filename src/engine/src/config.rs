@@ -175,11 +175,7 @@ impl Config {
         if !self.source_role && !self.recovery_role {
             bail!("vm_folder, recovery_role: give at least one, or the engine has nothing to do");
         }
-        if self
-            .log_level
-            .parse::<tracing_subscriber::filter::Targets>()
-            .is_err()
-        {
+        if crate::logging::filter(&self.log_level).is_err() {
             bail!(
                 "log_level: {:?} is not a log filter such as \"info\" or \"engine=debug,info\"",
                 self.log_level

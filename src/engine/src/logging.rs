@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context as _;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -23,12 +23,21 @@ pub const KEPT: u32 = 3;
 /// The SDK tells of every refusal, and conditions that are refused are daily bread: whoever asked for them tells what counts.
 const EXPECTED: &str = "typespec_client_core=warn,azure_core=warn";
 
+/// What of the log is kept, for a `log_level` such as `info` or `engine=debug,info`.
+///
+/// # Errors
+/// When it isn't one.
+pub fn filter(log_level: &str) -> Result<Targets, ParseError> {
+    // What a person asks for comes last, and wins. A comma too many would stand for `error`.
+    let asked = log_level.split(',').map(str::trim);
+    let parts = EXPECTED.split(',').chain(asked);
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    parts.join(",").parse()
+}
+
 /// Sets up the process's log. `file` = `None` writes to standard error.
 pub fn set_up(config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
-    // What a person asks for comes last, and wins.
-    let filter: Targets = format!("{EXPECTED},{}", config.log_level)
-        .parse()
-        .context("log_level")?;
+    let filter = filter(&config.log_level).context("log_level")?;
     let builder = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
         .with_target(true);
@@ -125,6 +134,27 @@ fn move_if_there(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_level_is_what_a_person_means_by_it() {
+        use tracing::Level;
+        let keeps =
+            |level: &str, target: &str, at| filter(level).unwrap().would_enable(target, &at);
+        for level in ["info", "info,", "engine=warn, info"] {
+            assert!(keeps(level, "hypervisor", Level::INFO), "{level}");
+            assert!(!keeps(level, "hypervisor", Level::DEBUG), "{level}");
+        }
+        assert!(keeps("engine=debug,info", "engine::session", Level::DEBUG));
+        assert!(
+            !keeps("info", "azure_core::http", Level::INFO),
+            "daily bread"
+        );
+        assert!(
+            keeps("info,azure_core=debug", "azure_core::http", Level::DEBUG),
+            "asked for"
+        );
+        assert!(filter("a=b=c").is_err());
+    }
 
     #[test]
     fn a_full_log_moves_aside_and_only_the_newest_files_stay() {
