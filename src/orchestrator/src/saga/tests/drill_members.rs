@@ -7,8 +7,7 @@ use serde_json::json;
 
 use super::bench::Bench;
 use super::case::Case;
-use super::plan_actions::job;
-use super::run;
+use super::{job, run};
 use crate::saga::drill_cleanup;
 use crate::saga::runner::Trial;
 use crate::saga::start::{NewJob, start};

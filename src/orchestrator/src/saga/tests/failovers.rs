@@ -7,10 +7,10 @@ use protection::life::{Kind, Phase, Standing};
 
 use super::bench::{Bench, ENGINE, OTHER};
 use super::case::Case;
-use super::run;
+use super::{job, run};
 use crate::saga::runner::{Step, Trial, step_with};
+use crate::store::ResourceStore as _;
 use crate::store::records::{self, Item, JobRecord, Lock};
-use crate::store::{Change, Expect, ResourceStore as _};
 
 const MANY: usize = 200;
 
@@ -142,8 +142,7 @@ async fn run_late(bench: &mut Bench, key: &str) -> JobState {
     for _ in 0..MANY {
         match step_with(&app, key, Trial::default()).await.expect("step") {
             Step::Ended => {
-                let job = records::get::<JobRecord>(&bench.store, key).await;
-                return job.expect("get").expect("job").record.properties.state;
+                return job(bench, key).await.properties.state;
             }
             Step::Waiting => app.advance(Duration::from_secs(60)),
             Step::Advanced => {}
@@ -161,8 +160,7 @@ async fn a_planned_failover_whose_source_does_not_shut_down_ends_at_the_source()
     let key = Case::Planned.begin(&mut bench).await;
     assert_eq!(run_late(&mut bench, &key).await, JobState::Failed);
     is_back(&item(&bench, "vm-a").await);
-    let job = records::get::<JobRecord>(&bench.store, &key).await;
-    let error = job.expect("get").expect("job").record.failure.expect("why");
+    let error = job(&bench, &key).await.failure.expect("why");
     assert_eq!(error.code, "ShutdownTimeout");
     assert!(error.message.contains("vm-a"), "{}", error.message);
 }
@@ -260,18 +258,11 @@ async fn a_vm_stays_with_its_host_when_the_named_one_is_removed_before_it_become
     let key = Case::OtherHost.begin(&mut bench).await;
     let app = bench.app().await;
     step_with(&app, &key, Trial::default()).await.expect("step");
-    let removed = Change::Delete {
-        key: records::engine_key(OTHER),
-        expect: Expect::Any,
-    };
+    let removed = records::delete(records::engine_key(OTHER));
     bench.store.apply(vec![removed]).await.expect("removed");
-    let mut steps = 0;
-    while step_with(&app, &key, Trial::default()).await.expect("step") != Step::Ended {
-        steps += 1;
-        assert!(steps < MANY, "the job doesn't end");
-    }
-    let job = records::get::<JobRecord>(&bench.store, &key).await;
-    let error = job.expect("get").expect("job").record.failure.expect("why");
+    let state = run(&mut bench, &key, Trial::default(), false).await;
+    assert_eq!(state, JobState::Failed);
+    let error = job(&bench, &key).await.failure.expect("why");
     assert_eq!(error.code, "AlternateHostNotFound");
     let there = item(&bench, "vm-a").await;
     assert_eq!(there.engine_id, ENGINE);
@@ -289,8 +280,7 @@ async fn a_failback_waits_for_a_person_before_the_recovered_vm_stops() {
         step_with(&app, &key, Trial::default()).await.expect("step");
         bench.report(&app).await;
     }
-    let job = records::get::<JobRecord>(&bench.store, &key).await;
-    let job = job.expect("get").expect("job").record;
+    let job = job(&bench, &key).await;
     assert_eq!(job.properties.state, JobState::Suspended);
     assert_eq!(job.properties.allowed_actions, ["Cancel", "Resume"]);
     let phase = item(&bench, "vm-a").await.life.phase;
@@ -332,8 +322,7 @@ async fn one_vm_that_can_not_be_recovered_does_not_keep_the_others_of_a_plan_dow
     let key = Case::UnplannedPlan.begin(&mut bench).await;
     let state = run(&mut bench, &key, Trial::default(), false).await;
     assert_eq!(state, JobState::Failed, "one is missing, and that is said");
-    let job = records::get::<JobRecord>(&bench.store, &key).await;
-    let error = job.expect("get").expect("job").record.failure.expect("why");
+    let error = job(&bench, &key).await.failure.expect("why");
     assert_eq!(error.code, "RecoveryPointNotFound");
     let there = item(&bench, "vm-a").await;
     assert_eq!(there.life.phase, Phase::FailedOver(Kind::Unplanned));

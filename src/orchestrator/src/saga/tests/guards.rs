@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bench::Bench;
 use super::case::Case;
-use super::run;
+use super::{job, run};
 use crate::app::App;
 use crate::fault::Fault;
 use crate::saga::runner::{self, Step, Trial, step_with};
@@ -113,8 +113,7 @@ async fn of_two_items_of_one_name_the_second_never_gets_the_replica_of_the_first
     for _ in 0..50 {
         match step_with(&app, &second, Trial::default()).await {
             Ok(Step::Ended) => {
-                let job = records::get::<JobRecord>(&bench.store, &second).await;
-                let job = job.expect("store").expect("job").record;
+                let job = job(&bench, &second).await;
                 state = job.properties.state;
                 assert_eq!(job.failure.expect("failure").code, "ReplicaNameInUse");
                 break;
@@ -378,8 +377,7 @@ async fn a_drill_that_failed_says_so_and_is_no_longer_active() {
         repeat: false,
     };
     assert_eq!(run(&mut bench, &key, trial, false).await, JobState::Failed);
-    let job = records::get::<JobRecord>(&bench.store, &key).await;
-    let job = job.expect("store").expect("job").record;
+    let job = job(&bench, &key).await;
     let status = job.properties.custom_details.test_failover_status;
     assert_eq!(status.as_deref(), Some("Failed"));
 }
@@ -406,8 +404,7 @@ async fn ended(bench: &Bench, app: &App, key: &str) {
     let mut bell = app.listen();
     let ended = async {
         loop {
-            let job = records::get::<JobRecord>(&bench.store, key).await;
-            if job.expect("store").expect("job").record.phase == Phase::Ended {
+            if job(bench, key).await.phase == Phase::Ended {
                 return;
             }
             bell.changed().await.expect("bell");

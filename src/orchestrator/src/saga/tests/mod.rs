@@ -37,11 +37,7 @@ async fn run(bench: &mut Bench, key: &str, trial: Trial, killed: bool) -> JobSta
         }
         match step_with(&app, key, trial).await {
             Ok(Step::Ended) => {
-                let job = records::get::<JobRecord>(&bench.store, key)
-                    .await
-                    .expect("get")
-                    .expect("job");
-                return job.record.properties.state;
+                return job(bench, key).await.properties.state;
             }
             Ok(_) => {
                 bench.report(&app).await;
@@ -52,6 +48,11 @@ async fn run(bench: &mut Bench, key: &str, trial: Trial, killed: bool) -> JobSta
         }
     }
     panic!("the job doesn't end");
+}
+
+async fn job(bench: &Bench, key: &str) -> JobRecord {
+    let job = records::get::<JobRecord>(&bench.store, key).await;
+    job.expect("get").expect("job").record
 }
 
 /// A person who goes on with whatever waits.

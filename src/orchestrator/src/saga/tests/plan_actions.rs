@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::bench::{Bench, ENGINE};
 use super::case::Case;
-use super::run;
+use super::{job, run};
 use crate::saga::choose::PointChoice;
 use crate::saga::drill::{self, DrillInput};
 use crate::saga::failback::{self, FailbackInput};
@@ -185,11 +185,6 @@ pub(super) async fn begin(bench: &mut Bench, scenario: Scenario, groups: &[PlanG
     .await
     .expect("job");
     job.key()
-}
-
-pub(super) async fn job(bench: &Bench, key: &str) -> JobRecord {
-    let job = records::get::<JobRecord>(&bench.store, key).await;
-    job.expect("get").expect("job").record
 }
 
 pub(super) fn task<'a>(job: &'a JobRecord, name: &str) -> &'a Task {

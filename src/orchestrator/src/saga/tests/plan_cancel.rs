@@ -3,8 +3,8 @@
 use arm_model::job::JobState;
 use protection::life::{Kind, Phase};
 
-use super::plan_actions::{begin, cancel, group, is_tidy, job, manual, phase, task, until, world};
-use super::{resume, run};
+use super::plan_actions::{begin, cancel, group, is_tidy, manual, phase, task, until, world};
+use super::{job, resume, run};
 use crate::saga::runner::Trial;
 use crate::saga::steps::Scenario;
 use crate::store::records::JobRecord;

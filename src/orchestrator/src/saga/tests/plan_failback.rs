@@ -12,7 +12,7 @@ use crate::saga::failback::{self, FailbackInput};
 use crate::saga::failover_steps::{self, Step as Short, StepInput};
 use crate::saga::runner::{Step, Trial, step_with};
 use crate::saga::start::{NewJob, start};
-use crate::store::records::{self, Item, JobRecord, Lock};
+use crate::store::records::{self, Item, Lock};
 
 const MANY: usize = 200;
 /// Group 1 holds vm-b, group 2 vm-a.
@@ -143,8 +143,7 @@ async fn the_last_group_stops_first_and_the_first_group_starts_first() {
                 bench.report(&app).await;
                 resume(&bench, &key).await;
             }
-            let job = records::get::<JobRecord>(&bench.store, &key).await;
-            let job = job.expect("get").expect("job").record;
+            let job = super::job(&bench, &key).await;
             assert_eq!(
                 job.properties.state,
                 JobState::Succeeded,

@@ -9,7 +9,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::bench::{Bench, ENGINE};
-use super::plan_actions::{action, begin, console, group, job, phase, task, world};
+use super::job;
+use super::plan_actions::{action, begin, console, group, phase, task, world};
 use crate::app::App;
 use crate::saga::runner::{self, Step, Trial, step_with};
 use crate::saga::steps::Scenario;

@@ -6,8 +6,8 @@ use arm_model::job::JobState;
 use serde_json::{Value, json};
 
 use super::bench::Bench;
-use super::plan_actions::{action, begin, group, job, world};
-use super::run;
+use super::plan_actions::{action, begin, group, world};
+use super::{job, run};
 use crate::saga::runner::{Step, Trial, step_with};
 use crate::saga::steps::Scenario;
 use crate::store::records::{self, Question};

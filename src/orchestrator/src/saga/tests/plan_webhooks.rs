@@ -7,7 +7,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::bench::Bench;
-use super::plan_actions::{action, begin, group, job, world};
+use super::job;
+use super::plan_actions::{action, begin, group, world};
 use crate::saga::runner::{Step, Trial, step_with};
 use crate::saga::steps::Scenario;
 
